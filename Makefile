@@ -1,0 +1,53 @@
+# make help lists the targets. A fresh machine needs only Python >= 3.11 (with venv and headers), a C++ compiler and make.
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+VENV := .venv
+STAMP := $(VENV)/.installed
+STARTED := $(VENV)/.installing
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check clean reproduce-voc-mini
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## set up .venv with the package (editable) and the development tools
+
+demo: install ## the whole pipeline on generated images, on the CPU, in minutes
+	$(VENV)/bin/cam-pipeline demo
+
+test: install ## the fast tests; ARGS="..." goes to pytest
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-slow: install ## the tests marked slow; ARGS="..." goes to pytest
+	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+check: install ## lint, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean: ## remove caches and build products; .venv and outputs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+reproduce-voc-mini: need-DATA need-WEIGHTS install ## DATA=folder WEIGHTS=folder: the voc-mini numbers of the docs
+	$(VENV)/bin/python docs/reproduce_voc_mini.py --data "$(DATA)" --weights "$(WEIGHTS)"
+
+.PHONY: need-DATA need-WEIGHTS
+need-DATA need-WEIGHTS: need-%:
+	@test -n "$($*)" || { echo "make: $* is not set. Usage: make reproduce-voc-mini DATA=folder WEIGHTS=folder" >&2; exit 2; }
+
+# Only a finished install leaves the stamp. The mark of an unfinished one makes the next call start afresh.
+# The stamp keeps the time of the start, so an edit of setup.cfg during the install is not missed.
+$(STAMP): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "make: $(PYTHON) is missing or older than 3.11. Set another: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 2; }
+	@command -v $${CXX:-c++} >/dev/null \
+	    || { echo "make: no C++ compiler, and pydensecrf2 compiles. Debian/Ubuntu: apt-get install g++" >&2; exit 2; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	    || { echo "make: no Python.h for $(PYTHON), and pydensecrf2 needs it. Debian/Ubuntu: apt-get install python3-dev" >&2; exit 2; }
+	$(PYTHON) -m venv $(if $(wildcard $(STARTED)),--clear) $(VENV)
+	@touch $(STARTED)
+	$(VENV)/bin/python -m pip install --editable '.[dev]'
+	@mv $(STARTED) $(STAMP)

@@ -1,0 +1,358 @@
+"""Typed settings. One rule of precedence: default < TOML file < `--set section.key=value`.
+
+`python -m cam_pipeline.config` prints the reference that stands in docs/configuration.md.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cam_pipeline.errors import ConfigError
+
+Rgb = Annotated[tuple[float, float, float], Field(description="red, green, blue on the 0..1 scale")]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(Section):
+    """Where the images and their labels are. Relative paths start at the current folder."""
+
+    root: Path = Field(Path("data"), description="folder that holds the data set")
+    format: Literal["csv", "voc"] = Field(
+        "csv",
+        description="`csv`: a table `image,labels[,mask,split]`; `voc`: JPEGImages/, ImageSets/, SegmentationClass/",
+    )
+    table: str = Field("data.csv", description="`csv` only: the table's file name under `root`")
+    labels: str = Field("image_labels.txt", description="`voc` only: lines `id class class ...` under `root`")
+    classes: tuple[str, ...] = Field(
+        (),
+        description="class names without background, in label order; empty: `classes.txt` under `root`, else the data's own names",
+    )
+    train: str = Field("train", description="name of the split to train on")
+    val: str = Field("val", description="name of the split to report on; may be empty")
+
+
+class ClassifierSettings(Section):
+    """The image classifier that CAMs are read from."""
+
+    backbone: str = Field("resnet50", description="any timm model that gives a feature map: ResNet, other CNN or ViT")
+    backbone_args: dict[str, Any] = Field(
+        {}, description='extra arguments for `timm.create_model`, e.g. `{pad_type = "same"}`'
+    )
+    weights: str = Field(
+        "pretrained",
+        description="`pretrained` (timm's hub), `none`, or the path of a .pth or .safetensors file made for this backbone",
+    )
+    stride: int = Field(
+        0,
+        ge=0,
+        description="input pixels per feature cell of a CNN: 8, 16 or 32, reached by undoing late strides; 0 keeps the backbone's own",
+    )
+    freeze_batch_norm: bool = Field(
+        False, description="keep BatchNorm statistics as loaded (needed when they were folded, or for tiny batches)"
+    )
+    mean: Rgb | None = Field(None, description="input mean; unset: from timm's data config of the backbone")
+    std: Rgb | None = Field(
+        None, description="input standard deviation; unset: from timm's data config of the backbone"
+    )
+
+
+class TrainSettings(Section):
+    """Optimisation and augmentation of one training stage."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training split")
+    batch_size: int = Field(16, ge=1, description="images per optimiser step, in total")
+    crop: int = Field(256, ge=16, description="side of the square training crop in pixels")
+    scale: tuple[float, float] = Field(
+        (0.9, 1.6), description="the longer image side is resized to this many crops, drawn evenly from the range"
+    )
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser")
+    lr: float = Field(0.01, gt=0, description="learning rate of the backbone")
+    head_lr_factor: float = Field(10.0, gt=0, description="the new layers learn this many times faster")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum; beta1 of AdamW")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay of weights with two or more dimensions")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of all steps with a linearly rising learning rate")
+    poly_power: float = Field(0.9, ge=0, description="learning rate falls as (1 - step / steps) to this power")
+    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
+    checkpoint_seconds: float = Field(
+        60.0, ge=0, description="time between checkpoints; one is always written at the end of an epoch"
+    )
+
+    @model_validator(mode="after")
+    def ordered(self) -> Self:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be two rising positive numbers, not {list(self.scale)}")
+        return self
+
+
+class CamSettings(Section):
+    """Reading class activation maps out of the classifier."""
+
+    splits: tuple[str, ...] = Field(("train",), min_length=1, description="splits to make CAMs, scores and labels for")
+    scales: tuple[float, ...] = Field(
+        (0.75, 1.0, 1.25, 1.5), min_length=1, description="image scales whose maps are summed"
+    )
+    flip: bool = Field(True, description="add the horizontally flipped view of every scale")
+    max_side: int = Field(1024, ge=32, description="larger images are first reduced to this longer side")
+    batch_size: int = Field(16, ge=1, description="images per forward pass, each of the same size")
+    presence_threshold: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="an image without labels shows the classes whose predicted probability exceeds this (at least the likeliest)",
+    )
+
+
+class RefineSettings(Section):
+    """From CAMs to per-pixel scores."""
+
+    background: float = Field(0.35, gt=0, lt=1, description="score of the background before the CRF: where objects end")
+    crf: bool = Field(True, description="refine the scores with a dense CRF")
+    crf_iterations: int = Field(10, ge=1, description="mean-field iterations")
+    gaussian_sxy: float = Field(3.0, gt=0, description="CRF smoothness kernel: standard deviation in pixels")
+    gaussian_weight: float = Field(3.0, ge=0, description="CRF smoothness kernel: weight")
+    bilateral_sxy: float = Field(50.0, gt=0, description="CRF appearance kernel: standard deviation in pixels")
+    bilateral_srgb: float = Field(5.0, gt=0, description="CRF appearance kernel: standard deviation in grey levels")
+    bilateral_weight: float = Field(10.0, ge=0, description="CRF appearance kernel: weight")
+
+
+class LabelSettings(Section):
+    """From scores to pseudo-labels: what is left undecided. Changing these costs seconds."""
+
+    low: float = Field(0.35, ge=0, le=1, description="pixels whose best class score is below this become background")
+    high: float = Field(
+        0.55,
+        ge=0,
+        le=1,
+        description="pixels whose best channel is a class with at least this score keep it; the rest is ignored",
+    )
+
+    @model_validator(mode="after")
+    def ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+        return self
+
+
+class SegmenterSettings(Section):
+    """The DeepLab network that learns from the pseudo-labels."""
+
+    architecture: Literal["deeplabv3plus", "deeplabv2"] = Field(
+        "deeplabv3plus", description="`deeplabv3plus` (segmentation-models-pytorch) or a DeepLabV2-style ASPP head"
+    )
+    encoder: str = Field("resnet101", description="any timm CNN")
+    encoder_args: dict[str, Any] = Field({}, description="extra arguments for `timm.create_model`")
+    weights: str = Field("pretrained", description="as `classifier.weights`, for the encoder")
+    stride: Literal[8, 16] = Field(
+        16, description="input pixels per cell of the encoder's last feature map (by dilation)"
+    )
+    freeze_batch_norm: bool = Field(False, description="keep the encoder's BatchNorm statistics as loaded")
+    mean: Rgb | None = Field(None, description="input mean; unset: from timm's data config of the encoder")
+    std: Rgb | None = Field(None, description="input standard deviation; unset: from timm's data config of the encoder")
+    max_side: int = Field(1024, ge=32, description="at prediction, larger images are first reduced to this longer side")
+
+
+class TrainSegSettings(TrainSettings):
+    """Optimisation of the segmenter, and what it learns from."""
+
+    supervision: Literal["pseudo-labels", "masks"] = Field(
+        "pseudo-labels",
+        description="`masks` trains the fully supervised reference (give it a run folder of its own by `output.dir`)",
+    )
+
+
+class RunSettings(Section):
+    """How to compute, not what: of these only `seed` changes the results."""
+
+    seed: int = Field(0, ge=0, description="seed of initial weights, order of images, augmentation and dropout")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu` or `cuda[:n]` (also `--device`)"
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        description="processes that load images and run the CRF; 0: as many as cores, at most 8 (also `--workers`)",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="`bfloat16`: autocast; faster where the processor supports it"
+    )
+
+
+class OutputSettings(Section):
+    """Where results go."""
+
+    dir: Path | None = Field(None, description="run folder; unset: `outputs/<name of the config file>`")
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    data: DataSettings = DataSettings()
+    classifier: ClassifierSettings = ClassifierSettings()
+    train_cls: TrainSettings = TrainSettings()
+    cam: CamSettings = CamSettings()
+    refine: RefineSettings = RefineSettings()
+    labels: LabelSettings = LabelSettings()
+    segmenter: SegmenterSettings = SegmenterSettings()
+    train_seg: TrainSegSettings = TrainSegSettings()
+    run: RunSettings = RunSettings()
+    output: OutputSettings = OutputSettings()
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        if self.output.dir is None:
+            raise ConfigError("output.dir is not set")
+        return self.output.dir
+
+    def pick(self, paths: Iterable[str]) -> dict[str, Any]:
+        """The named sections or keys (`"refine"`, `"run.seed"`) as plain data, for a fingerprint."""
+        everything = self.model_dump(mode="json")
+        picked: dict[str, Any] = {}
+        for path in paths:
+            value: Any = everything
+            for part in path.split("."):
+                value = value[part]
+            picked[path] = value
+        return picked
+
+
+def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file, or a shipped config by name (`"demo"`), and apply `section.key=value` overrides.
+
+    Raises ConfigError with one line that names the file or override, the key, and the nearest valid key.
+    """
+    path = Path(source)
+    if path.suffix != ".toml" and str(source) in shipped_configs():
+        text = (resources.files("cam_pipeline.configs") / f"{source}.toml").read_text()
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        known = ", ".join(shipped_configs())
+        raise ConfigError(f"there is no config file {source}; give a path, or one of the shipped: {known}")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from error
+    if config.output.dir is None:
+        output = OutputSettings(dir=Path("outputs") / path.stem)
+        config = config.model_copy(update={"output": output})
+    return config
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configs inside the package, usable instead of a path."""
+    folder = resources.files("cam_pipeline.configs")
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config as TOML that `load_config` reads back to an equal config."""
+    lines: list[str] = []
+    for section, values in config.model_dump(mode="json", exclude_none=True).items():
+        lines += [f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in values.items()), ""]
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    """JSON and TOML write strings, numbers, booleans and lists alike; tables differ."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Put one `section.key=value` into the nested settings; the value is TOML, else taken as a string."""
+    path, equals, text = override.partition("=")
+    *sections, key = path.strip().split(".")
+    if not equals or not sections:
+        raise ConfigError(f"--set {override}: write it as section.key=value, for example train_cls.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+    values[key] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem in one line: key, what is wrong, and the nearest valid key for an unknown one."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        fields: list[str] = list(_fields_at(path[:-1]))
+        near = difflib.get_close_matches(path[-1], fields, n=1)
+        elsewhere = [".".join(key) for key, _ in _keys(Config) if key[-1] == path[-1]]
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"valid here: {', '.join(fields)}"
+        return f"unknown key {'.'.join(path)}; {f'did you mean {elsewhere[0]}?' if elsewhere and not near else hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
+    return f"{'.'.join(path)}: {message}{given}"
+
+
+def _fields_at(path: list[str]) -> Iterable[str]:
+    model: Any = Config
+    for part in path:
+        model = model.model_fields[part].annotation
+    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
+
+
+def _keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _keys(annotation, (*path, name))
+        else:
+            yield (*path, name), field
+
+
+def reference() -> str:
+    """Every key with its default and meaning, as markdown."""
+    lines = [
+        "# Configuration",
+        "",
+        "Generated by `python -m cam_pipeline.config`. Default < file < `--set section.key=value`.",
+        "",
+    ]
+    for section, outer in Config.model_fields.items():
+        model: Any = outer.annotation
+        lines += [
+            f"## [{section}]",
+            "",
+            (model.__doc__ or "").strip(),
+            "",
+            "| key | default | meaning |",
+            "|---|---|---|",
+        ]
+        for name, field in model.model_fields.items():
+            default = json.loads(model().model_dump_json())[name]
+            lines.append(
+                f"| `{section}.{name}` | `{_toml_value(default) if default is not None else 'unset'}` | {field.description} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(reference())

@@ -1,0 +1,44 @@
+"""Random training views: scale, flip, crop. A view depends on its generator alone."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transform
+
+IGNORE_INDEX = 255
+
+
+def random_view(
+    image: Tensor,
+    mask: Tensor | None,
+    crop: int,
+    scale: tuple[float, float],
+    fill: tuple[int, int, int],
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor | None]:
+    """Resize the longer side to U(scale) * crop, flip with probability 1/2, cut or pad to crop x crop.
+
+    image (3, H, W) uint8 -> (3, crop, crop) uint8, padded with the colour `fill`; mask (H, W) uint8 ->
+    (crop, crop), resized by nearest neighbour, padded with 255 (ignore).
+    """
+    height, width = image.shape[-2:]
+    factor = rng.uniform(*scale) * crop / max(height, width)
+    size = [max(1, round(height * factor)), max(1, round(width * factor))]
+    image = transform.resize(image, size, antialias=True)
+    flip = bool(rng.random() < 0.5)
+    top, left = (int(rng.integers(min(0, side - crop), max(0, side - crop) + 1)) for side in size)
+    view = _window(transform.horizontal_flip(image) if flip else image, top, left, crop, fill)
+    if mask is None:
+        return view, None
+    mask = transform.resize(mask[None], size, interpolation=transform.InterpolationMode.NEAREST)
+    return view, _window(transform.horizontal_flip(mask) if flip else mask, top, left, crop, (IGNORE_INDEX,))[0]
+
+
+def _window(image: Tensor, top: int, left: int, crop: int, fill: tuple[int, ...]) -> Tensor:
+    """The crop x crop window of (C, H, W) at (top, left), which may lie outside; there `fill` per channel."""
+    height, width = image.shape[-2:]
+    canvas = torch.tensor(fill, dtype=image.dtype)[:, None, None].repeat(1, crop, crop)
+    source = image[:, max(top, 0) : max(top, 0) + crop, max(left, 0) : max(left, 0) + crop]
+    row, column = max(-top, 0), max(-left, 0)
+    canvas[:, row : row + min(height, crop), column : column + min(width, crop)] = source
+    return canvas

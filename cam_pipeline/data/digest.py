@@ -1,0 +1,65 @@
+"""Digest of file contents, remembered by path, size and modification time so that each file is read once."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cam_pipeline.data.table import Sample
+from cam_pipeline.errors import DataError
+from cam_pipeline.store.atomic import write_text
+
+
+class FileDigests:
+    """SHA-256 of files; `save` keeps what is known in a JSON file beside the results."""
+
+    def __init__(self, memory: Path) -> None:
+        self.memory = memory
+        self.known: dict[str, list[Any]] = {}
+        self.changed = False
+        try:
+            self.known = json.loads(memory.read_text())
+        except (OSError, ValueError):
+            self.known = {}  # nothing remembered, or unreadable: the files are read again
+
+    def of(self, path: Path) -> str:
+        """Hex digest of the file's content. Raises DataError when it does not exist."""
+        try:
+            state = path.stat()
+            entry = self.known.get(str(path.absolute()))
+            if entry is not None and entry[:2] == [state.st_size, state.st_mtime_ns]:
+                return str(entry[2])
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(
+                f"{path} can not be read ({error.strerror}); restore it, or take it out of the data set"
+            ) from error
+        self.known[str(path.absolute())] = [state.st_size, state.st_mtime_ns, digest]
+        self.changed = True
+        return digest
+
+    def of_weights(self, weights: str) -> str:
+        """Digest of a weights setting: of the file's content where it names a file."""
+        return weights if weights in ("pretrained", "none") or not Path(weights).is_file() else self.of(Path(weights))
+
+    def save(self) -> None:
+        """Write what is known, if anything is new."""
+        if self.changed:
+            write_text(self.memory, json.dumps(self.known))
+            self.changed = False
+
+
+def data_digest(
+    classes: Iterable[str], samples: Iterable[Sample], digests: FileDigests, *, labels: bool = True, masks: bool = False
+) -> str:
+    """One digest over class names, ids, image contents and, as asked, image-level labels and masks."""
+    total = hashlib.sha256(json.dumps(list(classes)).encode())
+    for sample in samples:
+        facts: list[Any] = [sample.id, digests.of(sample.image)]
+        if labels:
+            facts.append(sample.class_ids)
+        if masks:
+            facts.append(digests.of(sample.mask) if sample.mask else None)
+        total.update(json.dumps(facts).encode())
+    return total.hexdigest()

@@ -1,0 +1,48 @@
+"""Mistakes a user can put right: one class per kind of remedy, one clear line per message.
+
+UserError              base; the command line prints its message and exits with code 2
+  ConfigError          edit the configuration
+  DataError            mend the named image, mask or label file
+  WeightsError         give other weights, or other model settings
+  StageNotReady        run the named command first
+  DamagedFile          a stored result can not be read: re-make it with --force
+  RunFolderBusy        another process works in this run folder
+  TrainingDiverged     the loss is not finite: lower the learning rate
+Interrupted            not a mistake: work was saved after Ctrl-C or SIGTERM; exit code 130
+"""
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line: what, where, what to do."""
+
+
+class ConfigError(UserError):
+    """A key or value of the configuration is wrong."""
+
+
+class DataError(UserError):
+    """An image, mask or label file is missing, unreadable or contradicts another."""
+
+
+class WeightsError(UserError):
+    """Stored weights do not fit the model, or can not be found."""
+
+
+class StageNotReady(UserError):
+    """A stage needs a result that does not exist yet."""
+
+
+class DamagedFile(UserError):
+    """A stored result can not be read or does not have the size its manifest states."""
+
+
+class RunFolderBusy(UserError):
+    """Another process holds the run folder."""
+
+
+class TrainingDiverged(UserError):
+    """The loss became infinite or not a number."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM was received; what is finished has been saved."""

@@ -1,0 +1,1 @@
+"""Networks: the classifier adapter over timm, weights from files, and the segmenters."""

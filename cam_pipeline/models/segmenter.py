@@ -1,0 +1,95 @@
+"""Segmenters: DeepLabV3+ of segmentation-models-pytorch, and a DeepLabV2-style head, over any timm CNN."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cam_pipeline.errors import ConfigError
+from cam_pipeline.models.classifier import Normalize, PretrainedHalf, Rgb
+from cam_pipeline.models.weights import create_timm, load_backbone
+
+DILATIONS = (6, 12, 18, 24)  # DeepLabV2 (Chen et al. 2018), ASPP-L
+
+
+class Segmenter(PretrainedHalf):
+    """(B, 3, H, W) uint8 or float in 0..1 -> logits (B, 1 + C, H, W), background first. Sides: multiples of `multiple`."""
+
+    multiple = 32
+
+    def __init__(self, network: nn.Module, encoder: nn.Module, mean: Rgb, std: Rgb) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.network = network
+        self._encoder = [encoder]  # in a list: it is registered inside `network` already
+
+    def pretrained_half(self) -> nn.Module:
+        return self._encoder[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.network(self.normalize(images))
+        return out
+
+
+class DeepLabV2(nn.Module):
+    """Sum of four dilated 3 x 3 convolutions on the encoder's last feature map, then bilinear upsampling."""
+
+    def __init__(self, encoder: nn.Module, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.branches = nn.ModuleList(
+            nn.Conv2d(width, num_classes, 3, padding=rate, dilation=rate) for rate in DILATIONS
+        )
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=0.01)  # type: ignore[arg-type]
+            nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.encoder(images)[-1]
+        logits = sum(branch(features) for branch in self.branches)
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def build_segmenter(
+    architecture: str,
+    encoder: str,
+    num_labels: int,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    weights: str = "none",
+    stride: int = 16,
+    freeze_batch_norm: bool = False,
+    mean: Rgb | None = None,
+    std: Rgb | None = None,
+) -> Segmenter:
+    """Build a segmenter with `num_labels` outputs (background included); arguments as in `config.SegmenterSettings`.
+
+    Raises ConfigError for an unknown encoder or one without a feature pyramid, WeightsError for weights that do not fit.
+    """
+    given = dict(arguments or {})
+    try:
+        if architecture == "deeplabv2":
+            trunk = create_timm(encoder, weights, {"features_only": True, "output_stride": stride, **given})
+            network: nn.Module = DeepLabV2(trunk, trunk.feature_info.channels()[-1], num_labels)  # type: ignore[union-attr, operator]
+        else:
+            create_timm(encoder, "none", {"num_classes": 0, **given})  # names a wrong model or argument in one line
+            network = smp.DeepLabV3Plus(
+                f"tu-{encoder}",
+                encoder_weights="imagenet" if weights == "pretrained" else None,
+                encoder_output_stride=stride,
+                classes=num_labels,
+                **given,
+            )
+            trunk = network.encoder.model
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(f"segmenter.encoder '{encoder}' can not serve in {architecture}: {error}") from error
+    if weights not in ("pretrained", "none"):
+        load_backbone(trunk, Path(weights))
+    data = timm.get_pretrained_cfg(encoder)
+    segmenter = Segmenter(network, trunk, mean or data.mean, std or data.std)
+    segmenter.freeze_batch_norm = freeze_batch_norm
+    return segmenter

@@ -1,0 +1,55 @@
+"""Lower the stride of any CNN by undoing its last down-sampling steps, without touching dilation."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def reduce_stride(backbone: nn.Module, stride: int, size: int = 128) -> None:
+    """Set to 1 the stride of every layer that takes the feature map below 1/`stride` of the input (in place).
+
+    A trial input finds the layers: those that shrink their input although it is already at 1/`stride`. Kernels and
+    weights stay as they are. Raises ValueError when the result has another stride (a model of unusual layers).
+    """
+    shrinking: list[nn.Module] = []
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and isinstance(inputs[0], Tensor) and output.dim() == inputs[0].dim() == 4:
+            before, after = inputs[0].shape[-2], output.shape[-2]
+            if after < before and before <= size // stride and module not in shrinking:
+                shrinking.append(module)
+
+    layers = [module for module in backbone.modules() if not list(module.children())]
+    handles = [module.register_forward_hook(watch) for module in layers]
+    training = backbone.training
+    backbone.eval()
+    try:
+        backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]  # every timm model has it
+        for handle in handles:
+            handle.remove()
+        names = {module: name for name, module in backbone.named_modules()}
+        for module in shrinking:
+            _undo(backbone, names[module], module)
+        out: Any = backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+    finally:
+        for handle in handles:
+            handle.remove()
+        backbone.train(training)
+    if out.dim() != 4 or out.shape[-2] * stride != size:
+        raise ValueError(
+            f"can not be brought to stride {stride}: {size} pixels give features of shape {tuple(out.shape)}"
+        )
+
+
+def _undo(backbone: nn.Module, name: str, module: nn.Module) -> None:
+    kernel = getattr(module, "kernel_size", 1)
+    side = kernel if isinstance(kernel, int) else kernel[0]
+    if isinstance(module, nn.Conv2d):
+        module.stride = (1, 1)
+        if side % 2 == 0:  # an even kernel without stride needs one more pixel on one side to keep the size
+            module.padding = "same"
+    else:  # pooling: without stride it would only blur
+        parent = backbone.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], nn.Identity())

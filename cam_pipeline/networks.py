@@ -1,0 +1,64 @@
+"""From settings and stored files to networks."""
+
+from pathlib import Path
+
+from cam_pipeline.config import ClassifierSettings, SegmenterSettings
+from cam_pipeline.errors import WeightsError
+from cam_pipeline.models.classifier import Classifier, build_classifier
+from cam_pipeline.models.segmenter import Segmenter, build_segmenter
+from cam_pipeline.store.checkpoints import StoredModel, load_model
+
+
+def new_classifier(settings: ClassifierSettings, num_classes: int) -> Classifier:
+    """The classifier that the settings describe, with its starting weights. Errors: see `build_classifier`."""
+    return build_classifier(
+        settings.backbone,
+        num_classes,
+        arguments=settings.backbone_args,
+        weights=settings.weights,
+        stride=settings.stride,
+        freeze_batch_norm=settings.freeze_batch_norm,
+        mean=settings.mean,
+        std=settings.std,
+    )
+
+
+def load_classifier(settings: ClassifierSettings, path: Path, classes: tuple[str, ...]) -> Classifier:
+    """A trained classifier, in evaluation mode. Raises WeightsError when it was made for other classes or another backbone."""
+    stored = load_model(path)
+    _check_classes(stored, classes, path)
+    classifier = new_classifier(settings.model_copy(update={"weights": "none"}), len(classes))
+    stored.restore(classifier, path)
+    classifier.eval()
+    return classifier
+
+
+def new_segmenter(settings: SegmenterSettings, num_classes: int) -> Segmenter:
+    """The segmenter that the settings describe, with outputs for background and `num_classes` classes."""
+    return build_segmenter(
+        settings.architecture,
+        settings.encoder,
+        1 + num_classes,
+        arguments=settings.encoder_args,
+        weights=settings.weights,
+        stride=settings.stride,
+        freeze_batch_norm=settings.freeze_batch_norm,
+        mean=settings.mean,
+        std=settings.std,
+    )
+
+
+def load_segmenter(settings: SegmenterSettings, path: Path, classes: tuple[str, ...]) -> Segmenter:
+    """A trained segmenter, in evaluation mode. Errors as `load_classifier`."""
+    stored = load_model(path)
+    _check_classes(stored, classes, path)
+    segmenter = new_segmenter(settings.model_copy(update={"weights": "none"}), len(classes))
+    stored.restore(segmenter, path)
+    segmenter.eval()
+    return segmenter
+
+
+def _check_classes(stored: StoredModel, classes: tuple[str, ...], path: Path) -> None:
+    made_for = tuple(stored.metadata["classes"])
+    if made_for != classes:
+        raise WeightsError(f"{path} was made for the classes {', '.join(made_for)}, the data has {', '.join(classes)}")

@@ -1,0 +1,1 @@
+"""Pure tensor mathematics, one file per method: tensors and numbers in, tensors out."""

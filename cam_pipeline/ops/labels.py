@@ -1,0 +1,78 @@
+"""From per-class scores to label maps: with an ignore band for training, complete for scoring."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cam_pipeline.ops.precision import ROUNDING, at_least_float32
+
+IGNORE_INDEX = 255
+"""Label of pixels that are neither trained on nor scored."""
+
+Array = TypeVar("Array", NDArray[Any], Tensor)
+
+
+def labels_from_scores(scores: Array, class_ids: Sequence[int], low: float, high: float) -> Array:
+    """Label map with an ignore band: scores (1+n, H, W), background first -> (H, W) uint8.
+
+    Where the best channel is a class and its score >= `high`: the id of that class. Where the best class
+    score is < `low`: 0. Elsewhere: IGNORE_INDEX. `class_ids` are the ids 1..254 of the n class channels, in
+    their order; n may be 0, which gives background everywhere. A tie with the background is not won by the
+    class; between classes the first wins. Scores are floats in 0..1, numpy or torch, and the result is of the
+    same kind (a tensor on the same device); stored uint8 scores must be divided by 255 first.
+
+    Raises ValueError for integer scores, another shape or range, ids that do not fit, or low > high.
+    """
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"thresholds must satisfy 0 <= low <= high <= 1, but low is {low} and high {high}")
+    tensor = _checked_scores(scores, class_ids)
+    complete, best_score = _best_labels(tensor, class_ids)
+    labels = torch.full_like(complete, IGNORE_INDEX)
+    labels[best_score < low] = 0
+    labels = torch.where((complete > 0) & (best_score >= high), complete, labels)
+    return _like(labels, scores)
+
+
+def complete_labels(scores: Array, class_ids: Sequence[int]) -> Array:
+    """Label map without an ignore band: the best channel's id everywhere; (1+n, H, W) -> (H, W) uint8.
+
+    A tie goes to the background, between classes to the first. Arguments and errors as `labels_from_scores`.
+    """
+    complete, _ = _best_labels(_checked_scores(scores, class_ids), class_ids)
+    return _like(complete, scores)
+
+
+def _best_labels(scores: Tensor, class_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Complete label map (H, W) uint8 and the best class score (H, W), which is -1 without classes."""
+    if not class_ids:
+        return torch.zeros_like(scores[0], dtype=torch.uint8), torch.full_like(scores[0], -1)
+    best_score = scores[1:].amax(dim=0)
+    ids = torch.tensor(class_ids, dtype=torch.uint8, device=scores.device)
+    best_class = ids[scores[1:].argmax(dim=0)]
+    return torch.where(best_score > scores[0], best_class, 0), best_score
+
+
+def _checked_scores(scores: NDArray[Any] | Tensor, class_ids: Sequence[int]) -> Tensor:
+    """The scores as a tensor of at least float32, after all checks but that of the thresholds."""
+    tensor = scores.detach() if isinstance(scores, Tensor) else torch.from_numpy(np.array(scores, order="C"))
+    if tensor.ndim != 3 or tensor.shape[0] != 1 + len(class_ids):
+        shape = tuple(tensor.shape)
+        raise ValueError(f"scores must be (1+n, H, W) with n = {len(class_ids)} class ids, not {shape}")
+    tensor = at_least_float32(tensor, "scores (floats in 0..1)")
+    if tensor.numel() and not (tensor.min() >= -ROUNDING and tensor.max() <= 1 + ROUNDING):
+        raise ValueError(f"scores must lie in 0..1, but span {float(tensor.min())}..{float(tensor.max())}")
+    if len(set(class_ids)) < len(class_ids) or not all(0 < c < IGNORE_INDEX for c in class_ids):
+        raise ValueError(f"class_ids must be different ids from 1 to {IGNORE_INDEX - 1}, not {list(class_ids)}")
+    return tensor
+
+
+def _like(labels: Tensor, scores: Array) -> Array:
+    """Give the labels the kind of array that the scores have."""
+    if isinstance(scores, Tensor):
+        return labels
+    array: NDArray[np.uint8] = labels.numpy()
+    return array

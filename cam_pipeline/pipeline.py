@@ -1,0 +1,300 @@
+"""The stage engine: what a stage is, when its result is current, and how it is run so that it can be resumed.
+
+A result is current when its manifest states the fingerprint that the config and data of today give, and the file has
+the size the manifest states. Work grows in `partial/<stage>-<fingerprint>/`, is renamed when whole, and the manifest
+is written last: it is the "done" bit. See docs/stages.md.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cam_pipeline import __version__
+from cam_pipeline.config import Config, to_toml
+from cam_pipeline.data.digest import FileDigests
+from cam_pipeline.errors import DamagedFile, RunFolderBusy, StageNotReady
+from cam_pipeline.interrupt import graceful_stop
+from cam_pipeline.store.atomic import write_text
+
+logger = logging.getLogger(__name__)
+
+STAGES = {
+    "train_cls": "cam_pipeline.stages.train_cls",
+    "extract_cams": "cam_pipeline.stages.extract_cams",
+    "refine_cams": "cam_pipeline.stages.refine_cams",
+    "make_labels": "cam_pipeline.stages.make_labels",
+    "train_seg": "cam_pipeline.stages.train_seg",
+}
+COMMANDS = {
+    "train_cls": "train-cls",
+    "extract_cams": "make-cams",
+    "refine_cams": "make-cams",
+    "make_labels": "make-cams",
+    "train_seg": "train-seg",
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a stage writes: `path` is renamed to its final place when the stage returns.
+
+    `folder` holds work in progress and outlives a kill; `logs` is kept. `fingerprint` belongs into the file.
+    """
+
+    path: Path
+    logs: Path
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder for part files and checkpoints."""
+        return self.path.parent
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One cached step.
+
+    `params` are the config sections and keys that change the result; `data` digests what the stage reads outside the
+    run folder; `needs` names upstream stages. `version` is raised by hand when the code computes something else.
+    """
+
+    name: str
+    makes: str
+    run: Callable[[Config, Mapping[str, Path], Output], None]
+    params: tuple[str, ...]
+    needs: Callable[[Config], tuple[str, ...]] = lambda config: ()
+    data: Callable[[Config, FileDigests], str] = lambda config, digests: ""
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """What `status` shows of a stage. `kind` is current, stale, damaged, partial or missing."""
+
+    stage: str
+    kind: str
+    reason: str
+    run_id: str
+    fingerprint: str
+    facts: Mapping[str, Any]
+
+
+@dataclass
+class Pipeline:
+    """The stages of one config in one run folder."""
+
+    config: Config
+    stages: Mapping[str, Stage] = field(default_factory=lambda: load_stages())
+
+    def __post_init__(self) -> None:
+        self.folder = self.config.folder
+        self.digests = FileDigests(self.folder / "digests.json")
+
+    def path(self, name: str) -> Path:
+        """Final place of a stage's result."""
+        return self.folder / self.stages[name].makes
+
+    def _manifest_path(self, name: str) -> Path:
+        return self.folder / f"{self.stages[name].makes}.manifest.json"
+
+    def order(self, names: Iterable[str]) -> list[str]:
+        """The named stages and all that they need, upstream first."""
+        found: list[str] = []
+
+        def visit(name: str) -> None:
+            for upstream in self.stages[name].needs(self.config):
+                visit(upstream)
+            if name not in found:
+                found.append(name)
+
+        for name in names:
+            visit(name)
+        return found
+
+    def states(self, names: Iterable[str]) -> dict[str, State]:
+        """State of the named stages and of all that they need, upstream first."""
+        states: dict[str, State] = {}
+        for name in self.order(names):
+            states[name] = self._state(name, states)
+        if self.folder.is_dir():
+            self.digests.save()
+        return states
+
+    def _state(self, name: str, states: Mapping[str, State]) -> State:
+        stage = self.stages[name]
+        upstream = {need: states[need] for need in stage.needs(self.config)}
+        facts: dict[str, Any] = {
+            "stage": name,
+            "version": stage.version,
+            "params": self.config.pick(stage.params),
+            "data": stage.data(self.config, self.digests),
+            "needs": {need: state.run_id for need, state in upstream.items()},
+        }
+        fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        partial = self._partial(name, fingerprint)
+        run_id = read_json(partial / "run.json").get("run_id", fingerprint)
+        kind, reason = self._compare(name, fingerprint, facts, partial)
+        manifest = read_json(self._manifest_path(name))
+        if kind in ("current", "damaged"):
+            run_id = manifest["run_id"]
+        waiting = next((need for need, state in upstream.items() if state.kind != "current"), None)
+        if kind == "current" and waiting:
+            kind, reason = "stale", f"{waiting} is {upstream[waiting].kind}"
+        return State(name, kind, reason, run_id, fingerprint, facts)
+
+    def _compare(self, name: str, fingerprint: str, facts: Mapping[str, Any], partial: Path) -> tuple[str, str]:
+        """Kind and reason of a stage's state, by its own manifest alone."""
+        manifest, path = read_json(self._manifest_path(name)), self.path(name)
+        if manifest and path.is_file() and manifest["fingerprint"] == fingerprint:
+            size = path.stat().st_size
+            if size != manifest["bytes"]:
+                return "damaged", f"{path} has {size} bytes, its manifest says {manifest['bytes']}"
+            return "current", f"made {manifest['made']}"
+        progress = read_json(partial / "progress.json")
+        if progress:
+            return "partial", f"{progress['done']} of {progress['total']} {progress['unit']} done"
+        if manifest and path.is_file():
+            return "stale", explain_change(manifest["facts"], facts)
+        return "missing", "not made yet"
+
+    def _partial(self, name: str, fingerprint: str) -> Path:
+        return self.folder / "partial" / f"{name}-{fingerprint}"
+
+    def ensure(self, name: str) -> Path:
+        """Path of a current result. Raises StageNotReady, naming the command to run, when it is not current."""
+        state = self.states([name])[name]
+        if state.kind != "current":
+            raise StageNotReady(
+                f"{self.path(name)} is {state.kind} ({state.reason}). Run: cam-pipeline {COMMANDS.get(name, name)}"
+            )
+        return self.path(name)
+
+    def run(self, names: Iterable[str], force: bool = False, announce: Callable[[str], None] = logger.info) -> None:
+        """Run the named stages that are not current, in order; what they need must be current or among them.
+
+        With `force` the named stages are made anew and get new run ids, so that everything behind them becomes stale.
+        """
+        names = list(names)
+        with held(self.folder), graceful_stop():
+            write_text(self.folder / "config.toml", to_toml(self.config))
+            for name in (name for name in self.order(names) if name not in names):
+                self.ensure(name)
+            for name in names:
+                self._run_stage(name, force, announce)
+
+    def _run_stage(self, name: str, force: bool, announce: Callable[[str], None]) -> None:
+        stage, state = self.stages[name], self.states([name])[name]
+        if state.kind == "current" and not force:
+            announce(f"{name}: current, nothing to do ({self.path(name)})")
+            return
+        if state.kind == "damaged" and not force:
+            raise DamagedFile(
+                f"{state.reason}: it is damaged. Make it again with: cam-pipeline {COMMANDS.get(name, name)} --force"
+            )
+        output = self._begin(stage, state, force)
+        inputs = {need: self.path(need) for need in stage.needs(self.config)}
+        announce(f"{name}: starts" + (f" ({state.reason})" if state.kind in ("stale", "partial") else ""))
+        started = time.monotonic()
+        stage.run(self.config, inputs, output)
+        self._publish(stage, state, output, time.monotonic() - started)
+        announce(f"{name}: done in {time.monotonic() - started:.0f} s -> {self.path(name)}")
+
+    def _begin(self, stage: Stage, state: State, force: bool) -> Output:
+        folder = self._partial(stage.name, state.fingerprint)
+        if force:
+            shutil.rmtree(folder, ignore_errors=True)
+            run_id = f"{state.fingerprint}-{secrets.token_hex(4)}"
+            write_text(folder / "run.json", json.dumps({"run_id": run_id}))
+            self._manifest_path(stage.name).unlink(missing_ok=True)  # now a killed `--force` goes on at the next run
+        folder.mkdir(parents=True, exist_ok=True)
+        return Output(folder / stage.makes, self.folder / "logs", state.fingerprint)
+
+    def _publish(self, stage: Stage, state: State, output: Output, seconds: float) -> None:
+        """Put the result in place. The old manifest goes first, so that it never stands beside a newer result."""
+        manifest_path = self._manifest_path(stage.name)
+        manifest_path.unlink(missing_ok=True)
+        run_id = read_json(output.folder / "run.json").get("run_id", state.fingerprint)
+        os.replace(output.path, self.path(stage.name))
+        manifest = {
+            "stage": stage.name,
+            "fingerprint": state.fingerprint,
+            "run_id": run_id,
+            "facts": state.facts,
+            "bytes": self.path(stage.name).stat().st_size,
+            "made": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "seconds": round(seconds, 1),
+            "cam_pipeline": __version__,
+        }
+        write_text(manifest_path, json.dumps(manifest, indent=1))
+        for old in (self.folder / "partial").glob(f"{stage.name}-*"):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_stages() -> dict[str, Stage]:
+    """All stages, in order. Imports their modules (and with them torch)."""
+    return {name: import_module(module).STAGE for name, module in STAGES.items()}
+
+
+def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Why a result is stale, in words: the first setting, input or version that differs."""
+    if before.get("version") != now["version"]:
+        return f"the stage's code changed (version {before.get('version')} to {now['version']})"
+    if before.get("data") != now["data"]:
+        return "the data changed"
+    for section, value in now["params"].items():
+        old = before.get("params", {}).get(section)
+        if isinstance(value, dict) and isinstance(old, dict):
+            for key, item in value.items():
+                if old.get(key) != item:
+                    return f"{section}.{key} was {old.get(key)}, is {item}"
+        elif old != value:
+            return f"{section} was {old}, is {value}"
+    for need, run_id in now["needs"].items():
+        if before.get("needs", {}).get(need) != run_id:
+            return f"{need} was made anew or will be"
+    return "what it needs is other than before"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when there is none or it can not be read."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run folder. Raises RunFolderBusy, naming the holder, when another process does.
+
+    The lock is the kernel's and belongs to this process alone: it ends with it, however it ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RunFolderBusy(
+                f"run folder {folder} is in use by {holder}; wait for it, or set output.dir to another folder"
+            ) from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}")
+        file.flush()
+        yield

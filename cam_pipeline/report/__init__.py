@@ -1,0 +1,1 @@
+"""Pictures and pages that let a person judge a run."""

@@ -1,0 +1,200 @@
+"""HDF5 files of one record per image, and the closed part files in which they grow.
+
+Layout (docs/formats.md): root attributes `format`, `version`, `classes`, ...; `/names` in order; `/<kind>/<id>` with
+one chunk per image (shuffle, gzip, fletcher32) and per-image attributes.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from cam_pipeline.errors import DamagedFile, UserError
+from cam_pipeline.store.atomic import write_text, written_aside
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is stored of one image: arrays by kind (`cams`, `labels`, ...) and small attributes."""
+
+    name: str
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def key_of(name: str) -> str:
+    """An image id as one HDF5 link name: `/` would start a group, so it is written as %2F."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+@contextmanager
+def open_file(path: Path, kind: str) -> Iterator[h5py.File]:
+    """Open an artefact for reading. Raises DamagedFile when it is no HDF5 file of this kind and version."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DamagedFile(f"{path} is damaged or no HDF5 file; re-make it with --force") from error
+    with file:
+        found = (file.attrs.get("format"), file.attrs.get("version"))
+        if found != (f"cam-pipeline/{kind}", FORMAT_VERSION):
+            raise DamagedFile(
+                f"{path} is not a {kind} file of version {FORMAT_VERSION} (found {found[0]}, version {found[1]})"
+            )
+        yield file
+
+
+def read_record(file: h5py.File, kinds: Sequence[str], name: str) -> Record:
+    """The named arrays of one image. Raises UserError when the image is not in the file, DamagedFile when unreadable."""
+    key = key_of(name)
+    if f"{kinds[0]}/{key}" not in file:
+        raise UserError(f"{file.filename} holds no image {name}")
+    try:
+        sets = [file[f"{kind}/{key}"] for kind in kinds]
+        arrays = {kind: dataset[()] for kind, dataset in zip(kinds, sets, strict=True)}
+    except (OSError, KeyError) as error:
+        raise DamagedFile(f"{file.filename} is damaged at image {name}; re-make it with --force") from error
+    return Record(name, arrays, dict(sets[0].attrs))
+
+
+def names_in(file: h5py.File) -> list[str]:
+    """Ids of all images, in the order of the data set."""
+    return [str(name) for name in file["names"].asstr()[()]]
+
+
+def classes_in(file: h5py.File) -> tuple[str, ...]:
+    """Class names; background first where the file's labels have one."""
+    return tuple(json.loads(file.attrs["classes"]))
+
+
+def _write(file: h5py.File, record: Record) -> None:
+    for kind, array in record.arrays.items():
+        dataset = file.create_dataset(
+            f"{kind}/{key_of(record.name)}",
+            data=array,
+            chunks=array.shape if array.size else None,
+            **(
+                {"shuffle": True, "compression": "gzip", "compression_opts": 4, "fletcher32": True}
+                if array.size
+                else {}
+            ),
+        )
+        dataset.attrs.update(record.attributes)
+
+
+def write_artefact(
+    path: Path, kind: str, attributes: Mapping[str, Any], names: Sequence[str], fill: Callable[[h5py.File], None]
+) -> None:
+    """Create an artefact in one step: `fill` writes the records, then the index and root attributes are added."""
+    with written_aside(path) as aside, h5py.File(aside, "w", libver="latest") as file:
+        fill(file)
+        file.create_dataset("names", data=list(names), dtype=h5py.string_dtype())
+        file.attrs.update(format=f"cam-pipeline/{kind}", version=FORMAT_VERSION, **attributes)
+
+
+class PartWriter:
+    """Grow an artefact in closed part files beside `output`; the last act joins them.
+
+    The images are cut into parts once and for all (`chunks`), so that a part holds the same whether or not an earlier
+    run was killed. A part that can not be read is dropped with a warning and made again.
+    """
+
+    def __init__(self, output: Path, kind: str, attributes: Mapping[str, Any], chunks: Sequence[Sequence[str]]) -> None:
+        self.output, self.kind, self.attributes, self.chunks = output, kind, attributes, chunks
+        self.total = sum(len(chunk) for chunk in chunks)
+        self.finished = {number for number in range(len(chunks)) if self._is_whole(number)}
+        self._note_progress()
+
+    def path(self, number: int) -> Path:
+        """File of one part."""
+        return self.output.parent / f"part-{number:05d}.h5"
+
+    @property
+    def done(self) -> int:
+        """Number of images in finished parts."""
+        return sum(len(self.chunks[number]) for number in self.finished)
+
+    def pending(self) -> list[int]:
+        """Numbers of the parts still to make."""
+        return [number for number in range(len(self.chunks)) if number not in self.finished]
+
+    def write(self, number: int, records: Sequence[Record]) -> None:
+        """Store one part; its records must be those of its chunk."""
+        if {record.name for record in records} != set(self.chunks[number]):
+            raise ValueError(f"part {number} was given other images than its chunk names")
+
+        def fill(file: h5py.File) -> None:
+            for record in records:
+                _write(file, record)
+
+        write_artefact(self.path(number), f"{self.kind}-part", {}, self.chunks[number], fill)
+        self.finished.add(number)
+        self._note_progress()
+
+    def join(self, names: Sequence[str]) -> None:
+        """Copy all parts into `output`; `names` gives the order of the index."""
+
+        def fill(file: h5py.File) -> None:
+            for number in range(len(self.chunks)):
+                with h5py.File(self.path(number), "r") as part:
+                    for kind, group in part.items():
+                        if isinstance(group, h5py.Group):
+                            target = file.require_group(kind)
+                            for key in group:
+                                part.copy(group[key], target, name=key)
+
+        write_artefact(self.output, self.kind, self.attributes, names, fill)
+
+    def _is_whole(self, number: int) -> bool:
+        path = self.path(number)
+        if not path.is_file():
+            return False
+        try:
+            with open_file(path, f"{self.kind}-part") as file:
+                return names_in(file) == list(self.chunks[number])
+        except (UserError, OSError, KeyError) as error:
+            logger.warning("%s is dropped and made again: %s", path, error)
+            path.unlink(missing_ok=True)
+            return False
+
+    def _note_progress(self) -> None:
+        write_progress(self.output.parent, self.done, self.total, "images")
+
+
+def write_progress(folder: Path, done: int, total: int, unit: str) -> None:
+    """Leave a note for `status` on how far a stage has come."""
+    write_text(folder / "progress.json", json.dumps({"done": done, "total": total, "unit": unit}))
+
+
+def artefact_attributes(classes: Sequence[str], fingerprint: str, config_toml: str, **more: Any) -> dict[str, Any]:
+    """Root attributes that every artefact carries."""
+    return {"classes": json.dumps(list(classes)), "fingerprint": fingerprint, "config": config_toml, **more}
+
+
+class RecordStore:
+    """Read access to one artefact; a context manager. Subclasses say what an image's record is."""
+
+    kind: str
+
+    def __init__(self, file: h5py.File) -> None:
+        self.file = file
+        self.names = names_in(file)
+        self.classes = classes_in(file)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path | str) -> Iterator[Self]:
+        """Open `path`. Raises UserError when there is no such file, DamagedFile when it is not this kind of artefact."""
+        with open_file(Path(path), cls.kind) as file:
+            yield cls(file)

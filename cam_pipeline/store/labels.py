@@ -1,0 +1,54 @@
+"""pseudo_labels.h5: what a segmenter trains on."""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cam_pipeline.store.hdf5 import Record, RecordStore, read_record
+
+UInt8 = NDArray[np.uint8]
+
+
+class LabelStore(RecordStore):
+    """Reads pseudo_labels.h5: `names` in the order of the data set, `classes` with background first."""
+
+    kind = "pseudo-labels"
+
+    def read(self, name: str) -> UInt8:
+        """(H, W) uint8: 0 background, 1..C, 255 ignore. Raises UserError for an unknown name."""
+        labels: UInt8 = read_record(self.file, ["labels"], name).arrays["labels"]
+        return labels
+
+    def confidence(self, name: str) -> UInt8:
+        """(H, W) uint8: the best channel's score times 255."""
+        confidence: UInt8 = read_record(self.file, ["confidence"], name).arrays["confidence"]
+        return confidence
+
+
+def label_record(name: str, labels: UInt8, confidence: UInt8) -> Record:
+    """Labels and their confidence, both (H, W) uint8."""
+    return Record(name, {"labels": labels, "confidence": confidence})
+
+
+class LabelReader:
+    """Calls give the labels of the i-th name; the file is opened once in each loading process (handles do not survive a fork)."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self.path, self.names = path, names
+        self._stack = ExitStack()
+        self._store: LabelStore | None = None
+        self._process = -1
+
+    def __call__(self, index: int) -> UInt8:
+        if self._store is None or self._process != os.getpid():
+            self._store = self._stack.enter_context(LabelStore.open(self.path))
+            self._process = os.getpid()
+        return self._store.read(self.names[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "names": self.names, "_stack": ExitStack(), "_store": None, "_process": -1}

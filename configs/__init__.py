@@ -1,0 +1,1 @@
+"""The shipped configs (*.toml). Installed as `cam_pipeline.configs` (`package_dir` in setup.cfg)."""

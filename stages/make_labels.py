@@ -1,0 +1,50 @@
+"""Scores -> pseudo-labels with an ignore band (pseudo_labels.h5); seconds, so thresholds are cheap to change."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cam_pipeline.config import Config, to_toml
+from cam_pipeline.interrupt import raise_if_stopped
+from cam_pipeline.ops.labels import IGNORE_INDEX, labels_from_scores
+from cam_pipeline.pipeline import Output, Stage
+from cam_pipeline.progress import track
+from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes
+from cam_pipeline.store.labels import label_record
+from cam_pipeline.store.scores import ScoreStore, StoredScores
+
+IMAGES_PER_PART = 256
+
+
+def make_labels(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+    """Write labels and per-pixel confidence for every image that has scores."""
+    with ScoreStore.open(inputs["refine_cams"]) as scores:
+        chunks = [
+            scores.names[start : start + IMAGES_PER_PART] for start in range(0, len(scores.names), IMAGES_PER_PART)
+        ]
+        classes = ("background", *scores.classes)
+        attributes = artefact_attributes(classes, output.fingerprint, to_toml(config), ignore_index=IGNORE_INDEX)
+        writer = PartWriter(output.path, "pseudo-labels", attributes, chunks)
+        with track("make_labels", writer.total, done=writer.done) as progress:
+            for number in writer.pending():
+                raise_if_stopped()
+                writer.write(number, [labelled(scores.read(name), config) for name in chunks[number]])
+                progress.advance(len(chunks[number]))
+        writer.join(scores.names)
+
+
+def labelled(stored: StoredScores, config: Config) -> Record:
+    """Labels by `labels.low` and `labels.high`; the confidence is the best channel's score."""
+    labels = labels_from_scores(stored.scores, stored.class_ids, config.labels.low, config.labels.high)
+    confidence = np.rint(stored.scores.max(axis=0) * 255).astype(np.uint8)
+    return label_record(stored.name, labels, confidence)
+
+
+STAGE = Stage(
+    name="make_labels",
+    makes="pseudo_labels.h5",
+    run=make_labels,
+    params=("labels",),
+    needs=lambda config: ("refine_cams",),
+)

@@ -1,0 +1,95 @@
+"""Images with image-level labels -> a classifier (classifier.safetensors)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cam_pipeline.config import Config
+from cam_pipeline.data.batches import TrainingViews, grid_batches
+from cam_pipeline.data.digest import FileDigests, data_digest
+from cam_pipeline.data.readers import load_table
+from cam_pipeline.data.table import Sample, check_files, image_labels, labelled
+from cam_pipeline.device import autocast, image_batch, pick_device, place, worker_count
+from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.networks import new_classifier
+from cam_pipeline.ops.metrics import average_precision, f1_score
+from cam_pipeline.pipeline import Output, Stage
+from cam_pipeline.store.checkpoints import save_model
+from cam_pipeline.training import Trainer
+
+
+def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+    """Train a multi-label classifier with the soft-margin loss; the weights after the last epoch are kept.
+
+    mAP and F1 on the validation split's image-level labels are reported after each epoch; masks are never looked at.
+    """
+    table = load_table(config.data)
+    train = labelled(table.split(config.data.train))
+    val = [sample for sample in table.samples if sample.split == config.data.val and sample.class_ids is not None]
+    check_files(train + val)
+    device = pick_device(config.run)
+    torch.manual_seed(config.run.seed)
+    classifier = new_classifier(config.classifier, len(table.classes))
+    place(classifier, device)
+    targets = image_labels(train, len(table.classes)).to(device)
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        logits = classifier(image_batch(batch["image"], device)).logits
+        return F.multilabel_soft_margin_loss(logits.float(), targets[batch["index"]])
+
+    settings, seed = config.train_cls, config.run.seed
+    views = TrainingViews(train, crop=settings.crop, scale=settings.scale, fill=classifier.normalize.fill, seed=seed)
+    trainer = Trainer(
+        name="train_cls",
+        network=classifier,
+        views=views,
+        loss=loss,
+        report=lambda: validate(classifier, val, config),
+        settings=settings,
+        run=config.run,
+        folder=output.folder,
+    )
+    trainer.fit()
+    trainer.write_history(output.logs / "train_cls.jsonl")
+    save_model(output.path, classifier, {"classes": table.classes, "fingerprint": output.fingerprint})
+
+
+@torch.inference_mode()
+def validate(classifier: Classifier, samples: list[Sample], config: Config) -> dict[str, float]:
+    """mAP (mean over classes that occur) and micro F1 at probability 1/2, at scale 1; empty without labelled images."""
+    if not samples:
+        return {}
+    device = classifier.head.weight.device
+    scores = torch.zeros(len(samples), classifier.head.out_features)
+    batches, loader = grid_batches(
+        samples,
+        stride=classifier.stride,
+        max_side=config.cam.max_side,
+        batch_size=config.cam.batch_size,
+        workers=worker_count(config.run),
+    )
+    for indices, images in zip(batches, loader, strict=True):
+        with autocast(config.run, device):
+            logits = classifier(image_batch(images, device)).logits
+        scores[indices] = logits.float().sigmoid().cpu()
+    truth = image_labels(samples, scores.shape[1])
+    return {"mAP": float(average_precision(scores, truth).nanmean()), "F1": float(f1_score(scores, truth))}
+
+
+def _data(config: Config, digests: FileDigests) -> str:
+    table = load_table(config.data)
+    train = data_digest(table.classes, table.split(config.data.train), digests)
+    return f"{train} {digests.of_weights(config.classifier.weights)}"
+
+
+STAGE = Stage(
+    name="train_cls",
+    makes="classifier.safetensors",
+    run=train_cls,
+    params=("classifier", "train_cls", "run.seed"),
+    data=_data,
+)

@@ -1,0 +1,126 @@
+"""Pseudo-labels (or masks, for the reference) -> a DeepLab segmenter (segmenter.safetensors)."""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cam_pipeline.config import Config
+from cam_pipeline.data.batches import ReadMask, TrainingViews
+from cam_pipeline.data.digest import FileDigests, data_digest
+from cam_pipeline.data.images import UInt8, image_size, read_mask
+from cam_pipeline.data.readers import load_table
+from cam_pipeline.data.table import Sample, Table, check_files, masked
+from cam_pipeline.device import image_batch, pick_device, place
+from cam_pipeline.errors import DataError
+from cam_pipeline.networks import new_segmenter
+from cam_pipeline.ops.labels import IGNORE_INDEX
+from cam_pipeline.ops.losses import segmentation_loss
+from cam_pipeline.pipeline import Output, Stage
+from cam_pipeline.store.checkpoints import save_model
+from cam_pipeline.store.labels import LabelReader, LabelStore
+from cam_pipeline.training import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_seg(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+    """Train a segmenter on the training split; the weights after the last epoch are kept."""
+    table = load_table(config.data)
+    train = table.split(config.data.train)
+    check_files(train)
+    read_labels = supervision(config, inputs, table, train)
+    device = pick_device(config.run)
+    torch.manual_seed(config.run.seed)
+    segmenter = new_segmenter(config.segmenter, len(table.classes))
+    place(segmenter, device)
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        return segmentation_loss(segmenter(image_batch(batch["image"], device)), batch["mask"])
+
+    settings, seed = config.train_seg, config.run.seed
+    fill = segmenter.normalize.fill
+    trainer = Trainer(
+        name="train_seg",
+        network=segmenter,
+        views=TrainingViews(
+            train, crop=settings.crop, scale=settings.scale, fill=fill, seed=seed, read_mask=read_labels
+        ),
+        loss=loss,
+        report=dict,
+        settings=settings,
+        run=config.run,
+        folder=output.folder,
+    )
+    trainer.fit()
+    trainer.write_history(output.logs / "train_seg.jsonl")
+    save_model(output.path, segmenter, {"classes": table.classes, "fingerprint": output.fingerprint})
+
+
+def supervision(config: Config, inputs: Mapping[str, Path], table: Table, train: list[Sample]) -> ReadMask:
+    """What the segmenter learns from, checked: a function from an index into `train` to labels (H, W)."""
+    if config.train_seg.supervision == "masks":
+        return partial(_read_indexed_mask, masked(train), len(table.classes))
+    check_coverage(inputs["make_labels"], table, train)
+    return LabelReader(inputs["make_labels"], [sample.id for sample in train])
+
+
+def _read_indexed_mask(samples: list[Sample], num_classes: int, index: int) -> UInt8:
+    path = samples[index].mask
+    if path is None:
+        raise DataError(f"image {samples[index].id} has no mask")
+    return read_mask(path, num_classes)
+
+
+def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
+    """Before the first step: same classes, every training image labelled, sizes equal; logs the share that is ignored.
+
+    Raises DataError naming the first image that does not fit.
+    """
+    with LabelStore.open(path) as store:
+        if store.classes != ("background", *table.classes):
+            raise DataError(
+                f"{path} has the classes {', '.join(store.classes[1:])}, the data has {', '.join(table.classes)}"
+            )
+        absent = sorted({sample.id for sample in train} - set(store.names))
+        if absent:
+            raise DataError(
+                f"{path} lacks {len(absent)} of {len(train)} training images, the first is {absent[0]}; run make-cams"
+            )
+        ignored = pixels = 0
+        for sample in train:
+            labels = store.read(sample.id)
+            if labels.shape != image_size(sample.image):
+                raise DataError(
+                    f"{path}: labels of {sample.id} are {labels.shape}, its image is {image_size(sample.image)}"
+                )
+            ignored, pixels = ignored + int((labels == IGNORE_INDEX).sum()), pixels + labels.size
+    share = ignored / pixels
+    if share == 1:
+        raise DataError(f"{path}: every pixel is ignored; lower labels.high or raise labels.low")
+    logger.info("train_seg: %d images, %.1f %% of the pixels are ignored", len(train), 100 * share)
+
+
+def _needs(config: Config) -> tuple[str, ...]:
+    return ("make_labels",) if config.train_seg.supervision == "pseudo-labels" else ()
+
+
+def _data(config: Config, digests: FileDigests) -> str:
+    table = load_table(config.data)
+    masks = config.train_seg.supervision == "masks"
+    train = data_digest(table.classes, table.split(config.data.train), digests, labels=False, masks=masks)
+    return f"{train} {digests.of_weights(config.segmenter.weights)}"
+
+
+STAGE = Stage(
+    name="train_seg",
+    makes="segmenter.safetensors",
+    run=train_seg,
+    params=("segmenter", "train_seg", "run.seed"),
+    needs=_needs,
+    data=_data,
+)

@@ -1,0 +1,140 @@
+import math
+
+import pytest
+import torch
+from torch import tensor
+
+from cam_pipeline.ops.cam import classifier_cam, merge_views, normalize_cam, unflip_mean, with_background
+
+
+def test_classifier_cam_is_the_weighted_sum_of_features():
+    features = torch.arange(2 * 2 * 1 * 3, dtype=torch.float32).view(2, 2, 1, 3)  # (B, D, h, w), not square
+    weight = tensor([[1.0, 0.0], [0.0, -1.0], [2.0, 1.0]])
+    cam = classifier_cam(features, weight)
+    assert cam.shape == (2, 3, 1, 3)
+    assert cam[0].flatten(1).tolist() == [[0, 1, 2], [-3, -4, -5], [3, 6, 9]]
+    assert cam[1].flatten(1).tolist() == [[6, 7, 8], [-9, -10, -11], [21, 24, 27]]
+
+
+def test_mean_of_the_cam_is_the_logit():
+    generator = torch.Generator().manual_seed(0)
+    features, weight = torch.randn(2, 5, 3, 4, generator=generator), torch.randn(3, 5, generator=generator)
+    logits = torch.nn.functional.linear(features.mean(dim=(-2, -1)), weight)
+    torch.testing.assert_close(classifier_cam(features, weight).mean(dim=(-2, -1)), logits)
+
+
+def test_classifier_cam_computes_half_precision_in_float32():
+    features = torch.full((1, 4, 1, 1), 300.0, dtype=torch.float16)
+    cam = classifier_cam(features, torch.full((1, 4), 300.0, dtype=torch.float16))
+    assert cam.dtype == torch.float32
+    assert cam.item() == 360000  # more than half precision can hold
+    assert classifier_cam(features.double(), torch.ones(1, 4)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("features", "weight"),
+    [((2, 3, 4), (5, 3)), ((2, 3, 4, 5), (5, 4)), ((2, 3, 4, 5), (5, 3, 1, 1))],
+)
+def test_classifier_cam_refuses_other_shapes(features, weight):
+    with pytest.raises(ValueError, match="features and weight"):
+        classifier_cam(torch.zeros(features), torch.zeros(weight))
+
+
+def test_unflip_mean_mirrors_the_second_map_back_along_the_width():
+    cam = tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]])
+    flipped = tensor([[[5.0, 0.0, 1.0], [6.0, 5.0, 4.0]]])
+    assert unflip_mean(cam, flipped).tolist() == [[[1.0, 1.0, 4.0], [4.0, 5.0, 6.0]]]
+    assert torch.equal(unflip_mean(cam, cam.flip(-1)), cam)
+    with pytest.raises(ValueError, match="one shape"):
+        unflip_mean(cam, cam[..., :2])
+
+
+def test_merge_views_clips_resizes_and_sums():
+    coarse = tensor([[[1.0, -4.0]], [[2.0, 2.0]]])  # (C=2, 1, 2)
+    fine = tensor([[[0.0, 1.0, 2.0, 3.0]], [[-1.0, -1.0, -1.0, 1.0]]])  # (2, 1, 4)
+    # Bilinear without aligned corners, 2 -> 4: weights 1, 3/4, 1/4, 0; clipped before, so -4 counts as 0.
+    expected = tensor([[[1.0, 1.75, 2.25, 3.0]], [[2.0, 2.0, 2.0, 3.0]]])
+    torch.testing.assert_close(merge_views([coarse, fine], (1, 4)), expected)
+
+
+def test_merge_views_of_one_map_on_its_own_grid_is_its_positive_part():
+    cam = tensor([[[-1.0, 2.0, 0.5]]])
+    assert merge_views([cam], (1, 3)).tolist() == [[[0.0, 2.0, 0.5]]]
+    assert cam.min() == -1  # the argument is unchanged
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,), (2, 0)])
+def test_merge_views_takes_any_leading_dimensions(leading):
+    merged = merge_views([torch.ones(*leading, 2, 3), torch.ones(*leading, 4, 5)], (5, 7))
+    assert torch.equal(merged, torch.full((*leading, 5, 7), 2.0))
+
+
+def test_merge_views_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="at least one"):
+        merge_views([], (2, 2))
+    with pytest.raises(ValueError, match="leading"):
+        merge_views([torch.ones(2, 3, 3), torch.ones(1, 3, 3)], (2, 2))
+    with pytest.raises(ValueError, match="size"):
+        merge_views([torch.ones(2, 3, 3)], (0, 2))
+    with pytest.raises(ValueError, match="empty"):
+        merge_views([torch.ones(2, 0, 3)], (2, 2))
+
+
+def test_normalize_max_clips_and_divides_each_map_by_its_own_maximum():
+    cam = tensor([[[[-1.0, 1.0, 4.0]], [[0.0, 0.5, 0.25]]], [[[-3.0, -2.0, -1.0]], [[0.0, 0.0, 8.0]]]])
+    normalized = normalize_cam(cam)
+    expected = tensor([[[[0.0, 0.25, 1.0]], [[0.0, 1.0, 0.5]]], [[[0.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]]]])
+    torch.testing.assert_close(normalized, expected, atol=1e-4, rtol=0)
+    assert normalized.max() <= 1
+    assert normalized[0, 0, 0, 2] == 4 / (4 + 1e-5)
+    assert cam.min() == -3  # the argument is unchanged
+
+
+def test_normalize_minmax_shifts_and_does_not_clip():
+    cam = tensor([[-1.0, 0.0, 3.0]])
+    torch.testing.assert_close(normalize_cam(cam, "minmax"), tensor([[0.0, 0.25, 1.0]]), atol=1e-5, rtol=0)
+    assert normalize_cam(torch.full((2, 2), -5.0), "minmax").tolist() == [[0, 0], [0, 0]]
+
+
+def test_normalize_eps_is_an_argument_and_zero_is_safe():
+    assert normalize_cam(tensor([[1.0, 2.0]]), eps=2.0).tolist() == [[0.25, 0.5]]
+    assert normalize_cam(torch.zeros(1, 2), eps=0).tolist() == [[0, 0]]
+
+
+def test_normalize_precision():
+    assert normalize_cam(torch.ones(1, 1, dtype=torch.float16)).dtype == torch.float32
+    assert normalize_cam(torch.ones(1, 1, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_normalize_refuses_bad_arguments():
+    with pytest.raises(ValueError, match="mode"):
+        normalize_cam(torch.ones(2, 2), "sum")
+    with pytest.raises(ValueError, match="grid"):
+        normalize_cam(torch.ones(2))
+    with pytest.raises(ValueError, match="grid"):
+        normalize_cam(torch.ones(2, 0, 3))
+    with pytest.raises(ValueError, match="eps"):
+        normalize_cam(torch.ones(2, 2), eps=-1)
+    with pytest.raises(ValueError, match="floating"):
+        normalize_cam(torch.ones(2, 2, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("leading", [(), (2,)])
+def test_with_background_comes_first(leading):
+    cam = torch.rand(*leading, 3, 4, 5)
+    scores = with_background(cam, 0.25)
+    assert scores.shape == (*leading, 4, 4, 5)
+    assert (scores[..., 0, :, :] == 0.25).all()
+    assert torch.equal(scores[..., 1:, :, :], cam)
+
+
+def test_with_background_of_an_image_without_classes():
+    assert with_background(torch.zeros(0, 2, 3), 0.5).tolist() == [[[0.5] * 3] * 2]
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.5, math.nan])
+def test_with_background_refuses_scores_out_of_range(score):
+    with pytest.raises(ValueError, match="background_score"):
+        with_background(torch.zeros(1, 2, 3), score)
+    with pytest.raises(ValueError, match="cam"):
+        with_background(torch.zeros(2, 3), 0.5)
