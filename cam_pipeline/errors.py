@@ -36,6 +36,10 @@ class DamagedFile(UserError):
     """A stored result can not be read or does not have the size its manifest states."""
 
 
+class LibraryMissing(UserError):
+    """A library that only a part of the work needs is not installed."""
+
+
 class RunFolderBusy(UserError):
     """Another process holds the run folder."""
 

@@ -41,5 +41,6 @@ def graceful_stop() -> Iterator[None]:
 
 
 def ignore_in_worker(*_: object) -> None:
-    """Let a worker process leave Ctrl-C to its parent, which stops the workers itself."""
+    """Let a worker process leave Ctrl-C and SIGTERM, which reach the whole group, to the parent that stops it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

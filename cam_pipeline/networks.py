@@ -24,7 +24,7 @@ def new_classifier(settings: ClassifierSettings, num_classes: int) -> Classifier
 
 
 def load_classifier(settings: ClassifierSettings, path: Path, classes: tuple[str, ...]) -> Classifier:
-    """A trained classifier, in evaluation mode. Raises WeightsError when it was made for other classes or another backbone."""
+    """A trained classifier, in evaluation mode. Raises WeightsError when made for other classes or another backbone."""
     stored = load_model(path)
     _check_classes(stored, classes, path)
     classifier = new_classifier(settings.model_copy(update={"weights": "none"}), len(classes))

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from cam_pipeline import __version__
+from cam_pipeline.atomic import write_text
 from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.errors import DamagedFile, RunFolderBusy, StageNotReady
 from cam_pipeline.interrupt import graceful_stop
-from cam_pipeline.store.atomic import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Progress with rate and time left: a live bar on a terminal, a plain line now and then elsewhere."""
 
-import sys
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -42,7 +44,7 @@ class Tracker:
             self._bar.update(self._task, completed=self.done, note=self.note, rate=self.rate())
         elif not _settings["quiet"] and time.monotonic() - self._shown > SECONDS_BETWEEN_LINES:
             self._shown = time.monotonic()
-            print(self.line(), file=sys.stderr, flush=True)
+            logger.info(self.line())
 
     def rate(self) -> str:
         """Units per second since this process began, as text."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cam_pipeline.atomic import write_text
 from cam_pipeline.config import RunSettings, TrainSettings
 from cam_pipeline.data.batches import EpochBatches, TrainingViews, training_batches
 from cam_pipeline.device import autocast, worker_count
@@ -23,7 +24,6 @@ from cam_pipeline.errors import TrainingDiverged
 from cam_pipeline.interrupt import raise_if_stopped, stop_requested
 from cam_pipeline.models.classifier import PretrainedHalf
 from cam_pipeline.progress import track
-from cam_pipeline.store.atomic import write_text
 from cam_pipeline.store.checkpoints import load_checkpoint, save_checkpoint
 from cam_pipeline.store.hdf5 import write_progress
 
@@ -102,7 +102,7 @@ class Trainer:
                 "The last checkpoint is kept"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
         optimizer.step()
@@ -166,7 +166,7 @@ def learning_rate_factor(step: int, total: int, settings: TrainSettings) -> floa
 
 
 def make_optimizer(network: PretrainedHalf, settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD or AdamW: new layers at `head_lr_factor` times the rate, weight decay on tensors of two or more dimensions."""
+    """SGD or AdamW: new layers at `head_lr_factor` times the rate, no weight decay on norms and biases."""
     pretrained = {id(parameter) for parameter in network.pretrained_half().parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():

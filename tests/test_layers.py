@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. `cam_pipeline` is the package's own __init__.py, which may show what lies below it.
 FLOORS = {
     "0a": ["errors", "configs"],
-    "0b": ["progress", "interrupt"],
+    "0b": ["progress", "interrupt", "atomic"],
     "1": ["ops"],
     "2": ["models"],
     "3a": ["config"],
-    "3b": ["data", "store"],
+    "3b": ["data", "store", "device"],
+    "3c": ["networks", "prediction"],
     "4": ["pipeline", "training", "evaluation", "report", "export"],
     "5": ["stages"],
     "6": ["cli", "cam_pipeline"],

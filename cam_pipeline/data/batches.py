@@ -74,7 +74,7 @@ def training_batches(views: TrainingViews, batches: EpochBatches, workers: int) 
     """A loader over `batches`; its own generator keeps it from touching torch's global random state."""
     return DataLoader(
         views,
-        batch_sampler=batches,  # type: ignore[arg-type]  # items are asked for by (epoch, index)
+        batch_sampler=batches,
         num_workers=workers,
         worker_init_fn=ignore_in_worker,
         generator=torch.Generator(),

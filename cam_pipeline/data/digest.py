@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cam_pipeline.atomic import write_text
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
-from cam_pipeline.store.atomic import write_text
 
 
 class FileDigests:

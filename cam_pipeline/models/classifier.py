@@ -53,7 +53,7 @@ class PretrainedHalf(nn.Module):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`, but frozen BatchNorm layers stay in evaluation mode (their scale and shift still learn)."""
+        """As `nn.Module.train`, but frozen BatchNorm keeps its statistics; its scale and shift still learn."""
         super().train(mode)
         for module in self.pretrained_half().modules() if self.freeze_batch_norm else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -86,13 +86,20 @@ class Classifier(PretrainedHalf):
         out: Tensor = self.backbone.forward_features(self.normalize(images))  # type: ignore[operator]
         if out.dim() == 3:  # tokens (B, p + N, D)
             rows, columns = images.shape[-2] // self.stride, images.shape[-1] // self.stride
-            return out[:, self.prefix_tokens :].transpose(1, 2).unflatten(2, (rows, columns))
+            patches = out[:, self.prefix_tokens :].transpose(1, 2)
+            return patches.reshape(*patches.shape[:2], rows, columns)
         return out if out.shape[1] == self.width else out.permute(0, 3, 1, 2)  # some models put channels last
 
     def forward(self, images: Tensor) -> ClassifierOutput:
         """Features and logits of images (B, 3, H, W), as `features` takes them."""
         features = self.features(images)
         return ClassifierOutput(features, self.head(features.mean(dim=(2, 3))))
+
+
+def default_statistics(backbone: nn.Module) -> tuple[Rgb, Rgb]:
+    """Mean and standard deviation of the input that timm's data config states for a model."""
+    data: Any = backbone.pretrained_cfg
+    return tuple(data["mean"]), tuple(data["std"])
 
 
 def feature_width(backbone: nn.Module) -> int:
@@ -113,7 +120,7 @@ def build_classifier(
 ) -> Classifier:
     """Build a classifier over the timm model `backbone`; arguments as in `config.ClassifierSettings`.
 
-    Raises ConfigError for an unknown backbone or a stride that can not be reached, WeightsError for weights that do not fit.
+    Raises ConfigError for an unknown backbone or stride out of reach, WeightsError for weights that do not fit.
     """
     network = _create_for_any_size(backbone, weights, {"num_classes": 0, **(arguments or {})})
     if weights not in ("pretrained", "none"):
@@ -126,8 +133,8 @@ def build_classifier(
             raise ConfigError(
                 f"classifier.stride: backbone '{backbone}' {error}; its own is {own_stride} (write 0)"
             ) from error
-    data = network.pretrained_cfg
-    classifier = Classifier(network, num_classes, stride or own_stride, mean or data["mean"], std or data["std"])
+    own_mean, own_std = default_statistics(network)
+    classifier = Classifier(network, num_classes, stride or own_stride, mean or own_mean, std or own_std)
     classifier.freeze_batch_norm = freeze_batch_norm
     return classifier
 
@@ -150,7 +157,7 @@ def _stride_of(backbone: nn.Module) -> int:
     training = backbone.training
     if hasattr(patch, "dynamic_feat_size"):
         side = 8 * int(patch.feat_ratio())  # type: ignore[union-attr, operator]
-    out: Tensor = backbone.eval().forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
+    out: Tensor = backbone.eval().forward_features(torch.zeros(1, 3, side, side))
     backbone.train(training)
     if out.dim() == 3:
         return int(patch.feat_ratio())  # type: ignore[union-attr, operator]

@@ -5,19 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
-import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.classifier import Normalize, PretrainedHalf, Rgb
+from cam_pipeline.models.classifier import Normalize, PretrainedHalf, Rgb, default_statistics
 from cam_pipeline.models.weights import create_timm, load_backbone
 
 DILATIONS = (6, 12, 18, 24)  # DeepLabV2 (Chen et al. 2018), ASPP-L
 
 
 class Segmenter(PretrainedHalf):
-    """(B, 3, H, W) uint8 or float in 0..1 -> logits (B, 1 + C, H, W), background first. Sides: multiples of `multiple`."""
+    """(B, 3, H, W) uint8 or float in 0..1 -> logits (B, 1 + C, H, W), background first.
+
+    H and W must be multiples of `multiple`.
+    """
 
     multiple = 32
 
@@ -68,7 +70,7 @@ def build_segmenter(
 ) -> Segmenter:
     """Build a segmenter with `num_labels` outputs (background included); arguments as in `config.SegmenterSettings`.
 
-    Raises ConfigError for an unknown encoder or one without a feature pyramid, WeightsError for weights that do not fit.
+    Raises ConfigError for an unknown encoder or one without feature pyramid, WeightsError for weights that do not fit.
     """
     given = dict(arguments or {})
     try:
@@ -77,19 +79,19 @@ def build_segmenter(
             network: nn.Module = DeepLabV2(trunk, trunk.feature_info.channels()[-1], num_labels)  # type: ignore[union-attr, operator]
         else:
             create_timm(encoder, "none", {"num_classes": 0, **given})  # names a wrong model or argument in one line
-            network = smp.DeepLabV3Plus(
+            network = deeplab = smp.DeepLabV3Plus(
                 f"tu-{encoder}",
                 encoder_weights="imagenet" if weights == "pretrained" else None,
                 encoder_output_stride=stride,
                 classes=num_labels,
                 **given,
             )
-            trunk = network.encoder.model
+            trunk = deeplab.encoder.model
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(f"segmenter.encoder '{encoder}' can not serve in {architecture}: {error}") from error
     if weights not in ("pretrained", "none"):
         load_backbone(trunk, Path(weights))
-    data = timm.get_pretrained_cfg(encoder)
-    segmenter = Segmenter(network, trunk, mean or data.mean, std or data.std)
+    own_mean, own_std = default_statistics(trunk)
+    segmenter = Segmenter(network, trunk, mean or own_mean, std or own_std)
     segmenter.freeze_batch_norm = freeze_batch_norm
     return segmenter

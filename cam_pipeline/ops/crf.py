@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cam_pipeline.errors import LibraryMissing
 from cam_pipeline.ops.precision import ROUNDING
 
 SMALLEST_PROBABILITY = 1e-5
@@ -103,7 +104,7 @@ def _import_densecrf() -> ModuleType:
         from pydensecrf import densecrf
     except ImportError as error:
         remedy = "pip install pydensecrf2 (needs a C++ compiler)"
-        raise RuntimeError(f"the CRF needs the module pydensecrf, which can not be imported: {remedy}") from error
+        raise LibraryMissing(f"the CRF needs the module pydensecrf, which can not be imported: {remedy}") from error
     module: ModuleType = densecrf
     return module
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from cam_pipeline.atomic import written_aside
 from cam_pipeline.ops.labels import IGNORE_INDEX
-from cam_pipeline.store.atomic import written_aside
 
 COLUMNS = ("image", "CAM", "pseudo-label", "segmenter", "truth")
 

@@ -11,9 +11,9 @@ from cam_pipeline.store.hdf5 import Record, RecordStore, read_record
 
 @dataclass(frozen=True)
 class StoredCam:
-    """`cam` (n, h, w) float32 >= 0, not normalised, one channel for each of `class_ids` (1-based); `size` (H, W) of the image.
+    """`cam` (n, h, w) float32 >= 0, not normalised, a channel for each of `class_ids` (1-based).
 
-    The grid covers the image exactly, whatever the image's size (see `data.images.grid_size`).
+    `size` is (H, W) of the image, all of which the grid covers (see `data.images.grid_size`).
     """
 
     name: str
@@ -38,7 +38,7 @@ class CamStore(RecordStore):
 
 
 def cam_record(stored: StoredCam) -> Record:
-    """The record that `read` gives back: float16 maps, each divided by its peak (kept beside it) to keep the precision."""
+    """The record that `read` gives back: float16 maps, each divided by its peak, which is kept beside it."""
     peaks = stored.cam.flatten(1).amax(dim=1) if stored.cam.numel() else stored.cam.new_zeros(len(stored.class_ids))
     maps = stored.cam / peaks.clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
     attributes = {

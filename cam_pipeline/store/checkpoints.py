@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cam_pipeline.atomic import written_aside
 from cam_pipeline.errors import DamagedFile, WeightsError
-from cam_pipeline.store.atomic import written_aside
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from cam_pipeline.atomic import write_text, written_aside
 from cam_pipeline.errors import DamagedFile, UserError
-from cam_pipeline.store.atomic import write_text, written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def open_file(path: Path, kind: str) -> Iterator[h5py.File]:
 
 
 def read_record(file: h5py.File, kinds: Sequence[str], name: str) -> Record:
-    """The named arrays of one image. Raises UserError when the image is not in the file, DamagedFile when unreadable."""
+    """The named arrays of one image. Raises UserError for an unknown image, DamagedFile for an unreadable one."""
     key = key_of(name)
     if f"{kinds[0]}/{key}" not in file:
         raise UserError(f"{file.filename} holds no image {name}")
@@ -195,6 +195,6 @@ class RecordStore:
     @classmethod
     @contextmanager
     def open(cls, path: Path | str) -> Iterator[Self]:
-        """Open `path`. Raises UserError when there is no such file, DamagedFile when it is not this kind of artefact."""
+        """Open `path`. Raises UserError when it does not exist, DamagedFile when it is no such artefact."""
         with open_file(Path(path), cls.kind) as file:
             yield cls(file)

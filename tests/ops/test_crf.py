@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cam_pipeline.errors import LibraryMissing
 from cam_pipeline.ops.crf import dense_crf
 
 
@@ -185,5 +186,5 @@ def test_settings_are_checked(setting):
 
 def test_a_missing_module_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
-    with pytest.raises(RuntimeError, match=r"pip install pydensecrf2 \(needs a C\+\+ compiler\)"):
+    with pytest.raises(LibraryMissing, match=r"pip install pydensecrf2 \(needs a C\+\+ compiler\)"):
         dense_crf(np.zeros((2, 3, 3), dtype=np.uint8), np.full((2, 2, 3), 0.5))

@@ -1,17 +1,10 @@
-"""Typed settings. One rule of precedence: default < TOML file < `--set section.key=value`.
+"""The settings: every key with its type, range, default and meaning."""
 
-`python -m cam_pipeline.config` prints the reference that stands in docs/configuration.md.
-"""
-
-import difflib
-import json
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cam_pipeline.errors import ConfigError
 
@@ -36,7 +29,7 @@ class DataSettings(Section):
     labels: str = Field("image_labels.txt", description="`voc` only: lines `id class class ...` under `root`")
     classes: tuple[str, ...] = Field(
         (),
-        description="class names without background, in label order; empty: `classes.txt` under `root`, else the data's own names",
+        description="class names without background, in label order; empty: from `classes.txt`, else from the data",
     )
     train: str = Field("train", description="name of the split to train on")
     val: str = Field("val", description="name of the split to report on; may be empty")
@@ -51,12 +44,13 @@ class ClassifierSettings(Section):
     )
     weights: str = Field(
         "pretrained",
-        description="`pretrained` (timm's hub), `none`, or the path of a .pth or .safetensors file made for this backbone",
+        description="`pretrained` (timm's hub), `none`, or the path of a .pth or .safetensors file "
+        "made for this backbone; `{data.root}` in it stands for `data.root`",
     )
     stride: int = Field(
         0,
         ge=0,
-        description="input pixels per feature cell of a CNN: 8, 16 or 32, reached by undoing late strides; 0 keeps the backbone's own",
+        description="input pixels per feature cell of a CNN, reached by undoing its last strides; 0: the backbone's own",
     )
     freeze_batch_norm: bool = Field(
         False, description="keep BatchNorm statistics as loaded (needed when they were folded, or for tiny batches)"
@@ -109,7 +103,7 @@ class CamSettings(Section):
         0.5,
         gt=0,
         lt=1,
-        description="an image without labels shows the classes whose predicted probability exceeds this (at least the likeliest)",
+        description="an image without labels shows the classes predicted above this, at least the likeliest",
     )
 
 
@@ -224,135 +218,7 @@ class Config(Section):
             for part in path.split("."):
                 value = value[part]
             picked[path] = value
+        for section in (value for value in picked.values() if isinstance(value, dict)):
+            if section.get("weights", "none") not in ("pretrained", "none"):
+                section["weights"] = "file"  # its content counts (`Stage.data`), not where it lies
         return picked
-
-
-def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a TOML file, or a shipped config by name (`"demo"`), and apply `section.key=value` overrides.
-
-    Raises ConfigError with one line that names the file or override, the key, and the nearest valid key.
-    """
-    path = Path(source)
-    if path.suffix != ".toml" and str(source) in shipped_configs():
-        text = (resources.files("cam_pipeline.configs") / f"{source}.toml").read_text()
-    elif path.is_file():
-        text = path.read_text()
-    else:
-        known = ", ".join(shipped_configs())
-        raise ConfigError(f"there is no config file {source}; give a path, or one of the shipped: {known}")
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(values, override)
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from error
-    if config.output.dir is None:
-        output = OutputSettings(dir=Path("outputs") / path.stem)
-        config = config.model_copy(update={"output": output})
-    return config
-
-
-def shipped_configs() -> list[str]:
-    """Names of the configs inside the package, usable instead of a path."""
-    folder = resources.files("cam_pipeline.configs")
-    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
-
-
-def to_toml(config: Config) -> str:
-    """The resolved config as TOML that `load_config` reads back to an equal config."""
-    lines: list[str] = []
-    for section, values in config.model_dump(mode="json", exclude_none=True).items():
-        lines += [f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in values.items()), ""]
-    return "\n".join(lines)
-
-
-def _toml_value(value: Any) -> str:
-    """JSON and TOML write strings, numbers, booleans and lists alike; tables differ."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Put one `section.key=value` into the nested settings; the value is TOML, else taken as a string."""
-    path, equals, text = override.partition("=")
-    *sections, key = path.strip().split(".")
-    if not equals or not sections:
-        raise ConfigError(f"--set {override}: write it as section.key=value, for example train_cls.epochs=5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section")
-    values[key] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem in one line: key, what is wrong, and the nearest valid key for an unknown one."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        fields: list[str] = list(_fields_at(path[:-1]))
-        near = difflib.get_close_matches(path[-1], fields, n=1)
-        elsewhere = [".".join(key) for key, _ in _keys(Config) if key[-1] == path[-1]]
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"valid here: {', '.join(fields)}"
-        return f"unknown key {'.'.join(path)}; {f'did you mean {elsewhere[0]}?' if elsewhere and not near else hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
-    return f"{'.'.join(path)}: {message}{given}"
-
-
-def _fields_at(path: list[str]) -> Iterable[str]:
-    model: Any = Config
-    for part in path:
-        model = model.model_fields[part].annotation
-    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
-
-
-def _keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _keys(annotation, (*path, name))
-        else:
-            yield (*path, name), field
-
-
-def reference() -> str:
-    """Every key with its default and meaning, as markdown."""
-    lines = [
-        "# Configuration",
-        "",
-        "Generated by `python -m cam_pipeline.config`. Default < file < `--set section.key=value`.",
-        "",
-    ]
-    for section, outer in Config.model_fields.items():
-        model: Any = outer.annotation
-        lines += [
-            f"## [{section}]",
-            "",
-            (model.__doc__ or "").strip(),
-            "",
-            "| key | default | meaning |",
-            "|---|---|---|",
-        ]
-        for name, field in model.model_fields.items():
-            default = json.loads(model().model_dump_json())[name]
-            lines.append(
-                f"| `{section}.{name}` | `{_toml_value(default) if default is not None else 'unset'}` | {field.description} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(reference())

@@ -1,0 +1,33 @@
+"""Typed settings. One rule of precedence: default < TOML file < `--set section.key=value`."""
+
+from cam_pipeline.config.loading import load_config, shipped_configs, to_toml
+from cam_pipeline.config.settings import (
+    CamSettings,
+    ClassifierSettings,
+    Config,
+    DataSettings,
+    LabelSettings,
+    OutputSettings,
+    RefineSettings,
+    RunSettings,
+    SegmenterSettings,
+    TrainSegSettings,
+    TrainSettings,
+)
+
+__all__ = [
+    "CamSettings",
+    "ClassifierSettings",
+    "Config",
+    "DataSettings",
+    "LabelSettings",
+    "OutputSettings",
+    "RefineSettings",
+    "RunSettings",
+    "SegmenterSettings",
+    "TrainSegSettings",
+    "TrainSettings",
+    "load_config",
+    "shipped_configs",
+    "to_toml",
+]

@@ -1,0 +1,218 @@
+"""Numbers: how well CAMs, refined scores, pseudo-labels and the segmenter agree with masks.
+
+Every figure is of the complete label map and carries the split, the number of images, the seed and what was used.
+Masks serve for reporting only; a figure whose background score was chosen on them is called "oracle".
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cam_pipeline.config import Config
+from cam_pipeline.data.images import read_mask
+from cam_pipeline.data.table import Sample, Table
+from cam_pipeline.device import pick_device, place
+from cam_pipeline.errors import DataError, StageNotReady
+from cam_pipeline.models.segmenter import Segmenter
+from cam_pipeline.networks import load_segmenter
+from cam_pipeline.ops.cam import cam_scores
+from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels
+from cam_pipeline.ops.metrics import (
+    confusion_matrix,
+    confusions_from_histogram,
+    false_negative_share,
+    false_positive_share,
+    iou_per_class,
+    mean_iou,
+    precision_per_class,
+    recall_per_class,
+    threshold_histogram,
+)
+from cam_pipeline.prediction import predict_labels
+from cam_pipeline.progress import track
+from cam_pipeline.store.cams import CamStore
+from cam_pipeline.store.labels import LabelStore
+from cam_pipeline.store.scores import ScoreStore
+
+THRESHOLDS = torch.arange(100) / 100
+"""Background scores of the sweep: 0, 0.01 ... 0.99."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report. `confusion` (K, K), rows truth; `coverage`: share of pixels outside the ignore band."""
+
+    map: str
+    split: str
+    images: int
+    used: str
+    confusion: Tensor
+    background: float | None = None
+    coverage: float | None = None
+
+    def figures(self, classes: Sequence[str], seed: int) -> dict[str, Any]:
+        """Everything of this row as plain numbers in 0..1; None for a class neither predicted nor present."""
+        iou = iou_per_class(self.confusion)
+        return {
+            "map": self.map,
+            "split": self.split,
+            "images": self.images,
+            "seed": seed,
+            "used": self.used,
+            "background": self.background,
+            "coverage": self.coverage,
+            "mIoU": float(mean_iou(self.confusion)),
+            "precision": float(precision_per_class(self.confusion).nanmean()),
+            "recall": float(recall_per_class(self.confusion).nanmean()),
+            "false_positive": float(false_positive_share(self.confusion)),
+            "false_negative": float(false_negative_share(self.confusion)),
+            "IoU": {
+                name: None if math.isnan(value) else value for name, value in zip(classes, iou.tolist(), strict=True)
+            },
+        }
+
+
+def with_masks(samples: Iterable[Sample], every: int = 1) -> list[Sample]:
+    """The first of every `every` samples, those that have a mask. Raises DataError when none has."""
+    chosen = [sample for sample in list(samples)[::every] if sample.mask is not None]
+    if not chosen:
+        raise DataError("no image of this split has a mask, so there is nothing to compare with")
+    return chosen
+
+
+def _target(sample: Sample, table: Table) -> Tensor:
+    if sample.mask is None:
+        raise DataError(f"image {sample.id} has no mask")
+    return torch.from_numpy(np.array(read_mask(sample.mask, len(table.classes))))
+
+
+def cam_sweep(path: Path, table: Table, samples: Sequence[Sample]) -> Tensor:
+    """Exact confusion of the CAMs at every background score of THRESHOLDS, in one pass: (T, K, K)."""
+    num_labels = 1 + len(table.classes)
+    total = torch.zeros(num_labels, num_labels, len(THRESHOLDS) + 1, dtype=torch.int64)
+    with CamStore.open(path) as store, track("evaluate CAM", len(samples)) as progress:
+        for sample in samples:
+            stored = store.read(sample.id)
+            target = _target(sample, table)
+            if stored.class_ids:
+                score, channel = cam_scores(stored.cam, stored.size).max(dim=0)
+                best = torch.tensor(stored.class_ids)[channel]
+            else:
+                score, best = torch.zeros(stored.size), torch.zeros(stored.size, dtype=torch.long)
+            total += threshold_histogram(best, score, target, THRESHOLDS, num_labels)
+            progress.advance()
+    return confusions_from_histogram(total)
+
+
+def _confusion_of(
+    title: str, table: Table, samples: Sequence[Sample], predict: Callable[[Sample], tuple[Tensor, int]]
+) -> tuple[Tensor, float]:
+    """Confusion (K, K) of complete label maps, and the share of pixels decided.
+
+    `predict` gives an image's complete map and how many of its pixels were undecided.
+    """
+    num_labels = 1 + len(table.classes)
+    total, undecided, pixels = torch.zeros(num_labels, num_labels, dtype=torch.int64), 0, 0
+    with track(f"evaluate {title}", len(samples)) as progress:
+        for sample in samples:
+            labels, ignored = predict(sample)
+            total += confusion_matrix(labels, _target(sample, table), num_labels)
+            undecided, pixels = undecided + ignored, pixels + labels.numel()
+            progress.advance()
+    return total, 1 - undecided / pixels
+
+
+def scores_confusion(path: Path, table: Table, samples: Sequence[Sample]) -> Tensor:
+    """Confusion of the refined scores' best channels."""
+    with ScoreStore.open(path) as store:
+
+        def predict(sample: Sample) -> tuple[Tensor, int]:
+            stored = store.read(sample.id)
+            return torch.from_numpy(complete_labels(stored.scores, stored.class_ids)), 0
+
+        return _confusion_of("scores", table, samples, predict)[0]
+
+
+def labels_confusion(labels: Path, scores: Path, table: Table, samples: Sequence[Sample]) -> tuple[Tensor, float]:
+    """Confusion and coverage of the pseudo-labels; undecided pixels count with the best channel of their scores."""
+    with LabelStore.open(labels) as store, ScoreStore.open(scores) as score_store:
+
+        def predict(sample: Sample) -> tuple[Tensor, int]:
+            decided = store.read(sample.id)
+            stored = score_store.read(sample.id)
+            band = decided == IGNORE_INDEX
+            complete = np.where(band, complete_labels(stored.scores, stored.class_ids), decided)
+            return torch.from_numpy(complete), int(band.sum())
+
+        return _confusion_of("labels", table, samples, predict)
+
+
+def segmenter_confusion(segmenter: Segmenter, table: Table, samples: Sequence[Sample], config: Config) -> Tensor:
+    """Confusion of a segmenter's predictions."""
+    num_labels = 1 + len(table.classes)
+    total = torch.zeros(num_labels, num_labels, dtype=torch.int64)
+    with track("evaluate segmenter", len(samples)) as progress:
+        for sample, labels in predict_labels(segmenter, samples, config):
+            total += confusion_matrix(labels, _target(sample, table), num_labels)
+            progress.advance()
+    return total
+
+
+def cam_rows(confusions: Tensor, background: float, oracle: bool, **facts: Any) -> list[Row]:
+    """Rows of a sweep: at the configured background score and, on request, at the best one (chosen on the masks)."""
+    nearest = int((THRESHOLDS - background).abs().argmin())
+    rows = [
+        Row("CAM", used="image labels", confusion=confusions[nearest], background=float(THRESHOLDS[nearest]), **facts)
+    ]
+    if oracle:
+        best = int(mean_iou(confusions).argmax())
+        used = "image labels; background chosen on these masks (oracle)"
+        rows.append(
+            Row("CAM, oracle", used=used, confusion=confusions[best], background=float(THRESHOLDS[best]), **facts)
+        )
+    return rows
+
+
+def evaluate(
+    config: Config,
+    table: Table,
+    results: Mapping[str, Path],
+    *,
+    split: str = "",
+    every: int = 1,
+    oracle: bool = False,
+) -> list[Row]:
+    """Rows for all `results` (stage name -> file) that exist: CAM, refined, pseudo-label, segmenter.
+
+    Without `split`, CAMs, scores and labels are compared on the training split and the segmenter on the validation
+    split. `every` keeps the first of every so many images. `oracle` adds the CAM at its best background score.
+    """
+    rows: list[Row] = []
+    label_split = split or config.data.train
+    if "extract_cams" in results and label_split in config.cam.splits:
+        samples = with_masks(table.split(label_split), every)
+        facts: dict[str, Any] = {"split": label_split, "images": len(samples)}
+        confusions = cam_sweep(results["extract_cams"], table, samples)
+        rows += cam_rows(confusions, config.refine.background, oracle, **facts)
+        facts |= {"used": "image labels", "background": config.refine.background}
+        if "refine_cams" in results:
+            rows.append(Row("refined", confusion=scores_confusion(results["refine_cams"], table, samples), **facts))
+        if "refine_cams" in results and "make_labels" in results:
+            total, coverage = labels_confusion(results["make_labels"], results["refine_cams"], table, samples)
+            rows.append(Row("pseudo-label", confusion=total, coverage=coverage, **facts))
+    if "train_seg" in results:
+        samples = with_masks(table.split(split or config.data.val or config.data.train), every)
+        segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
+        place(segmenter, pick_device(config.run))
+        used = "masks" if config.train_seg.supervision == "masks" else "image labels"
+        total = segmenter_confusion(segmenter, table, samples, config)
+        rows.append(Row("segmenter", split=samples[0].split, images=len(samples), used=used, confusion=total))
+    if not rows:
+        raise StageNotReady("there is nothing to evaluate yet. Run: cam-pipeline run")
+    return rows

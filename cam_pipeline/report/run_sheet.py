@@ -1,0 +1,46 @@
+"""The contact sheet of a run: what each step made of a few images, side by side."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cam_pipeline.config import Config
+from cam_pipeline.data.images import read_image, read_mask
+from cam_pipeline.data.table import Sample, Table
+from cam_pipeline.device import pick_device, place
+from cam_pipeline.networks import load_segmenter
+from cam_pipeline.ops.cam import cam_scores
+from cam_pipeline.prediction import predict_labels
+from cam_pipeline.report.contact_sheet import SheetRow, contact_sheet
+from cam_pipeline.store.cams import CamStore
+from cam_pipeline.store.labels import LabelStore
+
+
+def run_sheet(config: Config, table: Table, results: Mapping[str, Path], path: Path, rows: int = 8) -> None:
+    """Draw image, CAM, pseudo-label, segmenter's prediction and truth of `rows` images spread over the first CAM split.
+
+    `results` maps stage names to files and must hold extract_cams and make_labels; steps without a file stay empty.
+    """
+    samples = table.split(config.cam.splits[0])
+    chosen = [samples[index] for index in np.linspace(0, len(samples) - 1, min(rows, len(samples))).astype(int)]
+    predictions = {}
+    if "train_seg" in results:
+        segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
+        place(segmenter, pick_device(config.run))
+        predictions = {sample.id: labels.numpy() for sample, labels in predict_labels(segmenter, chosen, config)}
+    with CamStore.open(results["extract_cams"]) as cams, LabelStore.open(results["make_labels"]) as labels:
+
+        def row(sample: Sample) -> SheetRow:
+            stored = cams.read(sample.id)
+            return SheetRow(
+                name=sample.id,
+                image=read_image(sample.image),
+                cam=cam_scores(stored.cam, stored.size).numpy(),
+                class_ids=stored.class_ids,
+                pseudo_label=labels.read(sample.id),
+                prediction=predictions.get(sample.id),
+                truth=read_mask(sample.mask, len(table.classes)) if sample.mask else None,
+            )
+
+        contact_sheet([row(sample) for sample in chosen], ("background", *table.classes), path)
