@@ -31,12 +31,12 @@ clean: ## remove caches and build products; .venv and outputs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-reproduce-voc-mini: need-DATA need-WEIGHTS install ## DATA=folder WEIGHTS=folder: the voc-mini numbers of the docs
-	$(VENV)/bin/python docs/reproduce_voc_mini.py --data "$(DATA)" --weights "$(WEIGHTS)"
+reproduce-voc-mini: need-DATA install ## DATA=folder [WEIGHTS=file]: the voc-mini numbers of docs/results.md
+	$(VENV)/bin/python docs/reproduce_voc_mini.py --data "$(DATA)" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
-.PHONY: need-DATA need-WEIGHTS
-need-DATA need-WEIGHTS: need-%:
-	@test -n "$($*)" || { echo "make: $* is not set. Usage: make reproduce-voc-mini DATA=folder WEIGHTS=folder" >&2; exit 2; }
+.PHONY: need-DATA
+need-DATA:
+	@test -n "$(DATA)" || { echo "make: DATA is not set. Usage: make reproduce-voc-mini DATA=folder" >&2; exit 2; }
 
 # Only a finished install leaves the stamp. The mark of an unfinished one makes the next call start afresh.
 # The stamp keeps the time of the start, so an edit of setup.cfg during the install is not missed.

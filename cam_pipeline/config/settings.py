@@ -50,7 +50,7 @@ class ClassifierSettings(Section):
     stride: int = Field(
         0,
         ge=0,
-        description="input pixels per feature cell of a CNN, reached by undoing its last strides; 0: the backbone's own",
+        description="input pixels per feature cell of a CNN, reached by undoing late strides; 0: the backbone's own",
     )
     freeze_batch_norm: bool = Field(
         False, description="keep BatchNorm statistics as loaded (needed when they were folded, or for tiny batches)"

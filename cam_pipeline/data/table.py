@@ -74,7 +74,7 @@ def check_files(samples: Iterable[Sample]) -> None:
     for sample in samples:
         if not sample.image.is_file():
             raise DataError(
-                f"image {sample.id}: there is no file {sample.image}; restore it, or drop it from split '{sample.split}'"
+                f"image {sample.id}: there is no file {sample.image}; restore it, or drop it from '{sample.split}'"
             )
 
 

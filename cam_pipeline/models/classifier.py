@@ -153,13 +153,13 @@ def _create_for_any_size(name: str, weights: str, arguments: dict[str, Any]) -> 
 def _stride_of(backbone: nn.Module) -> int:
     """Input pixels per feature cell: as the patch embedding says, else from a trial input."""
     side = 256
-    patch = getattr(backbone, "patch_embed", None)
+    patch: Any = getattr(backbone, "patch_embed", None)
     training = backbone.training
     if hasattr(patch, "dynamic_feat_size"):
-        side = 8 * int(patch.feat_ratio())  # type: ignore[union-attr, operator]
-    out: Tensor = backbone.eval().forward_features(torch.zeros(1, 3, side, side))
+        side = 8 * int(patch.feat_ratio())
+    out: Tensor = backbone.eval().forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
     backbone.train(training)
     if out.dim() == 3:
-        return int(patch.feat_ratio())  # type: ignore[union-attr, operator]
+        return int(patch.feat_ratio())
     channels_first = out.shape[1] == feature_width(backbone)
     return side // (out.shape[2] if channels_first else out.shape[1])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from cam_pipeline.atomic import written_aside
@@ -42,7 +42,7 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> Non
     """Write a model's tensors and JSON metadata."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with written_aside(path) as aside:
-        save_file(state, aside, metadata={"cam-pipeline": json.dumps(dict(metadata))})
+        aside.write_bytes(save(state, metadata={"cam-pipeline": json.dumps(dict(metadata))}))
 
 
 def load_model(path: Path) -> StoredModel:

@@ -1,0 +1,90 @@
+"""Repeat the voc-mini numbers of docs/results.md: three seeds, each with its fully supervised reference.
+
+Every run is cached and resumable like any other: started again, this script goes on where it was stopped.
+
+    make reproduce-voc-mini DATA=voc-mini [WEIGHTS=mobilenetv2_100_tf2ptq_in1k.pth]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def cam_pipeline(*words: str) -> None:
+    """Run one command; stop here when it fails."""
+    print("$ cam-pipeline", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "cam_pipeline.cli", *words], check=True)
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of the evaluation written last, by map."""
+    report = json.loads((folder / "evaluation.json").read_text())
+    return {row["map"]: row for row in report["rows"]}
+
+
+def one_seed(seed: int, shared: Sequence[str], output: Path) -> dict[str, float]:
+    """Figures of one seed in percent; `shared` are the --set options that say where data and weights are."""
+    folder, reference = output / f"voc-mini-{seed}", output / f"voc-mini-{seed}-masks"
+    base = ["-c", "voc-mini", *shared, "--set", f"run.seed={seed}"]
+    here = [*base, "--set", f"output.dir={folder}"]
+    there = [*base, "--set", "train_seg.supervision=masks", "--set", f"output.dir={reference}"]
+    started = time.monotonic()
+    cam_pipeline("run", *here)
+    minutes = (time.monotonic() - started) / 60
+    cam_pipeline("train-seg", *there)
+    cam_pipeline("evaluate", *there)
+    masks = rows_of(reference)["segmenter"]["mIoU"]
+    cam_pipeline("evaluate", "--oracle", "--every", "4", *here)
+    quarter = rows_of(folder)
+    cam_pipeline("evaluate", "--oracle", *here)
+    full = rows_of(folder)
+    history = (folder / "logs" / "train_cls.jsonl").read_text().splitlines()
+    gain = quarter["refined"]["mIoU"] - quarter["CAM"]["mIoU"]
+    figures = {
+        "classifier mAP, val (363)": json.loads(history[-1])["mAP"],
+        "CAM, train (1086), configured background": full["CAM"]["mIoU"],
+        "CAM, train (1086), oracle background": full["CAM, oracle"]["mIoU"],
+        "CAM, every 4th of train (272), configured background": quarter["CAM"]["mIoU"],
+        "CAM, every 4th of train (272), oracle background": quarter["CAM, oracle"]["mIoU"],
+        "CAM + CRF, every 4th of train (272), configured background": quarter["refined"]["mIoU"],
+        "CRF gain, every 4th of train, same background": gain,
+        "CRF gain, every 4th of train, over CAM at oracle background": quarter["refined"]["mIoU"]
+        - quarter["CAM, oracle"]["mIoU"],
+        "CAM + CRF, train (1086), configured background": full["refined"]["mIoU"],
+        "pseudo-labels, train (1086), complete map": full["pseudo-label"]["mIoU"],
+        "pseudo-labels, coverage": full["pseudo-label"]["coverage"],
+        "segmenter, val (363), from image labels": full["segmenter"]["mIoU"],
+        "segmenter, val (363), from masks": masks,
+        "segmenter, share of the reference": full["segmenter"]["mIoU"] / masks,
+    }
+    return {name: 100 * value for name, value in figures.items()} | {"minutes of `run` (0 when cached)": minutes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, type=Path, help="folder of voc-mini")
+    parser.add_argument("--weights", type=Path, help="weights file; default: where the config looks, beside the data")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the run folders")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    given = parser.parse_args()
+    shared = ["--set", f"data.root={given.data}"]
+    if given.weights:
+        shared += ["--set", f"classifier.weights={given.weights}", "--set", f"segmenter.weights={given.weights}"]
+    results = [one_seed(seed, shared, given.output) for seed in given.seeds]
+    print("\n| figure (%) | " + " | ".join(f"seed {seed}" for seed in given.seeds) + " | mean | spread |")
+    print("|---|" + "---|" * (len(results) + 2))
+    for name in results[0]:
+        values = [result[name] for result in results]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        cells = [f"{value:.1f}" for value in [*values, statistics.mean(values), spread]]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
