@@ -199,6 +199,7 @@ class Pipeline:
         stage, state = self.stages[name], self.states([name])[name]
         if state.kind == "current" and not force:
             announce(f"{name}: current, nothing to do ({self.path(name)})")
+            self._discard_partial(name)
             return
         if state.kind == "damaged" and not force:
             raise DamagedFile(
@@ -239,7 +240,11 @@ class Pipeline:
             "cam_pipeline": __version__,
         }
         write_text(manifest_path, json.dumps(manifest, indent=1))
-        for old in (self.folder / "partial").glob(f"{stage.name}-*"):
+        self._discard_partial(stage.name)
+
+    def _discard_partial(self, name: str) -> None:
+        """Remove work in progress of a stage whose result is in place."""
+        for old in (self.folder / "partial").glob(f"{name}-*"):
             shutil.rmtree(old, ignore_errors=True)
 
 

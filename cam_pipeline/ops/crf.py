@@ -59,7 +59,7 @@ def dense_crf(
     The result is of the kind of `probabilities`: numpy, or a tensor on its device (the work is done on the
     CPU); `image` may be either. K = 1 gives ones. Does not change its arguments.
 
-    Raises ValueError for a wrong shape, dtype or range, and RuntimeError if the module pydensecrf is missing.
+    Raises ValueError for a wrong shape, dtype or range, and LibraryMissing if the module pydensecrf is not there.
     """
     strengths = (iterations, gaussian_weight, bilateral_weight)
     widths = (gaussian_sxy, bilateral_sxy, bilateral_srgb)
