@@ -1,5 +1,6 @@
 """How to compute: device, precision, memory layout, number of processes. None of it changes what is computed."""
 
+import ctypes
 import os
 
 import torch
@@ -34,6 +35,18 @@ def place(network: nn.Module, device: torch.device) -> None:
 def image_batch(images: Tensor, device: torch.device) -> Tensor:
     """Images (B, 3, H, W) on the device, channels last in memory."""
     return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the large blocks that a step frees, so that the next step need not get cleared pages from the kernel.
+
+    By default each activation map is mapped and unmapped anew: a quarter of the time of a training step on the CPU.
+    Does nothing with another C library.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: free memory at the top of the heap is not given back
 
 
 def worker_count(run: RunSettings) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.images import read_mask
+from cam_pipeline.data.images import sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.device import pick_device, place
 from cam_pipeline.errors import DataError, StageNotReady
@@ -87,9 +87,7 @@ def with_masks(samples: Iterable[Sample], every: int = 1) -> list[Sample]:
 
 
 def _target(sample: Sample, table: Table) -> Tensor:
-    if sample.mask is None:
-        raise DataError(f"image {sample.id} has no mask")
-    return torch.from_numpy(np.array(read_mask(sample.mask, len(table.classes))))
+    return torch.from_numpy(np.array(sample_mask(sample, len(table.classes))))
 
 
 def cam_sweep(path: Path, table: Table, samples: Sequence[Sample]) -> Tensor:
@@ -167,15 +165,11 @@ def segmenter_confusion(segmenter: Segmenter, table: Table, samples: Sequence[Sa
 def cam_rows(confusions: Tensor, background: float, oracle: bool, **facts: Any) -> list[Row]:
     """Rows of a sweep: at the configured background score and, on request, at the best one (chosen on the masks)."""
     nearest = int((THRESHOLDS - background).abs().argmin())
-    rows = [
-        Row("CAM", used="image labels", confusion=confusions[nearest], background=float(THRESHOLDS[nearest]), **facts)
-    ]
+    rows = [Row("CAM", used="image labels", confusion=confusions[nearest], background=nearest / 100, **facts)]
     if oracle:
         best = int(mean_iou(confusions).argmax())
         used = "image labels; background chosen on these masks (oracle)"
-        rows.append(
-            Row("CAM, oracle", used=used, confusion=confusions[best], background=float(THRESHOLDS[best]), **facts)
-        )
+        rows.append(Row("CAM, oracle", used=used, confusion=confusions[best], background=best / 100, **facts))
     return rows
 
 

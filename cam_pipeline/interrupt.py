@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM: the first asks for a stop at the next safe point, the second stops at once."""
 
+import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -41,6 +43,11 @@ def graceful_stop() -> Iterator[None]:
 
 
 def ignore_in_worker(*_: object) -> None:
-    """Let a worker process leave Ctrl-C and SIGTERM, which reach the whole group, to the parent that stops it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Let a worker process leave Ctrl-C and SIGTERM, which reach the whole group, to the parent that stops it.
+
+    Nothing changes in the main process, where joblib runs the work of a single worker, nor outside the main thread.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if multiprocessing.parent_process() is not None and in_main_thread:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

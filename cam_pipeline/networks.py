@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import torch
+
 from cam_pipeline.config import ClassifierSettings, SegmenterSettings
-from cam_pipeline.errors import WeightsError
-from cam_pipeline.models.classifier import Classifier, build_classifier
+from cam_pipeline.errors import ConfigError, WeightsError
+from cam_pipeline.models.classifier import Classifier, PretrainedHalf, build_classifier
 from cam_pipeline.models.segmenter import Segmenter, build_segmenter
 from cam_pipeline.store.checkpoints import StoredModel, load_model
 
@@ -56,6 +58,15 @@ def load_segmenter(settings: SegmenterSettings, path: Path, classes: tuple[str, 
     stored.restore(segmenter, path)
     segmenter.eval()
     return segmenter
+
+
+@torch.no_grad()
+def check_crop(network: PretrainedHalf, crop: int, key: str) -> None:
+    """Raise ConfigError, naming the key `key`, when a network on the CPU can not take crops of this size."""
+    try:
+        network.eval()(torch.zeros(1, 3, crop, crop))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{key} = {crop} does not suit the network: {error}") from error
 
 
 def _check_classes(stored: StoredModel, classes: tuple[str, ...], path: Path) -> None:

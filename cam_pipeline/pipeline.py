@@ -25,6 +25,7 @@ from cam_pipeline import __version__
 from cam_pipeline.atomic import write_text
 from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.digest import FileDigests
+from cam_pipeline.device import keep_freed_memory
 from cam_pipeline.errors import DamagedFile, RunFolderBusy, StageNotReady
 from cam_pipeline.interrupt import graceful_stop
 
@@ -110,6 +111,11 @@ class Pipeline:
     def _manifest_path(self, name: str) -> Path:
         return self.folder / f"{self.stages[name].makes}.manifest.json"
 
+    def _manifest(self, name: str) -> dict[str, Any]:
+        """What is stated of a stage's result; empty when there is no manifest that states everything."""
+        manifest = read_json(self._manifest_path(name))
+        return manifest if {"fingerprint", "run_id", "facts", "bytes", "made"} <= manifest.keys() else {}
+
     def order(self, names: Iterable[str]) -> list[str]:
         """The named stages and all that they need, upstream first."""
         found: list[str] = []
@@ -147,9 +153,8 @@ class Pipeline:
         partial = self._partial(name, fingerprint)
         run_id = read_json(partial / "run.json").get("run_id", fingerprint)
         kind, reason = self._compare(name, fingerprint, facts, partial)
-        manifest = read_json(self._manifest_path(name))
         if kind in ("current", "damaged"):
-            run_id = manifest["run_id"]
+            run_id = self._manifest(name)["run_id"]
         waiting = next((need for need, state in upstream.items() if state.kind != "current"), None)
         if kind == "current" and waiting:
             kind, reason = "stale", f"{waiting} is {upstream[waiting].kind}"
@@ -157,7 +162,7 @@ class Pipeline:
 
     def _compare(self, name: str, fingerprint: str, facts: Mapping[str, Any], partial: Path) -> tuple[str, str]:
         """Kind and reason of a stage's state, by its own manifest alone."""
-        manifest, path = read_json(self._manifest_path(name)), self.path(name)
+        manifest, path = self._manifest(name), self.path(name)
         if manifest and path.is_file() and manifest["fingerprint"] == fingerprint:
             size = path.stat().st_size
             if size != manifest["bytes"]:
@@ -188,6 +193,7 @@ class Pipeline:
         With `force` the named stages are made anew and get new run ids, so that everything behind them becomes stale.
         """
         names = list(names)
+        keep_freed_memory()
         with held(self.folder), graceful_stop():
             write_text(self.folder / "config.toml", to_toml(self.config))
             for name in (name for name in self.order(names) if name not in names):

@@ -34,11 +34,27 @@ EndOfEpoch = Callable[[], Mapping[str, float]]
 
 
 @dataclass
+class Mean:
+    """Running mean of numbers."""
+
+    sum: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.sum, self.count = self.sum + value, self.count + 1
+
+    @property
+    def value(self) -> float:
+        return self.sum / max(self.count, 1)
+
+
+@dataclass
 class Trainer:
     """Trains one network with checkpoints in `folder`, from the last of them if there is one.
 
     `loss` maps a batch (tensors on the device) to a scalar; `report` is asked for figures at the end of each epoch,
-    which are logged and kept in `history`. `name` is the stage, for progress and messages.
+    which are logged and kept in `history`; `losses` holds the epoch's mean so far. `name` is the stage, for progress
+    and messages.
     """
 
     name: str
@@ -50,6 +66,7 @@ class Trainer:
     run: RunSettings
     folder: Path
     history: list[dict[str, float]] = field(default_factory=list)
+    losses: Mean = field(default_factory=Mean)
 
     def fit(self) -> None:
         """Train to the last step. Raises TrainingDiverged for a loss that is not finite, Interrupted after a signal."""
@@ -59,16 +76,15 @@ class Trainer:
         total, per_epoch = len(plan), plan.steps_per_epoch
         plan.start = step = self._resume(optimizer)
         write_progress(self.folder, step, total, "steps")
-        saved, losses = time.monotonic(), Mean()
+        saved = time.monotonic()
         loader = training_batches(self.views, plan, worker_count(self.run)) if step < total else ()
         with track(self.name, total, "steps", done=step) as progress:
             for batch in loader:
-                losses.add(self._step(batch, step, per_epoch, total, optimizer, device))
+                self.losses.add(self._step(batch, step, per_epoch, total, optimizer, device))
                 step += 1
-                progress.advance(note=f"loss {losses.value:.3f}")
+                progress.advance(note=f"loss {self.losses.value:.3f}")
                 if step % per_epoch == 0:
-                    self._end_epoch(step // per_epoch, losses.value)
-                    losses = Mean()
+                    self._end_epoch(step // per_epoch)
                 due = time.monotonic() - saved > self.settings.checkpoint_seconds
                 if due or step % per_epoch == 0 or stop_requested():
                     self._save(step, total, optimizer)
@@ -108,9 +124,10 @@ class Trainer:
         optimizer.step()
         return value
 
-    def _end_epoch(self, epoch: int, loss: float) -> None:
+    def _end_epoch(self, epoch: int) -> None:
         self.network.eval()
-        figures = {"epoch": float(epoch), "loss": loss, **self.report()}
+        figures = {"epoch": float(epoch), "loss": self.losses.value, **self.report()}
+        self.losses = Mean()
         self.history.append(figures)
         shown = ", ".join(f"{key} {value:.3f}" for key, value in figures.items() if key != "epoch")
         logger.info("%s: epoch %d of %d: %s", self.name, epoch, self.settings.epochs, shown)
@@ -125,6 +142,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "optimizer": optimizer.state_dict(),
             "history": json.dumps(self.history),
+            "losses": [self.losses.sum, self.losses.count],
         }
         save_checkpoint(self._checkpoint, state)
         write_progress(self.folder, step, total, "steps")
@@ -136,26 +154,13 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         self.history = json.loads(state["history"])
+        self.losses = Mean(*state.get("losses", ()))
         logger.info("%s: goes on from step %d", self.name, state["step"])
         return int(state["step"])
 
     def write_history(self, path: Path) -> None:
         """The figures of every epoch as JSON lines."""
         write_text(path, "".join(json.dumps(figures) + "\n" for figures in self.history))
-
-
-class Mean:
-    """Running mean of numbers."""
-
-    def __init__(self) -> None:
-        self.sum, self.count = 0.0, 0
-
-    def add(self, value: float) -> None:
-        self.sum, self.count = self.sum + value, self.count + 1
-
-    @property
-    def value(self) -> float:
-        return self.sum / max(self.count, 1)
 
 
 def learning_rate_factor(step: int, total: int, settings: TrainSettings) -> float:

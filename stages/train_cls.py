@@ -15,7 +15,7 @@ from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, check_files, image_labels, labelled
 from cam_pipeline.device import autocast, image_batch, pick_device, place, worker_count
 from cam_pipeline.models.classifier import Classifier
-from cam_pipeline.networks import new_classifier
+from cam_pipeline.networks import check_crop, new_classifier
 from cam_pipeline.ops.metrics import average_precision, f1_score
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.store.checkpoints import save_model
@@ -34,6 +34,7 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
     classifier = new_classifier(config.classifier, len(table.classes))
+    check_crop(classifier, config.train_cls.crop, "train_cls.crop")
     place(classifier, device)
     targets = image_labels(train, len(table.classes)).to(device)
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from cam_pipeline.config import Config
 from cam_pipeline.data.batches import ReadMask, TrainingViews
 from cam_pipeline.data.digest import FileDigests, data_digest
-from cam_pipeline.data.images import UInt8, image_size, read_mask
+from cam_pipeline.data.images import UInt8, image_size, sample_mask
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, check_files, masked
 from cam_pipeline.device import image_batch, pick_device, place
-from cam_pipeline.errors import DataError
-from cam_pipeline.networks import new_segmenter
+from cam_pipeline.errors import ConfigError, DataError
+from cam_pipeline.networks import check_crop, new_segmenter
 from cam_pipeline.ops.labels import IGNORE_INDEX
 from cam_pipeline.ops.losses import segmentation_loss
 from cam_pipeline.pipeline import Output, Stage
@@ -34,9 +34,14 @@ def train_seg(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     train = table.split(config.data.train)
     check_files(train)
     read_labels = supervision(config, inputs, table, train)
+    if config.segmenter.architecture == "deeplabv3plus" and min(config.train_seg.batch_size, len(train)) < 2:
+        raise ConfigError(
+            "train_seg.batch_size: DeepLabV3+ needs two images in a batch (it normalises pooled features)"
+        )
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
     segmenter = new_segmenter(config.segmenter, len(table.classes))
+    check_crop(segmenter, config.train_seg.crop, "train_seg.crop")
     place(segmenter, device)
 
     def loss(batch: dict[str, Any]) -> Tensor:
@@ -64,16 +69,13 @@ def train_seg(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
 def supervision(config: Config, inputs: Mapping[str, Path], table: Table, train: list[Sample]) -> ReadMask:
     """What the segmenter learns from, checked: a function from an index into `train` to labels (H, W)."""
     if config.train_seg.supervision == "masks":
-        return partial(_read_indexed_mask, masked(train), len(table.classes))
+        return partial(_indexed_mask, masked(train), len(table.classes))
     check_coverage(inputs["make_labels"], table, train)
     return LabelReader(inputs["make_labels"], [sample.id for sample in train])
 
 
-def _read_indexed_mask(samples: list[Sample], num_classes: int, index: int) -> UInt8:
-    path = samples[index].mask
-    if path is None:
-        raise DataError(f"image {samples[index].id} has no mask")
-    return read_mask(path, num_classes)
+def _indexed_mask(samples: list[Sample], num_classes: int, index: int) -> UInt8:
+    return sample_mask(samples[index], num_classes)
 
 
 def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:

@@ -21,15 +21,15 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """
     path = Path(source)
     if path.suffix != ".toml" and str(source) in shipped_configs():
-        text = (resources.files("cam_pipeline.configs") / f"{source}.toml").read_text()
+        content = (resources.files("cam_pipeline.configs") / f"{source}.toml").read_bytes()
     elif path.is_file():
-        text = path.read_text()
+        content = path.read_bytes()
     else:
         known = ", ".join(shipped_configs())
         raise ConfigError(f"there is no config file {source}; give a path, or one of the shipped: {known}")
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source} is not valid TOML: {error}") from error
     for override in overrides:
         _apply(values, override)
@@ -59,12 +59,14 @@ def to_toml(config: Config) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """JSON and TOML write strings, numbers, booleans and lists alike; tables differ."""
+    """JSON and TOML write strings, numbers, booleans and lists alike; tables, infinity and the DEL character differ."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(key)} = {toml_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{toml_value(key)} = {toml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return repr(value)  # inf and nan are spelt as in TOML
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

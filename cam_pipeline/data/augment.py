@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transform
 
-IGNORE_INDEX = 255
+from cam_pipeline.ops.labels import IGNORE_INDEX
 
 
 def random_view(
@@ -30,7 +30,7 @@ def random_view(
     view = _window(transform.horizontal_flip(image) if flip else image, top, left, crop, fill)
     if mask is None:
         return view, None
-    mask = transform.resize(mask[None], size, interpolation=transform.InterpolationMode.NEAREST)
+    mask = transform.resize(mask[None], size, interpolation=transform.InterpolationMode.NEAREST_EXACT)
     return view, _window(transform.horizontal_flip(mask) if flip else mask, top, left, crop, (IGNORE_INDEX,))[0]
 
 

@@ -9,22 +9,27 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 
 UInt8 = NDArray[np.uint8]
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a damaged file, a file of another kind, and an image of absurd size."""
 
 
 def read_image(path: Path) -> UInt8:
     """Decode an image file to (height, width, 3) uint8 RGB, turned upright by its EXIF tag.
 
-    Raises DataError, naming the file, when it is missing, cut short or no image.
+    Raises DataError, naming the file, when it is missing, cut short, no image, or has more than 8 bits a channel.
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these at 255
+                raise DataError(f"{path}: channels of more than 8 bits (mode {image.mode}); convert it to 8 bits")
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"there is no image file {path}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{path} can not be read as an image ({error}); replace it, or take it out of the data set"
         ) from error
@@ -42,11 +47,21 @@ def read_mask(path: Path, num_classes: int) -> UInt8:
             mask = np.asarray(image, dtype=np.uint8)
     except FileNotFoundError:
         raise DataError(f"there is no mask file {path}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} can not be read as a mask ({error})") from error
     wrong = set(np.unique(mask).tolist()) - {*range(num_classes + 1), 255}
     if wrong:
         raise DataError(f"{path}: mask value {min(wrong)} is neither 0..{num_classes} nor 255 (ignore)")
+    return mask
+
+
+def sample_mask(sample: Sample, num_classes: int) -> UInt8:
+    """The mask of a sample, see `read_mask`. Raises DataError also when there is none or its size is another."""
+    if sample.mask is None:
+        raise DataError(f"image {sample.id} has no mask")
+    mask, size = read_mask(sample.mask, num_classes), image_size(sample.image)
+    if mask.shape != size:
+        raise DataError(f"{sample.mask}: the mask is {mask.shape}, its image is {size} (height, width)")
     return mask
 
 
@@ -58,7 +73,7 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height = image.size
     except FileNotFoundError:
         raise DataError(f"there is no image file {path}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{path} can not be read as an image ({error}); replace it, or take it out of the data set"
         ) from error

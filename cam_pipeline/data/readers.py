@@ -6,6 +6,7 @@ from pathlib import Path
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.table import ClassIndex, Sample, Table, class_index
 from cam_pipeline.errors import DataError
+from cam_pipeline.ops.labels import IGNORE_INDEX
 
 LABEL_SEPARATOR = ";"
 UNKNOWN = "?"
@@ -37,14 +38,7 @@ def read_csv(settings: DataSettings) -> Table:
     belongs to the training split. The id is the image path without its suffix.
     """
     path = settings.root / settings.table
-    lines = _read_text(path).splitlines()
-    rows = csv.DictReader(lines)
-    missing = {"image", "labels"} - set(rows.fieldnames or ())
-    if missing:
-        raise DataError(
-            f"{path}, line 1: the header needs the columns image and labels; missing: {', '.join(sorted(missing))}"
-        )
-    records = [(rows.line_num, row) for row in rows]
+    records = _read_rows(path)
     names = {name for _, row in records for name in _names(row["labels"])}
     classes = _classes(settings, tuple(sorted(names)))
     look_up = class_index(classes)
@@ -53,7 +47,7 @@ def read_csv(settings: DataSettings) -> Table:
         where = f"{path}, line {line}"
         if not row["image"]:
             raise DataError(f"{where}: the image cell is empty")
-        unknown = (row["labels"] or "").strip() == UNKNOWN
+        unknown = row["labels"].strip() == UNKNOWN
         samples.append(
             Sample(
                 id=str(Path(row["image"]).with_suffix("").as_posix()),
@@ -64,6 +58,27 @@ def read_csv(settings: DataSettings) -> Table:
             )
         )
     return Table(classes, tuple(samples))
+
+
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Every row of a CSV table as (line, cells by column). Raises DataError for what is no such table."""
+    rows = csv.DictReader(_read_text(path).splitlines())
+    try:
+        missing = {"image", "labels"} - set(rows.fieldnames or ())
+        if missing:
+            raise DataError(
+                f"{path}, line 1: the header needs the columns image and labels; missing: {', '.join(sorted(missing))}"
+            )
+        records = []
+        for row in rows:
+            if None in row or row["labels"] is None:
+                raise DataError(
+                    f"{path}, line {rows.line_num}: more or fewer cells than the header; join labels by `;`"
+                )
+            records.append((rows.line_num, row))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}; is a quotation mark missing?") from error
+    return records
 
 
 def read_voc(settings: DataSettings) -> Table:
@@ -100,11 +115,13 @@ def _classes(settings: DataSettings, otherwise: tuple[str, ...]) -> tuple[str, .
         raise DataError(f"no class is named: give data.classes, or a file {path}")
     if len(set(names)) < len(names):
         raise DataError(f"a class name appears twice in {', '.join(names)}")
+    if len(names) >= IGNORE_INDEX:
+        raise DataError(f"{len(names)} classes are too many: labels are 1..254, as {IGNORE_INDEX} means ignore")
     return names
 
 
-def _names(cell: str | None) -> list[str]:
-    names = [name.strip() for name in (cell or "").split(LABEL_SEPARATOR)]
+def _names(cell: str) -> list[str]:
+    names = [name.strip() for name in cell.split(LABEL_SEPARATOR)]
     return [name for name in names if name and name != UNKNOWN]
 
 
@@ -119,7 +136,7 @@ def _find_image(folder: Path, name: str) -> Path:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark, as Excel writes it, is no part of the text
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -120,12 +120,16 @@ def build_classifier(
 ) -> Classifier:
     """Build a classifier over the timm model `backbone`; arguments as in `config.ClassifierSettings`.
 
-    Raises ConfigError for an unknown backbone or stride out of reach, WeightsError for weights that do not fit.
+    Raises ConfigError for a backbone that is unknown or bound to one image size and for a stride out of reach,
+    WeightsError for weights that do not fit.
     """
     network = _create_for_any_size(backbone, weights, {"num_classes": 0, **(arguments or {})})
     if weights not in ("pretrained", "none"):
         load_backbone(network, Path(weights))
-    own_stride = _stride_of(network)
+    try:
+        own_stride = _stride_of(network)
+    except ValueError as error:
+        raise ConfigError(f"classifier.backbone: '{backbone}' {error}") from error
     if stride:
         try:
             reduce_stride(network, stride)
@@ -151,15 +155,27 @@ def _create_for_any_size(name: str, weights: str, arguments: dict[str, Any]) -> 
 
 @torch.no_grad()
 def _stride_of(backbone: nn.Module) -> int:
-    """Input pixels per feature cell: as the patch embedding says, else from a trial input."""
-    side = 256
+    """Input pixels per feature cell: as the patch embedding says, else from a trial input.
+
+    Raises ValueError for a backbone bound to one image size, or one that does not cut an image into whole cells.
+    """
     patch: Any = getattr(backbone, "patch_embed", None)
     training = backbone.training
-    if hasattr(patch, "dynamic_feat_size"):
-        side = 8 * int(patch.feat_ratio())
-    out: Tensor = backbone.eval().forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
-    backbone.train(training)
-    if out.dim() == 3:
-        return int(patch.feat_ratio())
-    channels_first = out.shape[1] == feature_width(backbone)
-    return side // (out.shape[2] if channels_first else out.shape[1])
+    backbone.eval()
+    forward: Any = backbone.forward_features  # every timm model has it
+    try:
+        side = 8 * int(patch.feat_ratio()) if hasattr(patch, "dynamic_feat_size") else 256
+        out: Tensor = forward(torch.zeros(1, 3, side, side))
+        if out.dim() == 3:
+            stride = int(patch.feat_ratio())
+        else:
+            stride = side // out.shape[2 if out.shape[1] == feature_width(backbone) else 1]
+        out = forward(torch.zeros(1, 3, 2 * stride, 3 * stride))
+    except (AssertionError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"does not take images of any size: {error}") from error
+    finally:
+        backbone.train(training)
+    tokens = 6 + int(getattr(backbone, "num_prefix_tokens", 0)) if out.dim() == 3 else 6
+    if out.numel() != tokens * feature_width(backbone):
+        raise ValueError(f"does not cut images into whole cells: 2 x 3 of them give features {tuple(out.shape)}")
+    return stride

@@ -78,7 +78,7 @@ def build_segmenter(
             trunk = create_timm(encoder, weights, {"features_only": True, "output_stride": stride, **given})
             network: nn.Module = DeepLabV2(trunk, trunk.feature_info.channels()[-1], num_labels)  # type: ignore[union-attr, operator]
         else:
-            create_timm(encoder, "none", {"num_classes": 0, **given})  # names a wrong model or argument in one line
+            create_timm(encoder, weights, {"num_classes": 0, **given})  # says in one line what is wrong with them
             network = deeplab = smp.DeepLabV3Plus(
                 f"tu-{encoder}",
                 encoder_weights="imagenet" if weights == "pretrained" else None,
@@ -87,8 +87,9 @@ def build_segmenter(
                 **given,
             )
             trunk = deeplab.encoder.model
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConfigError(f"segmenter.encoder '{encoder}' can not serve in {architecture}: {error}") from error
+    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error) or "it has no feature pyramid of this stride"
+        raise ConfigError(f"segmenter.encoder '{encoder}' can not serve in {architecture}: {reason}") from error
     if weights not in ("pretrained", "none"):
         load_backbone(trunk, Path(weights))
     own_mean, own_std = default_statistics(trunk)

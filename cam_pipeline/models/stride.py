@@ -11,7 +11,7 @@ def reduce_stride(backbone: nn.Module, stride: int, size: int = 128) -> None:
     """Set to 1 the stride of every layer that takes the feature map below 1/`stride` of the input (in place).
 
     A trial input finds the layers: those that shrink their input although it is already at 1/`stride`. Kernels and
-    weights stay as they are. Raises ValueError when the result has another stride (a model of unusual layers).
+    weights stay as they are. Raises ValueError when the result has another stride, or none (a model of unusual layers).
     """
     shrinking: list[nn.Module] = []
 
@@ -33,6 +33,8 @@ def reduce_stride(backbone: nn.Module, stride: int, size: int = 128) -> None:
         for module in shrinking:
             _undo(backbone, names[module], module)
         out: Any = backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+    except RuntimeError as error:
+        raise ValueError(f"can not be brought to stride {stride}: {error}") from error
     finally:
         for handle in handles:
             handle.remove()

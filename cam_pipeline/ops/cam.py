@@ -94,14 +94,27 @@ def with_background(cam: Tensor, background_score: float) -> Tensor:
 def cam_scores(cam: Tensor, size: tuple[int, int]) -> Tensor:
     """Stored maps as scores at image size: (..., C, h, w) -> (..., C, H, W), bilinear, each map's maximum just below 1.
 
-    Put the background score beside them with `with_background`.
+    Put the background score beside them with `with_background`. Raises ValueError for an empty grid or size.
     """
+    if cam.ndim < 2 or 0 in cam.shape[-2:] or min(size) < 1:
+        raise ValueError(f"cam (..., h, w) and size must not be empty, but are {tuple(cam.shape)} and {tuple(size)}")
     return normalize_cam(_resize(at_least_float32(cam, "cam"), size))
 
 
 def to_probabilities(scores: Tensor) -> Tensor:
-    """Scores (1 + C, H, W) >= 0 divided by their sum over channels, as the unary term of a CRF wants them."""
-    return scores / scores.sum(dim=-3, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+    """Scores (..., 1 + C, H, W) >= 0 divided by their sum over channels, as the unary term of a CRF wants them.
+
+    Where all channels are zero, every one gets the same share. Raises ValueError for fewer than three dimensions, no
+    channel, or a score that is negative or not finite.
+    """
+    if scores.ndim < 3 or scores.shape[-3] == 0:
+        raise ValueError(f"scores must be (..., 1 + C, H, W), not {tuple(scores.shape)}")
+    scores = at_least_float32(scores, "scores")
+    if not ((scores >= 0) & scores.isfinite()).all():
+        raise ValueError("scores must be finite and not negative")
+    total = scores.sum(dim=-3, keepdim=True)
+    least = torch.finfo(scores.dtype).tiny
+    return torch.where(total >= least, scores / total.clamp(min=least), 1 / scores.shape[-3])
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

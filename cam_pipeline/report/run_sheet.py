@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.images import read_image, read_mask
+from cam_pipeline.data.images import read_image, sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.device import pick_device, place
 from cam_pipeline.networks import load_segmenter
@@ -40,7 +40,7 @@ def run_sheet(config: Config, table: Table, results: Mapping[str, Path], path: P
                 class_ids=stored.class_ids,
                 pseudo_label=labels.read(sample.id),
                 prediction=predictions.get(sample.id),
-                truth=read_mask(sample.mask, len(table.classes)) if sample.mask else None,
+                truth=sample_mask(sample, len(table.classes)) if sample.mask else None,
             )
 
         contact_sheet([row(sample) for sample in chosen], ("background", *table.classes), path)

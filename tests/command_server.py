@@ -1,0 +1,104 @@
+"""Runs `cam-pipeline` commands for the tests, each in a process of its own that begins with everything imported.
+
+Importing torch takes seconds, and the tests of resume need many processes. This program imports once and forks. It
+reads one JSON request a line from stdin and answers with one JSON line on stdout; `CommandServer` in conftest.py is
+the other end. A request may set attributes (`patch`: smaller parts, say) and plant a signal in the command
+(`signal_at`): a kill then falls between two given statements, not somewhere near them.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NoReturn
+
+import cam_pipeline.cli
+import cam_pipeline.data.synthetic
+import cam_pipeline.evaluation
+import cam_pipeline.ops.crf
+import cam_pipeline.report.run_sheet
+from cam_pipeline.pipeline import load_stages
+
+SECONDS_BETWEEN_LOOKS = 0.005
+
+
+def attribute(dotted: str) -> tuple[Any, str]:
+    """The module or class that holds `package.module.name`, and the name."""
+    path, _, name = dotted.rpartition(".")
+    try:
+        return import_module(path), name
+    except ModuleNotFoundError:
+        owner, inner = attribute(path)
+        return getattr(owner, inner), name
+
+
+def plant_signal(function: str, send: str, holds: str = "", call: int = 1, group: bool = False) -> None:
+    """Send a signal to this process, or its group, just before the `call`-th call whose first argument holds a text."""
+    owner, name = attribute(function)
+    original: Callable[..., Any] = getattr(owner, name)
+    seen = 0
+
+    def with_signal(*arguments: Any, **named: Any) -> Any:
+        nonlocal seen
+        seen += holds in str(arguments[0] if arguments else "")
+        if seen == call:
+            seen += 1
+            number = signal.Signals[send]
+            os.killpg(os.getpgrp(), number) if group else os.kill(os.getpid(), number)
+        return original(*arguments, **named)
+
+    setattr(owner, name, with_signal)
+
+
+def become_command(request: dict[str, Any]) -> NoReturn:
+    """Turn this forked process into the command; it ends as the console script does."""
+    os.setpgid(0, 0)
+    os.chdir(request["folder"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, path in ((1, request["stdout"]), (2, request["stderr"])):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    for dotted, value in request["patch"].items():
+        owner, name = attribute(dotted)
+        assert hasattr(owner, name), f"nothing to patch: {dotted}"
+        setattr(owner, name, value)
+    if request["signal_at"]:
+        plant_signal(**request["signal_at"])
+    sys.argv = ["cam-pipeline", *request["arguments"]]
+    sys.exit(cam_pipeline.cli.main())
+
+
+def wait(pid: int, seconds: float) -> dict[str, Any]:
+    """How a command ended: its exit code (minus the signal that killed it), or that it was stopped or is still busy."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+        if found:
+            return {"stopped": True} if os.WIFSTOPPED(status) else {"code": os.waitstatus_to_exitcode(status)}
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os.killpg(pid, signal.SIGKILL)
+    return {"late": True}
+
+
+def main() -> None:
+    load_stages()
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = wait(request["wait"], request["seconds"])
+        else:
+            pid = os.fork()
+            if not pid:
+                become_command(request)
+            with contextlib.suppress(OSError):
+                os.setpgid(pid, pid)  # also in the child: whichever comes first
+            answer = {"pid": pid}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+import os
+
+import pytest
+
+from cam_pipeline.data.digest import FileDigests, data_digest
+from cam_pipeline.data.table import Sample
+from cam_pipeline.errors import DataError
+
+
+def change_unseen(path, content):
+    """Write other content of the same length and put the time of modification back."""
+    state = path.stat()
+    assert len(content) == state.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_digest_is_sha256_and_follows_the_content(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    digests = FileDigests(tmp_path / "memory.json")
+    assert digests.of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    path.write_bytes(b"abcd")  # another size
+    longer = digests.of(path)
+    path.write_bytes(b"abce")
+    os.utime(path, ns=(1, 1))  # another time
+    assert len({longer, digests.of(path), FileDigests(tmp_path / "memory.json").of(path)}) == 2
+
+
+def test_a_file_is_read_once_while_size_and_time_stay(tmp_path):
+    path, memory = tmp_path / "a", tmp_path / "run" / "memory.json"
+    path.write_bytes(b"abc")
+    digests = FileDigests(memory)
+    first = digests.of(path)
+    change_unseen(path, b"xyz")
+    assert digests.of(path) == first, "from memory"
+    assert FileDigests(memory).of(path) != first, "not saved yet"
+    digests.save()
+    assert FileDigests(memory).of(path) == first, "from the saved memory"
+
+
+def test_a_relative_and_an_absolute_path_are_one_file(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"abc")
+    monkeypatch.chdir(tmp_path)
+    digests = FileDigests(tmp_path / "memory.json")
+    digests.of(tmp_path / "a")
+    digests.save()
+    assert list(FileDigests(tmp_path / "memory.json").known) == [str(tmp_path / "a")]
+
+
+def test_memory_is_written_only_when_something_is_new(tmp_path):
+    path, memory = tmp_path / "a", tmp_path / "memory.json"
+    path.write_bytes(b"abc")
+    digests = FileDigests(memory)
+    digests.save()
+    assert not memory.exists()
+    digests.of(path)
+    digests.save()
+    memory.unlink()
+    digests.of(path)
+    digests.save()
+    assert not memory.exists()
+
+
+def test_a_damaged_memory_only_costs_time(tmp_path):
+    path, memory = tmp_path / "a", tmp_path / "memory.json"
+    path.write_bytes(b"abc")
+    expected = FileDigests(memory).of(path)
+    memory.write_text('{"half')
+    assert FileDigests(memory).of(path) == expected
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"gone can not be read \(No such file"):
+        FileDigests(tmp_path / "memory.json").of(tmp_path / "gone")
+
+
+def test_weights_count_by_content(tmp_path):
+    path, digests = tmp_path / "w.pth", FileDigests(tmp_path / "memory.json")
+    path.write_bytes(b"abc")
+    assert digests.of_weights("pretrained") == "pretrained" and digests.of_weights("none") == "none"
+    assert digests.of_weights(str(path)) == digests.of(path)
+    assert digests.of_weights("/no/such/file") == "/no/such/file"  # the stage will say that it is missing
+
+
+@pytest.fixture
+def digest(tmp_path):
+    for name in ("a.png", "b.png", "m.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    samples = [
+        Sample("a", tmp_path / "a.png", "train", (1, 2), tmp_path / "m.png"),
+        Sample("b", tmp_path / "b.png", "val"),
+    ]
+
+    def compute(samples=samples, classes=("cat", "dog"), **options):
+        return data_digest(classes, samples, FileDigests(tmp_path / "memory.json"), **options)
+
+    compute.samples = samples
+    return compute
+
+
+def test_data_digest_notices_what_it_covers(digest):
+    a, b = digest.samples
+    others = [
+        digest(classes=("dog", "cat")),
+        digest(samples=[b, a]),
+        digest(samples=[a]),
+        digest(samples=[Sample("other", a.image, "train", (1, 2)), b]),
+        digest(samples=[Sample("a", b.image, "train", (1, 2)), b]),
+        digest(samples=[Sample("a", a.image, "train", (1,)), b]),
+        digest(samples=[a, Sample("b", b.image, "val", ())]),  # known to show nothing, instead of unknown
+        digest(labels=False),
+        digest(masks=True),
+    ]
+    assert len({digest(), *others}) == 10
+    assert digest() == digest()
+
+
+def test_data_digest_covers_labels_and_masks_only_when_asked(digest):
+    a, b = digest.samples
+    relabelled = [Sample("a", a.image, "train", (2,), a.mask), b]
+    unmasked = [Sample("a", a.image, "train", (1, 2)), b]
+    assert digest(samples=relabelled, labels=False) == digest(labels=False)
+    assert digest(samples=unmasked) == digest()
+    assert digest(samples=unmasked, masks=True) != digest(masks=True)
+    a.mask.write_bytes(b"another mask")
+    changed = digest(masks=True)
+    a.mask.write_bytes(b"m.png")
+    assert changed != digest(masks=True)
+
+
+def test_data_digest_does_not_depend_on_the_folder(digest, tmp_path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    samples = []
+    for one in digest.samples:
+        (moved / one.image.name).write_bytes(one.image.read_bytes())
+        samples.append(Sample(one.id, moved / one.image.name, one.split, one.class_ids))
+    assert digest(samples=samples) == digest()

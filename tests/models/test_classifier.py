@@ -1,0 +1,152 @@
+"""The adapter over timm: the same facts hold for every family, on a grid that is not square."""
+
+import pytest
+import torch
+from torch import nn
+
+from cam_pipeline.errors import ConfigError
+from cam_pipeline.models.classifier import Normalize, build_classifier, default_statistics
+from cam_pipeline.ops.cam import classifier_cam
+
+SAME = {"pad_type": "same"}
+SHALLOW = {"depth": 2}
+
+BACKBONES = [  # name, arguments, stride asked for, stride got, prefix tokens
+    ("resnet18", {}, 0, 32, 0),
+    ("resnet18", {}, 16, 16, 0),
+    ("resnet18", {}, 8, 8, 0),
+    ("resnet18d", {}, 16, 16, 0),  # pools in its shortcuts
+    ("resnetblur18", {}, 16, 16, 0),  # strides inside BlurPool
+    ("seresnet18", {}, 16, 16, 0),
+    ("mobilenetv2_100", SAME, 16, 16, 0),
+    ("test_efficientnet", {}, 16, 16, 0),
+    ("test_convnext", {}, 16, 16, 0),  # even kernels
+    ("regnetx_002", {}, 16, 16, 0),
+    ("densenet121", {}, 16, 16, 0),
+    ("test_vit", {}, 0, 16, 1),
+    ("vit_tiny_patch16_224", SHALLOW, 0, 16, 1),
+    ("deit_tiny_distilled_patch16_224", SHALLOW, 0, 16, 2),
+    ("vit_small_patch14_reg4_dinov2", SHALLOW, 0, 14, 5),
+    ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 2, 1)}, 0, 32, 0),  # channels last
+    ("vit_tiny_r_s16_p8_224", SHALLOW, 0, 32, 1),  # hybrid
+    ("vit_small_r26_s32_224", SHALLOW, 0, 32, 1),
+]
+
+
+def build(name, arguments, stride, **more):
+    torch.manual_seed(0)
+    return build_classifier(name, 3, arguments=arguments, stride=stride, **more).eval()
+
+
+@pytest.fixture(scope="module", params=BACKBONES, ids=lambda backbone: f"{backbone[0]}-{backbone[3]}")
+def case(request):
+    name, arguments, asked, stride, prefix_tokens = request.param
+    return build(name, arguments, asked), stride, prefix_tokens
+
+
+def test_every_backbone_gives_features_and_their_mean_as_logits(case):
+    classifier, stride, prefix_tokens = case
+    assert (classifier.stride, classifier.prefix_tokens) == (stride, prefix_tokens)
+    nn.init.normal_(classifier.head.weight)
+    images = torch.rand(2, 3, 2 * stride, 3 * stride, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        features, logits = classifier(images)
+    assert features.shape == (2, classifier.width, 2, 3) and logits.shape == (2, 3)
+    assert classifier.head.weight.shape == (3, classifier.width) and classifier.head.bias is None
+    means = classifier_cam(features, classifier.head.weight).mean(dim=(2, 3))
+    torch.testing.assert_close(means, logits, rtol=1e-4, atol=float(logits.abs().max()) * 1e-5)
+    assert not torch.equal(features[0], features[1])
+
+
+def test_features_lie_where_the_image_shows_them(case):
+    """A patch changes most the cell that it covers (padding shifts that of a CNN by up to one): no axes are mixed up."""
+    classifier, side, _ = case
+    rows, columns = 3, 7
+    images = torch.full((4, 3, rows * side, columns * side), 0.4)
+    patches = [(0, 6), (2, 1), (1, 4)]
+    for image, (row, column) in zip(images[1:], patches, strict=True):
+        image[:, row * side : (row + 1) * side, column * side : (column + 1) * side] = torch.rand(
+            3, side, side, generator=torch.Generator().manual_seed(2)
+        )
+    with torch.no_grad():
+        features = classifier.features(images)
+    change = (features[1:] - features[0]).square().sum(dim=1)
+    strongest = torch.tensor([divmod(int(one.argmax()), columns) for one in change])
+    only_tokens = hasattr(classifier.backbone, "pos_embed") and not hasattr(classifier.backbone.patch_embed, "backbone")
+    assert (strongest - torch.tensor(patches)).abs().max() <= (0 if only_tokens else 1)
+
+
+def test_bytes_and_floats_are_the_same_image():
+    classifier = build("test_resnet", {}, 0)
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(classifier(images).logits, classifier(images.float() / 255).logits)
+
+
+def test_normalize_by_hand():
+    normalize = Normalize((0.2, 0.4, 0.6), (0.1, 0.2, 0.5))
+    images = torch.tensor([255, 51, 153], dtype=torch.uint8).view(1, 3, 1, 1)
+    torch.testing.assert_close(normalize(images).flatten(), torch.tensor([8.0, -1.0, 0.0]))
+    assert normalize.fill == (51, 102, 153)
+    assert normalize(torch.tensor(normalize.fill, dtype=torch.uint8).view(1, 3, 1, 1)).abs().max() < 1e-6
+    assert set(normalize.state_dict()) == {"mean", "std"}, "the statistics travel with the weights"
+
+
+def test_statistics_come_from_timm_unless_given():
+    classifier = build("resnet18", {}, 0)
+    assert default_statistics(classifier.backbone)[0] == (0.485, 0.456, 0.406)
+    torch.testing.assert_close(classifier.normalize.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
+    classifier = build("resnet18", {}, 0, mean=(0.1, 0.2, 0.3))
+    torch.testing.assert_close(classifier.normalize.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+    torch.testing.assert_close(classifier.normalize.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_batch_norm_keeps_its_statistics_and_still_learns(frozen):
+    classifier = build("test_resnet", {}, 0, freeze_batch_norm=frozen).train()
+    norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    scale = norms[0].weight.detach().clone()
+    classifier(torch.rand(2, 3, 64, 96)).logits.square().sum().backward()
+    torch.optim.SGD(classifier.parameters(), lr=1.0).step()
+    kept = [
+        torch.equal(norm.running_mean, mean) and torch.equal(norm.running_var, variance)
+        for norm, (mean, variance) in zip(norms, before, strict=True)
+    ]
+    assert all(kept) if frozen else not any(kept)
+    assert not torch.equal(norms[0].weight, scale)
+    assert classifier.training and classifier.head.training
+    assert classifier.eval().training is False and not any(module.training for module in classifier.modules())
+
+
+def test_building_leaves_the_backbone_in_training_mode_and_untouched():
+    classifier = build_classifier("test_resnet", 3, stride=8)
+    assert all(module.training for module in classifier.modules())
+    norm = next(module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d))
+    assert norm.num_batches_tracked == 0 and (norm.running_mean == 0).all()
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in classifier.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (dict(backbone="resnet81"), r"timm has no model 'resnet81'; near: resnet\d+"),
+        (dict(backbone="zzz"), "timm has no model 'zzz'; near: none"),
+        (dict(backbone="resnet18.no_such_tag"), "'resnet18.no_such_tag' can not be built"),
+        (dict(backbone="resnet18", arguments={"depht": 3}), "'resnet18' does not take .*depht"),
+        (
+            dict(backbone="test_vit", stride=8),
+            r"classifier.stride: .* brought to stride 8: .* its own is 16 \(write 0\)",
+        ),
+        (dict(backbone="resnet18", stride=64), r"classifier.stride: .* its own is 32 \(write 0\)"),
+        (dict(backbone="resnet18", stride=12), "classifier.stride: .* brought to stride 12"),
+        (dict(backbone="hrnet_w18_small", stride=16), "classifier.stride: .* brought to stride 16"),
+        (dict(backbone="levit_128s"), "'levit_128s' does not take images of any size"),
+        (dict(backbone="maxvit_pico_rw_256"), "'maxvit_pico_rw_256' does not take images of any size"),
+        (dict(backbone="inception_v3"), "'inception_v3' does not cut images into whole cells"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, complaint):
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        build_classifier(num_classes=3, **arguments)
+    assert "\n" not in str(caught.value)

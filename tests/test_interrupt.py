@@ -1,0 +1,95 @@
+"""The first signal asks, the second insists; handlers come back; workers leave signals to their parent."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+
+import pytest
+
+from cam_pipeline.errors import Interrupted
+from cam_pipeline.interrupt import graceful_stop, ignore_in_worker, raise_if_stopped, stop_requested
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_first_signal_is_a_request(number: signal.Signals) -> None:
+    with graceful_stop():
+        raise_if_stopped()
+        assert not stop_requested()
+        send(number)
+        assert stop_requested()
+        with pytest.raises(Interrupted, match=number.name):
+            raise_if_stopped()
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("second", SIGNALS)
+def test_second_signal_stops_at_once(first: signal.Signals, second: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt), graceful_stop():
+        send(first)
+        send(second)
+        pytest.fail("the second signal was only noted")
+
+
+def test_handlers_and_state_come_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(Interrupted), graceful_stop():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+        send(signal.SIGTERM)
+        raise_if_stopped()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert not stop_requested()
+    with graceful_stop():
+        raise_if_stopped()
+
+
+def test_a_signal_outside_is_not_remembered() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+    assert not stop_requested()
+
+
+def handlers_of_a_worker(answer: Connection) -> None:
+    ignore_in_worker(3)
+    answer.send([signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS])
+
+
+def test_worker_process_ignores_both_signals() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    worker = multiprocessing.get_context("fork").Process(target=handlers_of_a_worker, args=(sender,))
+    worker.start()
+    assert receiver.poll(30)
+    assert receiver.recv() == [True, True]
+    worker.join()
+
+
+def test_work_done_in_the_main_process_still_hears_signals() -> None:
+    """joblib runs a single worker's tasks in the main process; a stop must reach it there."""
+    with graceful_stop():
+        ignore_in_worker()
+        send(signal.SIGINT)
+        assert stop_requested()
+
+
+def test_worker_thread_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask's workers run tasks outside the main thread of their process, where Python refuses to set handlers."""
+    monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            ignore_in_worker()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failures == []
