@@ -200,8 +200,10 @@ def evaluate(options: Options, split: str, every: int, oracle: bool) -> None:
 
     Example: cam-pipeline evaluate -c my.toml --oracle
     """
+    from cam_pipeline.stages.evaluate import evaluate_run
+
     pipeline = options.pipeline()
-    report = report_on(pipeline, options.force, split=split, every=every, oracle=oracle)
+    report = evaluate_run(pipeline, force=options.force, split=split, every=every, oracle=oracle)
     show(report)
     click.echo(f"Numbers: {pipeline.folder / 'evaluation.json'}")
     if report["sheet"]:
@@ -216,54 +218,20 @@ def demo(options: Options) -> None:
     Example: cam-pipeline demo --set output.dir=/tmp/demo
     """
     from cam_pipeline.data.synthetic import generate
+    from cam_pipeline.interrupt import graceful_stop
+    from cam_pipeline.stages.evaluate import evaluate_run
 
     config = options.load()
     root = config.folder / "data"
     options = Options(options.config, (*options.overrides, f"data.root={json.dumps(str(root))}"), options.force)
     click.echo(f"Images: {root} (generated)")
-    from cam_pipeline.interrupt import graceful_stop
-
     with graceful_stop():
         generate(root, train=DEMO_IMAGES[0], val=DEMO_IMAGES[1], seed=0)
     pipeline = options.pipeline()
     pipeline.run(pipeline.order(["train_seg"]), force=options.force)
-    report = report_on(pipeline, options.force)
+    report = evaluate_run(pipeline, force=options.force)
     show(report)
     click.echo(f"Pictures: {report['sheet']}")
-
-
-def report_on(
-    pipeline: "Pipeline", force: bool, split: str = "", every: int = 1, oracle: bool = False
-) -> Mapping[str, Any]:
-    """The evaluation of the current results; that of an earlier call where nothing has changed since."""
-    from cam_pipeline.atomic import write_text
-    from cam_pipeline.data.readers import load_table
-    from cam_pipeline.evaluation import evaluate as evaluate_results
-    from cam_pipeline.pipeline import read_json
-    from cam_pipeline.report.run_sheet import run_sheet
-
-    states = {name: state for name, state in pipeline.states(["train_seg"]).items() if state.kind == "current"}
-    config, path = pipeline.config, pipeline.folder / "evaluation.json"
-    key = {
-        "split": split,
-        "every": every,
-        "oracle": oracle,
-        "results": {name: state.run_id for name, state in states.items()},
-    }
-    known = read_json(path)
-    if known.get("key") == key and not force:
-        return known
-    results = {name: pipeline.path(name) for name in states}
-    table = load_table(config.data)
-    rows = evaluate_results(config, table, results, split=split, every=every, oracle=oracle)
-    sheet = pipeline.folder / "report" / "contact_sheet.png"
-    if {"extract_cams", "make_labels"} <= set(results):
-        run_sheet(config, table, results, sheet)
-    classes = ("background", *table.classes)
-    figures = [row.figures(classes, config.run.seed) for row in rows]
-    report = {"key": key, "rows": figures, "sheet": str(sheet) if sheet.is_file() else ""}
-    write_text(path, json.dumps(report, indent=1))
-    return report
 
 
 def show(report: Mapping[str, Any]) -> None:

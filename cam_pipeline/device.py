@@ -38,7 +38,7 @@ def image_batch(images: Tensor, device: torch.device) -> Tensor:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the large blocks that a step frees, so that the next step need not get cleared pages from the kernel.
+    """Have glibc keep the large blocks that a step frees, so that the next step does not wait for cleared pages.
 
     By default each activation map is mapped and unmapped anew: a quarter of the time of a training step on the CPU.
     Does nothing with another C library.

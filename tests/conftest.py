@@ -130,7 +130,7 @@ class CommandServer:
         return pid
 
     def wait(self, pid: int, seconds: float = 300) -> Ended:
-        """Wait until a command ends or is stopped; one that takes longer than `seconds` is killed and fails the test."""
+        """Wait until a command ends or is stopped; one that takes longer is killed, and the test fails."""
         answer = self._ask({"wait": pid, "seconds": seconds}, seconds + 300)
         stdout, stderr = (path.read_text() for path in self.outputs[pid])
         assert "late" not in answer, f"still running after {seconds} s\n{stdout}\n{stderr}"
@@ -245,23 +245,34 @@ def same(one: Any, other: Any) -> bool:
 
 def stored_values(folder: Path) -> dict[str, Any]:
     """Everything that the artefacts of a run folder hold, by file and name."""
-    import h5py
-    from safetensors import safe_open
-
     found: dict[str, Any] = {}
     for path in (folder / name for name in ARTEFACTS if (folder / name).is_file()):
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="numpy") as tensors:
-                found[f"{path.name}@"] = json.dumps(tensors.metadata(), sort_keys=True)
-                found |= {f"{path.name}:{key}": tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
-            continue
-        with h5py.File(path, "r") as file:
-
-            def note(name: str, item: Any, path: Path = path) -> None:
-                if isinstance(item, h5py.Dataset):
-                    found[f"{path.name}:{name}"] = item[()]
-                found.update({f"{path.name}:{name}@{key}": value for key, value in item.attrs.items()})
-
-            note("/", file)
-            file.visititems(note)
+        values = hdf5_values(path) if path.suffix == ".h5" else safetensors_values(path)
+        found |= {f"{path.name}:{name}": value for name, value in values.items()}
     return found
+
+
+def hdf5_values(path: Path) -> dict[str, Any]:
+    """Every dataset, and every attribute as `name@key`."""
+    import h5py
+
+    found: dict[str, Any] = {}
+
+    def note(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()]
+        found.update({f"{name}@{key}": value for key, value in item.attrs.items()})
+
+    with h5py.File(path, "r") as file:
+        note("/", file)
+        file.visititems(note)
+    return found
+
+
+def safetensors_values(path: Path) -> dict[str, Any]:
+    """Every tensor, and the metadata as `@`."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        return tensors | {"@": json.dumps(file.metadata(), sort_keys=True)}

@@ -38,16 +38,24 @@ def key_of(name: str) -> str:
 
 
 @contextmanager
+def damage_named(what: str) -> Iterator[None]:
+    """Say DamagedFile for what HDF5 and h5py raise at damaged bytes: according to the place, almost anything."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFile(f"{what}; re-make it with --force") from error
+
+
+@contextmanager
 def open_file(path: Path, kind: str) -> Iterator[h5py.File]:
     """Open an artefact for reading. Raises DamagedFile when it is no HDF5 file of this kind and version."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    try:
+    with damage_named(f"{path} is damaged or no HDF5 file"):
         file = h5py.File(path, "r")
-    except OSError as error:
-        raise DamagedFile(f"{path} is damaged or no HDF5 file; re-make it with --force") from error
     with file:
-        found = (file.attrs.get("format"), file.attrs.get("version"))
+        with damage_named(f"{path} is damaged"):
+            found = (file.attrs.get("format"), file.attrs.get("version"))
         if found != (f"cam-pipeline/{kind}", FORMAT_VERSION):
             raise DamagedFile(
                 f"{path} is not a {kind} file of version {FORMAT_VERSION} (found {found[0]}, version {found[1]})"
@@ -57,25 +65,27 @@ def open_file(path: Path, kind: str) -> Iterator[h5py.File]:
 
 def read_record(file: h5py.File, kinds: Sequence[str], name: str) -> Record:
     """The named arrays of one image. Raises UserError for an unknown image, DamagedFile for an unreadable one."""
-    key = key_of(name)
-    if f"{kinds[0]}/{key}" not in file:
+    key, damaged = key_of(name), f"{file.filename} is damaged at image {name}"
+    with damage_named(damaged):
+        known = f"{kinds[0]}/{key}" in file
+    if not known:
         raise UserError(f"{file.filename} holds no image {name}")
-    try:
+    with damage_named(damaged):
         sets = [file[f"{kind}/{key}"] for kind in kinds]
         arrays = {kind: dataset[()] for kind, dataset in zip(kinds, sets, strict=True)}
-    except (OSError, KeyError) as error:
-        raise DamagedFile(f"{file.filename} is damaged at image {name}; re-make it with --force") from error
-    return Record(name, arrays, dict(sets[0].attrs))
+        return Record(name, arrays, dict(sets[0].attrs))
 
 
 def names_in(file: h5py.File) -> list[str]:
-    """Ids of all images, in the order of the data set."""
-    return [str(name) for name in file["names"].asstr()[()]]
+    """Ids of all images, in the order of the data set. Raises DamagedFile when they can not be read."""
+    with damage_named(f"{file.filename} is damaged"):
+        return [str(name) for name in file["names"].asstr()[()]]
 
 
 def classes_in(file: h5py.File) -> tuple[str, ...]:
-    """Class names; background first where the file's labels have one."""
-    return tuple(json.loads(file.attrs["classes"]))
+    """Class names; background first where the file's labels have one. Raises DamagedFile when they can not be read."""
+    with damage_named(f"{file.filename} is damaged"):
+        return tuple(json.loads(file.attrs["classes"]))
 
 
 def _write(file: h5py.File, record: Record) -> None:

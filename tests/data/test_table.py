@@ -35,7 +35,7 @@ def test_masks_must_exist(tmp_path):
     assert masked([sample("a", mask=mask)])[0].mask == mask
     with pytest.raises(DataError, match=r"image b of split 'train' has no mask \(looked for .*b\.png\)"):
         masked([sample("a", mask=mask), sample("b", mask=tmp_path / "b.png")])
-    with pytest.raises(DataError, match="image c .* a mask column"):
+    with pytest.raises(DataError, match=r"image c .* a mask column"):
         masked([sample("c")])
 
 

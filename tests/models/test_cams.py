@@ -22,7 +22,7 @@ def images():
 
 
 def close(one, other):
-    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.detach().abs().max()))
 
 
 def test_one_view_is_the_positive_part_of_the_classifier_cam(classifier, images):

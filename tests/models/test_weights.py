@@ -113,7 +113,7 @@ class Malicious:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, write):
     path, mark = tmp_path / "w.pth", tmp_path / "executed"
     write({"weight": torch.zeros(1), "evil": Malicious(mark)}, path)

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import tensor
 
-from cam_pipeline.ops.cam import classifier_cam, merge_views, normalize_cam, unflip_mean, with_background
+from cam_pipeline.ops.cam import (
+    cam_scores,
+    classifier_cam,
+    merge_views,
+    normalize_cam,
+    to_probabilities,
+    unflip_mean,
+    with_background,
+)
 
 
 def test_classifier_cam_is_the_weighted_sum_of_features():
@@ -138,3 +146,71 @@ def test_with_background_refuses_scores_out_of_range(score):
         with_background(torch.zeros(1, 2, 3), score)
     with pytest.raises(ValueError, match="cam"):
         with_background(torch.zeros(2, 3), 0.5)
+
+
+def test_cam_scores_are_resized_first_and_then_normalised():
+    # Bilinear without aligned corners, 2 -> 3 columns: weights 1, 1/2, 0. Both rows are the row.
+    scores = cam_scores(tensor([[[8.0, 0.0]], [[1.0, 3.0]]]), (2, 3))
+    expected = tensor([[[1.0, 0.5, 0.0]] * 2, [[1 / 3, 2 / 3, 1.0]] * 2])
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
+    assert 0.999 < float(scores.max()) < 1
+    # 4 -> 2 columns: the peak of 4 is gone after resampling (mean 2), and the rest is scaled by what is left.
+    torch.testing.assert_close(
+        cam_scores(tensor([[0.0, 4.0, 1.0, 1.0]]), (1, 2)), tensor([[1.0, 0.5]]), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,)])
+def test_cam_scores_take_any_leading_dimensions(leading):
+    scores = cam_scores(torch.zeros(*leading, 2, 3), (4, 7))
+    assert torch.equal(scores, torch.zeros(*leading, 4, 7))
+
+
+def test_cam_scores_precision_and_refusals():
+    cam = torch.ones(1, 2, 3, dtype=torch.float16)
+    assert cam_scores(cam, (4, 6)).dtype == torch.float32
+    assert cam_scores(cam.double(), (4, 6)).dtype == torch.float64
+    for wrong, size in [(torch.ones(3), (4, 6)), (torch.ones(2, 0, 3), (4, 6)), (torch.ones(2, 3), (0, 6))]:
+        with pytest.raises(ValueError, match="must not be empty"):
+            cam_scores(wrong, size)
+    with pytest.raises(ValueError, match="floating"):
+        cam_scores(torch.ones(1, 2, 3, dtype=torch.uint8), (4, 6))
+
+
+def test_probabilities_are_shares_of_every_pixel():
+    scores = tensor([[[1.0, 0.5, 0.0]], [[3.0, 0.0, 0.0]], [[0.0, 0.5, 2.0]]])  # (3, 1, 3)
+    probabilities = to_probabilities(scores)
+    assert probabilities.tolist() == [[[0.25, 0.5, 0.0]], [[0.75, 0.0, 0.0]], [[0.0, 0.5, 1.0]]]
+    assert torch.equal(to_probabilities(torch.stack([scores, scores * 7]))[0], probabilities)
+    torch.testing.assert_close(to_probabilities(torch.stack([scores, scores * 7]))[1], probabilities)
+    assert scores[1, 0, 0] == 3  # the argument is unchanged
+
+
+def test_probabilities_of_a_pixel_without_any_score_are_equal():
+    scores = tensor([[[0.0, 1.0]], [[0.0, 3.0]]])
+    assert to_probabilities(scores).tolist() == [[[0.5, 0.25]], [[0.5, 0.75]]]
+    tiny = to_probabilities(torch.full((4, 1, 1), 1e-45))  # less than a division can take
+    assert tiny.flatten().tolist() == [0.25] * 4
+    assert to_probabilities(torch.zeros(1, 2, 3)).tolist() == [[[1.0] * 3] * 2]
+
+
+def test_probabilities_keep_their_gradient_where_there_is_none():
+    scores = torch.zeros(2, 1, 2, requires_grad=True)
+    to_probabilities(scores)[0].sum().backward()
+    assert scores.grad.isfinite().all()
+
+
+def test_probabilities_precision_and_refusals():
+    half = torch.full((2, 1, 1), 40000.0, dtype=torch.float16)  # their sum is more than half precision can hold
+    assert to_probabilities(half).dtype == torch.float32
+    assert to_probabilities(half).flatten().tolist() == [0.5, 0.5]
+    assert to_probabilities(half.double()).dtype == torch.float64
+    with pytest.raises(ValueError, match=r"\(\.\.\., 1 \+ C, H, W\)"):
+        to_probabilities(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"1 \+ C"):
+        to_probabilities(torch.ones(0, 2, 3))
+    for value in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite and not negative"):
+            to_probabilities(tensor([[[1.0, value]]]))
+    with pytest.raises(ValueError, match="floating"):
+        to_probabilities(torch.ones(2, 2, 3, dtype=torch.uint8))

@@ -1,0 +1,94 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cam_pipeline.config import Config
+from cam_pipeline.data.table import Sample, Table
+from cam_pipeline.report import run_sheet as module
+from cam_pipeline.report.run_sheet import run_sheet
+from cam_pipeline.store.cams import StoredCam, cam_record
+from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
+from cam_pipeline.store.labels import label_record
+
+CONFIG = Config.model_validate({"run": {"workers": 1, "device": "cpu"}})
+SIZE = (20, 32)
+
+
+def write(path, kind, records):
+    names = [record.name for record in records]
+    writer = PartWriter(path, kind, artefact_attributes(("cat", "dog"), "f", ""), [names])
+    writer.write(0, records)
+    writer.join(names)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Seven images whose number is their colour, their label map and, for the even ones, their mask."""
+    samples, cams, labels = [], [], []
+    for number in range(7):
+        image, mask = tmp_path / f"{number}.png", tmp_path / f"m{number}.png"
+        Image.new("RGB", SIZE[::-1], (number, 0, 0)).save(image)
+        Image.new("L", SIZE[::-1], number % 3).save(mask)
+        samples.append(Sample(str(number), image, "train", (2,), None if number % 2 else mask))
+        cams.append(cam_record(StoredCam(str(number), torch.rand(1, 2, 3) + number, (2,), SIZE)))
+        labels.append(label_record(str(number), np.full(SIZE, number % 3, np.uint8), np.zeros(SIZE, np.uint8)))
+    results = {
+        "extract_cams": write(tmp_path / "cams.h5", "cams", cams),
+        "make_labels": write(tmp_path / "labels.h5", "pseudo-labels", labels),
+    }
+    return Table(("cat", "dog"), (*samples, Sample("v", tmp_path / "v.png", "val"))), results
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is handed to the contact sheet."""
+    calls = []
+    monkeypatch.setattr(module, "contact_sheet", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def test_rows_are_spread_over_the_split_and_belong_together(run, drawn, tmp_path):
+    table, results = run
+    run_sheet(CONFIG, table, results, tmp_path / "sheet.png", rows=4)
+    ((rows, classes, path),) = drawn
+    assert [row.name for row in rows] == ["0", "2", "4", "6"]
+    assert classes == ("background", "cat", "dog") and path == tmp_path / "sheet.png"
+    for row in rows:
+        number = int(row.name)
+        assert row.image.shape == (*SIZE, 3) and (row.image[..., 0] == number).all()
+        assert row.class_ids == (2,) and row.cam.shape == (1, *SIZE) and 0.99 < row.cam.max() <= 1
+        assert (row.pseudo_label == number % 3).all() and (row.truth == number % 3).all()
+        assert row.prediction is None
+
+
+def test_few_images_are_all_shown_and_a_missing_mask_leaves_its_place_empty(run, drawn, tmp_path):
+    table, results = run
+    run_sheet(CONFIG, table, results, tmp_path / "sheet.png", rows=50)
+    rows = drawn[0][0]
+    assert [row.name for row in rows] == [str(number) for number in range(7)]
+    assert [row.truth is None for row in rows] == [bool(number % 2) for number in range(7)]
+
+
+def test_predictions_of_the_segmenter_are_those_of_the_image(run, drawn, tmp_path, monkeypatch):
+    table, results = run
+    monkeypatch.setattr(module, "load_segmenter", lambda settings, path, classes: SimpleNamespace())
+    monkeypatch.setattr(module, "place", lambda network, device: None)
+    monkeypatch.setattr(
+        module,
+        "predict_labels",
+        lambda segmenter, samples, config: ((one, torch.full(SIZE, int(one.id) % 2)) for one in reversed(samples)),
+    )
+    run_sheet(CONFIG, table, {**results, "train_seg": tmp_path / "s"}, tmp_path / "sheet.png", rows=3)
+    assert [(row.name, int(row.prediction.max())) for row in drawn[0][0]] == [("0", 0), ("3", 1), ("6", 0)]
+
+
+def test_the_sheet_is_drawn(run, tmp_path):
+    table, results = run
+    path = tmp_path / "report" / "sheet.png"
+    run_sheet(CONFIG, table, results, path, rows=2)
+    with Image.open(path) as sheet:
+        assert sheet.size[0] > 3 * SIZE[1] and sheet.size[1] > 2 * SIZE[0]

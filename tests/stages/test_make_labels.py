@@ -1,0 +1,22 @@
+import numpy as np
+
+from cam_pipeline.config import Config
+from cam_pipeline.stages.make_labels import STAGE, labelled
+from cam_pipeline.store.scores import StoredScores
+
+
+def test_labels_and_confidence_by_hand():
+    background = [[0.9, 0.3, 0.6], [0.2, 0.0, 0.5]]
+    first, second = [[0.1, 0.6, 0.4], [0.3, 0.0, 0.3]], [[0.0, 0.1, 0.0], [0.5, 1.0, 0.2]]
+    scores = StoredScores("a", np.array([background, first, second], dtype=np.float32), (7, 3))
+    config = Config.model_validate({"labels": {"low": 0.35, "high": 0.55}})
+    record = labelled(scores, config)
+    # 0.1 < low; 7 with 0.6; best class 0.4 between; 3 with 0.5 < high; 3 with 1; best class 0.3 < low.
+    assert record.name == "a"
+    assert record.arrays["labels"].tolist() == [[0, 7, 255], [255, 3, 0]]
+    assert record.arrays["confidence"].tolist() == [[230, 153, 153], [128, 255, 128]]
+    assert {array.dtype for array in record.arrays.values()} == {np.dtype(np.uint8)}
+
+
+def test_only_the_thresholds_make_it_stale():
+    assert STAGE.params == ("labels",) and STAGE.needs(Config()) == ("refine_cams",)

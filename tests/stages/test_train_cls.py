@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cam_pipeline.config import Config
+from cam_pipeline.data.table import Sample
+from cam_pipeline.models.classifier import ClassifierOutput, PretrainedHalf
+from cam_pipeline.stages.train_cls import STAGE, validate
+
+CONFIG = Config.model_validate({"run": {"workers": 1, "device": "cpu"}, "cam": {"batch_size": 2, "max_side": 64}})
+COLOURS = {(): (0, 0, 0), (1,): (255, 0, 0), (2,): (0, 255, 0), (1, 2): (255, 255, 0)}
+
+
+class ColourClassifier(PretrainedHalf):
+    """Class 1 is red, class 2 is green: right about every image, unless it is told to look at other channels."""
+
+    stride = 16
+
+    def __init__(self, channels=(0, 1)):
+        super().__init__()
+        self.head = torch.nn.Linear(3, 2, bias=False)
+        self.channels = list(channels)
+
+    def forward(self, images):
+        return ClassifierOutput(images, 10 * (images.mean(dim=(2, 3))[:, self.channels] - 0.5))
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """Images of mixed sizes, so that batches come in another order than the samples."""
+    shown = [(1,), (2,), (), (1, 2), (1,), (2,), (1,)]
+    sizes = [(32, 48), (16, 16), (48, 32), (32, 48), (16, 16), (48, 32), (30, 50)]  # (height, width)
+    found = []
+    for number, (class_ids, (height, width)) in enumerate(zip(shown, sizes, strict=True)):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(np.full((height, width, 3), COLOURS[class_ids], np.uint8)).save(path)
+        found.append(Sample(str(number), path, "val", class_ids))
+    return found
+
+
+def test_a_classifier_that_is_right_scores_one(samples):
+    assert validate(ColourClassifier(), samples, CONFIG) == {"mAP": 1.0, "F1": 1.0}
+
+
+def test_a_classifier_that_confuses_the_classes_is_found_out(samples):
+    figures = validate(ColourClassifier(channels=(1, 0)), samples, CONFIG)
+    # Each class is predicted where the other is. Class 1 is in 4 images of 7, class 2 in 3; both in one of them.
+    assert figures["F1"] == pytest.approx(2 * 2 / (7 + 7))
+    # Class 1: 3 images score high, one of them rightly; then 4 score low, 3 of them rightly: AP = 1/4 1/3 + 3/4 4/7.
+    # Class 2: 4 score high, one rightly; then 3 score low, 2 of them rightly: AP = 1/3 1/4 + 2/3 3/7.
+    first, second = 1 / 4 * 1 / 3 + 3 / 4 * 4 / 7, 1 / 3 * 1 / 4 + 2 / 3 * 3 / 7
+    assert figures["mAP"] == pytest.approx((first + second) / 2)
+
+
+def test_a_class_that_does_not_occur_is_left_out_of_the_mean(samples):
+    only_first = [sample for sample in samples if sample.class_ids in ((), (1,))]
+    assert validate(ColourClassifier(), only_first, CONFIG)["mAP"] == 1.0
+
+
+def test_without_labelled_images_there_are_no_figures():
+    assert validate(ColourClassifier(), [], CONFIG) == {}
+
+
+def test_the_stage_needs_nothing_and_depends_on_the_seed():
+    assert STAGE.needs(CONFIG) == () and "run.seed" in STAGE.params and "run" not in STAGE.params

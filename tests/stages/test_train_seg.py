@@ -1,0 +1,92 @@
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cam_pipeline.config import Config
+from cam_pipeline.data.table import Sample, Table
+from cam_pipeline.errors import ConfigError, DataError
+from cam_pipeline.pipeline import Output
+from cam_pipeline.stages import train_seg as module
+from cam_pipeline.stages.train_seg import STAGE, check_coverage, supervision
+from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
+from cam_pipeline.store.labels import label_record
+
+MAPS = {"a": [[0, 1, 255], [2, 2, 2]], "b": [[0, 1], [255, 1], [0, 0]], "unused": [[0]]}
+MASKS = Config.model_validate({"train_seg": {"supervision": "masks"}})
+
+
+def write(path, maps, classes=("background", "cat", "dog")):
+    writer = PartWriter(path, "pseudo-labels", artefact_attributes(classes, "f", ""), [list(maps)])
+    arrays = {name: np.array(labels, dtype=np.uint8) for name, labels in maps.items()}
+    writer.write(0, [label_record(name, labels, np.zeros_like(labels)) for name, labels in arrays.items()])
+    writer.join(list(maps))
+    return path
+
+
+@pytest.fixture
+def table(tmp_path):
+    for name, size in (("a", (3, 2)), ("b", (2, 3))):  # (width, height)
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+        Image.new("L", size, 1 if name == "a" else 2).save(tmp_path / f"m{name}.png")
+    samples = [Sample(name, tmp_path / f"{name}.png", "train", (1,), tmp_path / f"m{name}.png") for name in "ba"]
+    return Table(("cat", "dog"), tuple(samples))
+
+
+def test_labels_that_fit_are_counted(table, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "cam_pipeline"):
+        check_coverage(write(tmp_path / "l.h5", MAPS), table, list(table.samples))
+    assert "2 images, 16.7 % of the pixels are ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("maps", "classes", "complaint"),
+    [
+        (MAPS, ("background", "dog", "cat"), "has the classes dog, cat, the data has cat, dog"),
+        (MAPS, ("cat", "dog"), "has the classes dog, the data has cat, dog"),
+        ({"b": MAPS["b"]}, None, "lacks 1 of 2 training images, the first is a; run make-cams"),
+        ({**MAPS, "a": np.zeros((3, 2))}, None, r"labels of a are \(3, 2\), its image is \(2, 3\)"),
+        (
+            {"a": np.full((2, 3), 255), "b": np.full((3, 2), 255)},
+            None,
+            "every pixel is ignored; lower labels.high or raise labels.low",
+        ),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(table, tmp_path, maps, classes, complaint):
+    path = write(tmp_path / "l.h5", maps, classes or ("background", "cat", "dog"))
+    with pytest.raises(DataError, match=complaint):
+        check_coverage(path, table, list(table.samples))
+
+
+def test_supervision_by_pseudo_labels_reads_the_training_images_in_their_order(table, tmp_path):
+    read = supervision(Config(), {"make_labels": write(tmp_path / "l.h5", MAPS)}, table, list(table.samples))
+    assert [read(index).tolist() for index in (1, 0)] == [MAPS["a"], MAPS["b"]]
+
+
+def test_supervision_by_masks_needs_no_labels(table):
+    read = supervision(MASKS, {}, table, list(table.samples))
+    assert [read(index).tolist() for index in (1, 0)] == [[[1] * 3] * 2, [[2] * 2] * 3]
+    bare = Sample("c", table.samples[0].image, "train", (1,))
+    with pytest.raises(DataError, match="image c of split 'train' has no mask"):
+        supervision(MASKS, {}, table, [*table.samples, bare])
+
+
+def test_a_mask_of_another_size_is_refused_when_it_is_read(table):
+    Image.new("L", (2, 3)).save(table.samples[1].mask)
+    read = supervision(MASKS, {}, table, list(table.samples))
+    with pytest.raises(DataError, match=r"ma\.png: the mask is \(3, 2\), its image is \(2, 3\)"):
+        read(1)
+
+
+def test_needs():
+    assert STAGE.needs(Config()) == ("make_labels",) and STAGE.needs(MASKS) == ()
+
+
+def test_deeplabv3plus_needs_two_images_in_a_batch(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_table", lambda settings: table)
+    output = Output(tmp_path / "s.safetensors", tmp_path / "logs", "f")
+    one = Config.model_validate({"train_seg": {"supervision": "masks", "batch_size": 1}})
+    with pytest.raises(ConfigError, match=r"train_seg\.batch_size: DeepLabV3"):
+        module.train_seg(one, {}, output)

@@ -1,0 +1,248 @@
+"""Figures from hand-made maps of 2 x 3 pixels, and a sweep that must equal the plain way of doing it."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cam_pipeline import evaluation
+from cam_pipeline.config import Config
+from cam_pipeline.data.table import Sample, Table
+from cam_pipeline.errors import DataError, StageNotReady
+from cam_pipeline.evaluation import (
+    THRESHOLDS,
+    Row,
+    cam_rows,
+    cam_sweep,
+    evaluate,
+    labels_confusion,
+    scores_confusion,
+    segmenter_confusion,
+    with_masks,
+)
+from cam_pipeline.ops.cam import cam_scores, with_background
+from cam_pipeline.ops.metrics import confusion_matrix
+from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
+from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
+from cam_pipeline.store.labels import label_record
+from cam_pipeline.store.scores import score_record
+
+CLASSES = ("cat", "dog")
+CONFIG = Config.model_validate({"run": {"workers": 1, "device": "cpu", "seed": 4}, "refine": {"background": 0.4}})
+
+
+def write(path, kind, records, classes=CLASSES):
+    names = [record.name for record in records]
+    writer = PartWriter(path, kind, artefact_attributes(classes, "f", ""), [names])
+    writer.write(0, records)
+    writer.join(names)
+    return path
+
+
+def make_sample(folder, name, mask, split="train"):
+    mask = np.array(mask, dtype=np.uint8)
+    Image.new("RGB", mask.shape[::-1]).save(folder / f"{name}.jpg")
+    Image.fromarray(mask).save(folder / f"{name}.png")
+    return Sample(name, folder / f"{name}.jpg", split, (1, 2), folder / f"{name}.png")
+
+
+@pytest.fixture
+def table(tmp_path):
+    samples = [
+        make_sample(tmp_path, "a", [[0, 1, 1], [2, 2, 255]]),
+        make_sample(tmp_path, "b", [[1, 0], [0, 0], [0, 2]]),
+        make_sample(tmp_path, "v", [[0, 1, 2], [0, 1, 2]], split="val"),
+    ]
+    return Table(CLASSES, tuple(samples))
+
+
+@pytest.fixture
+def scores(table, tmp_path):
+    first = np.array(  # best channel: background, dog, cat; cat, dog, dog. Channels are background, dog, cat.
+        [[[0.8, 0.2, 0.0], [0.2, 0.2, 0.2]], [[0.1, 0.6, 0.2], [0.2, 0.6, 0.8]], [[0.1, 0.2, 0.8], [0.6, 0.2, 0.0]]],
+        dtype=np.float32,
+    )
+    second = np.ones((1, 3, 2), dtype=np.float32)  # shows none of the classes
+    return write(tmp_path / "scores.h5", "scores", [score_record("a", first, (2, 1)), score_record("b", second, ())])
+
+
+SCORES_CONFUSION = [  # rows truth: image a  0 1 1 / 2 2 -  against  0 2 1 / 1 2 2, image b  1 0 0 0 0 2  against 0
+    [5, 0, 0],
+    [1, 1, 1],
+    [1, 1, 1],
+]
+
+
+def test_scores_count_with_their_best_channel(table, scores):
+    assert scores_confusion(scores, table, table.split("train")).tolist() == SCORES_CONFUSION
+
+
+def test_labels_count_with_their_scores_where_they_are_undecided(table, scores, tmp_path):
+    decided = {"a": [[0, 2, 255], [255, 1, 255]], "b": [[255, 1], [0, 0], [0, 0]]}
+    confidence = np.zeros((1, 1), np.uint8)
+    path = write(
+        tmp_path / "pseudo_labels.h5",
+        "pseudo-labels",
+        [label_record(name, np.array(labels, dtype=np.uint8), confidence) for name, labels in decided.items()],
+        ("background", *CLASSES),
+    )
+    confusion, coverage = labels_confusion(path, scores, table, table.split("train"))
+    # Image a is 0 2 [1] / [1] 1 [2], image b [0] 1 0 0 0 0; in brackets what comes from the scores.
+    assert confusion.tolist() == [[4, 1, 0], [1, 1, 1], [1, 2, 0]]
+    assert coverage == pytest.approx(1 - 4 / 12)
+
+
+def random_cams(folder):
+    """Maps of three images on small grids; the second shows no class, the third has a map of zeros."""
+    rng = np.random.default_rng(0)
+    samples, records = [], []
+    for name, size, class_ids in [("a", (5, 7), (1, 3)), ("b", (4, 3), ()), ("c", (6, 5), (2, 3))]:
+        samples.append(make_sample(folder, name, rng.choice([0, 1, 2, 3, 255], size)))
+        cam = torch.from_numpy(rng.random((len(class_ids), 2, 3), dtype=np.float32)) * 7
+        if name == "c":
+            cam[0] = 0
+        records.append(cam_record(StoredCam(name, cam, class_ids, size)))
+    classes = ("cat", "dog", "eel")
+    return Table(classes, tuple(samples)), write(folder / "cams.h5", "cams", records, classes)
+
+
+def test_sweep_equals_an_argmax_for_every_background_score(tmp_path):
+    table, path = random_cams(tmp_path)
+    sweep = cam_sweep(path, table, table.samples)
+    assert sweep.shape == (100, 4, 4)
+    expected = torch.zeros_like(sweep)
+    with CamStore.open(path) as store:
+        for sample in table.samples:
+            stored = store.read(sample.id)
+            target = torch.from_numpy(np.array(Image.open(sample.mask)))
+            ids = torch.tensor([0, *stored.class_ids])
+            for number, threshold in enumerate(THRESHOLDS.tolist()):
+                scores = with_background(cam_scores(stored.cam, stored.size), threshold)
+                expected[number] += confusion_matrix(ids[scores.argmax(dim=0)], target, 4)
+    assert torch.equal(sweep, expected)
+    assert len({tuple(one.flatten().tolist()) for one in sweep}) > 20
+
+
+def test_sweep_covers_only_the_images_asked_for(tmp_path):
+    table, path = random_cams(tmp_path)
+    parts = [cam_sweep(path, table, [sample]) for sample in table.samples]
+    assert torch.equal(sum(parts), cam_sweep(path, table, table.samples))
+    assert [int(part[0].sum()) for part in parts] == [
+        int((np.array(Image.open(sample.mask)) != 255).sum()) for sample in table.samples
+    ]
+
+
+def test_figures_of_a_row():
+    confusion = torch.tensor([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
+    row = Row("CAM", "val", 5, "image labels", confusion, background=0.35)
+    figures = row.figures(("background", "cat", "dog"), seed=3)
+    assert (figures["map"], figures["split"], figures["images"], figures["seed"]) == ("CAM", "val", 5, 3)
+    assert (figures["used"], figures["background"], figures["coverage"]) == ("image labels", 0.35, None)
+    assert figures["IoU"]["background"] == pytest.approx(6 / 9) and figures["IoU"]["cat"] == pytest.approx(3 / 6)
+    assert figures["IoU"]["dog"] is None
+    assert figures["mIoU"] == pytest.approx((6 / 9 + 3 / 6) / 2)
+    assert figures["precision"] == pytest.approx((6 / 7 + 3 / 5) / 2)
+    assert figures["recall"] == pytest.approx((6 / 8 + 3 / 4) / 2)
+    assert figures["false_positive"] == pytest.approx((1 / 9 + 2 / 6) / 2)
+    assert figures["false_negative"] == pytest.approx((2 / 9 + 1 / 6) / 2)
+    assert not any(isinstance(value, float) and math.isnan(value) for value in figures.values())
+
+
+def test_cam_rows_stand_at_the_configured_background_and_at_the_best():
+    confusions = torch.ones(100, 2, 2, dtype=torch.int64)
+    confusions[71] = torch.tensor([[9, 0], [0, 9]])
+    (row,) = cam_rows(confusions, 0.354, oracle=False, split="val", images=2)
+    assert row.background == 0.35 and row.map == "CAM" and row.used == "image labels"
+    assert torch.equal(row.confusion, confusions[35])
+    _, best = cam_rows(confusions, 0.35, oracle=True, split="val", images=2)
+    assert best.background == 0.71 and "oracle" in best.map and "masks" in best.used
+    assert torch.equal(best.confusion, confusions[71]) and (best.split, best.images) == ("val", 2)
+
+
+def test_with_masks_thins_out_and_then_leaves_out_what_has_none(table):
+    a, b, v = table.samples
+    bare = Sample("n", a.image, "train", (1,))
+    assert with_masks([a, bare, b, v]) == [a, b, v]
+    assert with_masks(iter([a, bare, b, v]), every=2) == [a, b]
+    assert with_masks([bare, a, b], every=2) == [b]
+    with pytest.raises(DataError, match="no image of this split has a mask"):
+        with_masks([bare])
+
+
+def test_masks_of_another_size_are_a_mistake_in_the_data(table, scores):
+    Image.new("L", (2, 3)).save(table.samples[0].mask)
+    with pytest.raises(DataError, match=r"a\.png: the mask is \(3, 2\), its image is \(2, 3\)"):
+        scores_confusion(scores, table, table.split("train"))
+
+
+def fake_segmenter(monkeypatch, predictions):
+    monkeypatch.setattr(evaluation, "load_segmenter", lambda settings, path, classes: SimpleNamespace())
+    monkeypatch.setattr(evaluation, "place", lambda network, device: None)
+    monkeypatch.setattr(
+        evaluation,
+        "predict_labels",
+        lambda segmenter, samples, config: ((one, torch.tensor(predictions[one.id])) for one in reversed(samples)),
+    )
+
+
+def test_segmenter_confusion_pairs_predictions_with_their_own_masks(table, monkeypatch):
+    fake_segmenter(monkeypatch, {"a": [[0, 1, 1], [2, 1, 2]], "b": [[1, 2], [0, 0], [0, 2]]})
+    confusion = segmenter_confusion(SimpleNamespace(), table, table.split("train"), CONFIG)
+    assert confusion.tolist() == [[4, 0, 1], [0, 3, 0], [0, 1, 2]]
+
+
+@pytest.fixture
+def results(table, scores, tmp_path):
+    cams = [
+        cam_record(StoredCam("a", torch.tensor([[[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]]), (1,), (2, 3))),
+        cam_record(StoredCam("b", torch.zeros(0, 3, 2), (), (3, 2))),
+    ]
+    labels = [
+        label_record("a", np.full((2, 3), 255, np.uint8), np.zeros((2, 3), np.uint8)),
+        label_record("b", np.zeros((3, 2), np.uint8), np.zeros((3, 2), np.uint8)),
+    ]
+    return {
+        "extract_cams": write(tmp_path / "cams.h5", "cams", cams),
+        "refine_cams": scores,
+        "make_labels": write(tmp_path / "pseudo_labels.h5", "pseudo-labels", labels, ("background", *CLASSES)),
+        "train_seg": tmp_path / "segmenter.safetensors",
+    }
+
+
+def test_evaluate_makes_a_row_for_everything_that_exists(table, results, monkeypatch):
+    fake_segmenter(monkeypatch, {"v": [[0, 1, 2], [0, 1, 1]]})
+    rows = {row.map: row for row in evaluate(CONFIG, table, results, oracle=True)}
+    assert list(rows) == ["CAM", "CAM, oracle", "refined", "pseudo-label", "segmenter"]
+    assert {(row.split, row.images) for name, row in rows.items() if name != "segmenter"} == {("train", 2)}
+    # The CAM at background 0.4: image a is 0 1 1 / 1 0 0, image b 0.
+    assert rows["CAM"].confusion.tolist() == [[5, 0, 0], [1, 2, 0], [2, 1, 0]]
+    assert rows["CAM"].background == rows["refined"].background == rows["pseudo-label"].background == 0.4
+    assert rows["refined"].confusion.tolist() == SCORES_CONFUSION == rows["pseudo-label"].confusion.tolist()
+    assert rows["pseudo-label"].coverage == 0.5 and rows["refined"].coverage is None
+    assert (rows["segmenter"].split, rows["segmenter"].images) == ("val", 1)
+    assert rows["segmenter"].confusion.tolist() == [[2, 0, 0], [0, 2, 0], [0, 1, 1]]
+    assert rows["segmenter"].background is None and rows["segmenter"].used == "image labels"
+    assert [row.map for row in evaluate(CONFIG, table, results)].count("CAM, oracle") == 0
+
+
+def test_evaluate_takes_split_share_and_supervision_into_account(table, results, monkeypatch):
+    fake_segmenter(monkeypatch, {"a": [[0] * 3] * 2, "b": [[0] * 2] * 3, "v": [[0] * 3] * 2})
+    rows = evaluate(CONFIG, table, results, split="val")
+    assert [(row.map, row.split) for row in rows] == [("segmenter", "val")], "no CAMs were made of this split"
+    rows = evaluate(CONFIG, table, results, split="train", every=2)
+    assert [(row.map, row.split, row.images) for row in rows] == [
+        (name, "train", 1) for name in ("CAM", "refined", "pseudo-label", "segmenter")
+    ]
+    assert int(rows[0].confusion.sum()) == 5, "image a alone"
+    reference = CONFIG.model_copy(update={"train_seg": CONFIG.train_seg.model_copy(update={"supervision": "masks"})})
+    assert evaluate(reference, table, {"train_seg": results["train_seg"]})[0].used == "masks"
+
+
+def test_evaluate_needs_something(table, results):
+    with pytest.raises(StageNotReady, match="nothing to evaluate yet"):
+        evaluate(CONFIG, table, {})
+    partial = {"extract_cams": results["extract_cams"], "make_labels": results["make_labels"]}
+    assert [row.map for row in evaluate(CONFIG, table, partial)] == ["CAM"]
