@@ -10,6 +10,7 @@ import click
 
 from cam_pipeline import __version__
 from cam_pipeline.errors import Interrupted, UserError
+from cam_pipeline.interrupt import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from cam_pipeline.config import Config
@@ -31,15 +32,18 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with sigterm_as_ctrl_c():
+                return super().invoke(ctx)
         except UserError as error:
-            raise Mistake(str(error)) from error
+            raise Mistake(" ".join(line.strip() for line in str(error).splitlines())) from error
         except OSError as error:
             if error.errno is None or not error.filename:
                 raise
             raise Mistake(f"{error.filename}: {error.strerror}") from error
         except (Interrupted, KeyboardInterrupt) as error:
-            click.echo(f"Interrupted: {error or 'stopped at once'}. The same command goes on from there.", err=True)
+            click.echo(
+                f"Interrupted: {str(error) or 'stopped at once'}. The same command goes on from there.", err=True
+            )
             ctx.exit(130)
 
 
@@ -81,16 +85,18 @@ def run_options(
             **more: Any,
         ) -> None:
             overrides = list(settings)
-            overrides += [f'run.device="{device}"'] if device is not None else []
+            overrides += [f"run.device={json.dumps(device)}"] if device is not None else []
             overrides += [f"run.workers={workers}"] if workers is not None else []
             configure_output(verbose, quiet)
             command(Options(config, tuple(overrides), force), **more)
 
         call.__doc__, call.__name__ = command.__doc__, command.__name__
         call.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
+        # A default of None counts as given for click, so that `required` would be without effect.
+        given: dict[str, Any] = {"default": default_config, "show_default": True} if default_config else {}
         decorators = [
-            click.option("-c", "--config", default=default_config, required=default_config is None, metavar="FILE",
-                         show_default=default_config is not None, help="TOML file, or the name of a shipped config."),
+            click.option("-c", "--config", required=not default_config, metavar="FILE", **given,
+                         help="TOML file, or the name of a shipped config."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
             click.option("--device", metavar="DEVICE", help="auto, cpu or cuda[:n]."),
             click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Worker processes; 0: one a core."),
@@ -205,6 +211,7 @@ def evaluate(options: Options, split: str, every: int, oracle: bool) -> None:
     pipeline = options.pipeline()
     report = evaluate_run(pipeline, force=options.force, split=split, every=every, oracle=oracle)
     show(report)
+    show_classes(report)
     click.echo(f"Numbers: {pipeline.folder / 'evaluation.json'}")
     if report["sheet"]:
         click.echo(f"Pictures: {report['sheet']}")
@@ -236,37 +243,39 @@ def demo(options: Options) -> None:
 
 def show(report: Mapping[str, Any]) -> None:
     """Print an evaluation as a table, in percent."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(
-        "map",
-        "mIoU %",
-        "precision %",
-        "recall %",
-        "FP %",
-        "FN %",
-        "coverage %",
-        "background",
-        "on",
-        "seed",
-        "learned from",
-    )
+    seeds = ", ".join(sorted({str(row["seed"]) for row in report["rows"]}))
+    grid = Table(box=box.SIMPLE, padding=(0, 1), caption=f"percent of the complete label map; seed {seeds}")
+    grid.add_column("map", no_wrap=True)
+    for name in ("mIoU", "prec.", "recall", "FP", "FN", "decided", "backgr."):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("compared on")
+    grid.add_column("learned from")
     for row in report["rows"]:
         shares = [
             f"{100 * row[key]:.1f}" for key in ("mIoU", "precision", "recall", "false_positive", "false_negative")
         ]
-        coverage = "" if row["coverage"] is None else f"{100 * row['coverage']:.1f}"
+        decided = "" if row["coverage"] is None else f"{100 * row['coverage']:.1f}"
         background = "" if row["background"] is None else f"{row['background']:.2f}"
-        grid.add_row(
-            row["map"],
-            *shares,
-            coverage,
-            background,
-            f"{row['split']} ({row['images']})",
-            str(row["seed"]),
-            row["used"],
-        )
+        grid.add_row(row["map"], *shares, decided, background, f"{row['split']}, {row['images']} images", row["used"])
+    Console(width=None if Console().is_terminal else 120).print(grid)
+
+
+def show_classes(report: Mapping[str, Any]) -> None:
+    """Print the IoU of every class for every map, in percent."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table("IoU %", box=box.SIMPLE, padding=(0, 1))
+    for row in report["rows"]:
+        grid.add_column(row["map"], justify="right")
+    for name in report["rows"][0]["IoU"]:
+        values = [row["IoU"][name] for row in report["rows"]]
+        grid.add_row(name, *("-" if value is None else f"{100 * value:.1f}" for value in values))
     Console().print(grid)
 
 

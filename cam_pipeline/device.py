@@ -1,4 +1,4 @@
-"""How to compute: device, precision, memory layout, number of processes. None of it changes what is computed."""
+"""How to compute: device, precision, memory layout, number of processes."""
 
 import ctypes
 import os

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 from cam_pipeline.errors import Interrupted
@@ -40,6 +41,30 @@ def graceful_stop() -> Iterator[None]:
         for number, handler in zip(watched, previous, strict=True):
             signal.signal(number, handler)
         _received.clear()
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Where no loop listens (`graceful_stop`), let SIGTERM raise KeyboardInterrupt as Ctrl-C does."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def workers_start_deaf() -> Iterator[None]:
+    """Let processes that start inside never hear Ctrl-C and SIGTERM, not even before they can call `ignore_in_worker`.
+
+    Signals that come meanwhile reach this process at the end of the block.
+    """
+    resource_tracker.ensure_running()  # begun inside by joblib, it would unblock the signals (Python < 3.13)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_in_worker(*_: object) -> None:

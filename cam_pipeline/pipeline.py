@@ -68,7 +68,8 @@ class Output:
 class Stage:
     """One cached step.
 
-    `params` are the config sections and keys that change the result; `data` digests what the stage reads outside the
+    `params` are the config sections and keys that change the result, but for `ignores`, keys in them that only say how
+    to work; `data` digests what the stage reads outside the
     run folder; `needs` names upstream stages. `version` is raised by hand when the code computes something else.
     """
 
@@ -76,6 +77,7 @@ class Stage:
     makes: str
     run: Callable[[Config, Mapping[str, Path], Output], None]
     params: tuple[str, ...]
+    ignores: tuple[str, ...] = ()
     needs: Callable[[Config], tuple[str, ...]] = lambda config: ()
     data: Callable[[Config, FileDigests], str] = lambda config, digests: ""
     version: int = 1
@@ -145,7 +147,7 @@ class Pipeline:
         facts: dict[str, Any] = {
             "stage": name,
             "version": stage.version,
-            "params": self.config.pick(stage.params),
+            "params": self.config.pick(stage.params, stage.ignores),
             "data": stage.data(self.config, self.digests),
             "needs": {need: state.run_id for need, state in upstream.items()},
         }

@@ -137,6 +137,11 @@ class Trainer:
         return self.folder / "checkpoint.pt"
 
     def _save(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
+        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
+            raise TrainingDiverged(
+                f"{self.name}: the weights are not finite at step {step}; lower {self.name}.lr "
+                f"(now {self.settings.lr}). The last checkpoint is kept"
+            )
         state = {
             "step": step,
             "network": self.network.state_dict(),

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cam_pipeline.atomic import write_text
+from cam_pipeline.data.digest import data_digest
 from cam_pipeline.data.readers import load_table
+from cam_pipeline.data.table import Table
 from cam_pipeline.evaluation import evaluate
 from cam_pipeline.pipeline import Pipeline, read_json
 from cam_pipeline.report.run_sheet import run_sheet
@@ -16,17 +19,20 @@ def evaluate_run(
 ) -> Mapping[str, Any]:
     """Compare the current results with masks; arguments as `evaluation.evaluate`.
 
-    The answer of an earlier call is given again where neither question nor results have changed, unless `force`.
+    The answer of an earlier call is given again where question, results and masks are the same, unless `force`.
     """
     states = {name: state for name, state in pipeline.states(["train_seg"]).items() if state.kind == "current"}
     config, path = pipeline.config, pipeline.folder / "evaluation.json"
+    table = load_table(config.data)
     run_ids = {name: state.run_id for name, state in states.items()}
-    key = {"split": split, "every": every, "oracle": oracle, "results": run_ids}
+    settings = config.pick(("refine.background", "segmenter.max_side", "run.precision"))
+    key: dict[str, Any] = {"split": split, "every": every, "oracle": oracle, "results": run_ids, "settings": settings}
+    key["data"] = _data(pipeline, table, split)
     known = read_json(path)
-    if known.get("key") == key and not force:
+    complete = not known.get("sheet") or Path(known["sheet"]).is_file()
+    if known.get("key") == key and complete and not force:
         return known
     results = {name: pipeline.path(name) for name in states}
-    table = load_table(config.data)
     rows = evaluate(config, table, results, split=split, every=every, oracle=oracle)
     sheet = pipeline.folder / "report" / "contact_sheet.png"
     if {"extract_cams", "make_labels"} <= set(results):
@@ -36,3 +42,12 @@ def evaluate_run(
     report = {"key": key, "rows": figures, "sheet": str(sheet) if sheet.is_file() else ""}
     write_text(path, json.dumps(report, indent=1))
     return report
+
+
+def _data(pipeline: Pipeline, table: Table, split: str) -> str:
+    """Digest of the images and masks that are compared with; the stages know nothing of them."""
+    splits = (split or pipeline.config.data.train, split or pipeline.config.data.val)
+    samples = [sample for sample in table.samples if sample.split in splits and sample.mask is not None]
+    digest = data_digest(table.classes, samples, pipeline.digests, masks=True)
+    pipeline.digests.save()
+    return digest

@@ -45,7 +45,7 @@ def extract_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> 
     )
     images_of = GridImages(samples, grids, classifier.stride)
     pending = [batch for number in writer.pending() for batch in parts[number]]
-    loaded = iter(loader_over(images_of, pending, worker_count(config.run)))
+    loaded = loader_over(images_of, pending, worker_count(config.run))
     with track("extract_cams", writer.total, done=writer.done) as progress:
         for number in writer.pending():
             records: list[Record] = []
@@ -73,7 +73,8 @@ STAGE = Stage(
     name="extract_cams",
     makes="cams.h5",
     run=extract_cams,
-    params=("cam",),
+    params=("cam", "run.precision"),
+    ignores=("cam.batch_size",),
     needs=lambda config: ("train_cls",),
     data=_data,
 )

@@ -15,7 +15,7 @@ from cam_pipeline.data.images import read_image
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample
 from cam_pipeline.device import worker_count
-from cam_pipeline.interrupt import ignore_in_worker, raise_if_stopped
+from cam_pipeline.interrupt import ignore_in_worker, raise_if_stopped, workers_start_deaf
 from cam_pipeline.ops.cam import cam_scores, to_probabilities, with_background
 from cam_pipeline.ops.crf import dense_crf
 from cam_pipeline.pipeline import Output, Stage
@@ -43,7 +43,9 @@ def refine_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> N
             for number in writer.pending():
                 stored = [cams.read(name) for name in chunks[number]]
                 records = []
-                for cam, scores in zip(stored, parallel(refine(cam, samples[cam.name]) for cam in stored), strict=True):
+                with workers_start_deaf():
+                    refined = parallel(refine(cam, samples[cam.name]) for cam in stored)
+                for cam, scores in zip(stored, refined, strict=True):
                     raise_if_stopped()
                     records.append(score_record(cam.name, scores, cam.class_ids))
                     progress.advance()

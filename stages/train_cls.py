@@ -91,6 +91,7 @@ STAGE = Stage(
     name="train_cls",
     makes="classifier.safetensors",
     run=train_cls,
-    params=("classifier", "train_cls", "run.seed"),
+    params=("classifier", "train_cls", "run.seed", "run.precision"),
+    ignores=("train_cls.checkpoint_seconds",),
     data=_data,
 )

@@ -122,7 +122,8 @@ STAGE = Stage(
     name="train_seg",
     makes="segmenter.safetensors",
     run=train_seg,
-    params=("segmenter", "train_seg", "run.seed"),
+    params=("segmenter", "train_seg", "run.seed", "run.precision"),
+    ignores=("train_seg.checkpoint_seconds", "segmenter.max_side"),
     needs=_needs,
     data=_data,
 )

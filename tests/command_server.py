@@ -6,12 +6,15 @@ the other end. A request may set attributes (`patch`: smaller parts, say) and pl
 (`signal_at`): a kill then falls between two given statements, not somewhere near them.
 """
 
+import atexit
 import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
@@ -44,7 +47,7 @@ def plant_signal(function: str, send: str, holds: str = "", call: int = 1, group
 
     def with_signal(*arguments: Any, **named: Any) -> Any:
         nonlocal seen
-        seen += holds in str(arguments[0] if arguments else "")
+        seen += not holds or holds in str(arguments[0] if arguments else "")
         if seen == call:
             seen += 1
             number = signal.Signals[send]
@@ -55,7 +58,11 @@ def plant_signal(function: str, send: str, holds: str = "", call: int = 1, group
 
 
 def become_command(request: dict[str, Any]) -> NoReturn:
-    """Turn this forked process into the command; it ends as the console script does."""
+    """Turn this forked process into the command.
+
+    It ends as the console script does, threads and exit handlers included, but for the last step: taking all modules
+    apart would cost a second.
+    """
     os.setpgid(0, 0)
     os.chdir(request["folder"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -68,7 +75,24 @@ def become_command(request: dict[str, Any]) -> NoReturn:
     if request["signal_at"]:
         plant_signal(**request["signal_at"])
     sys.argv = ["cam-pipeline", *request["arguments"]]
-    sys.exit(cam_pipeline.cli.main())
+    code = 1
+    try:
+        cam_pipeline.cli.main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        end_threads_and_run_exit_handlers()
+    except BaseException:
+        traceback.print_exc()
+        end_threads_and_run_exit_handlers()
+    os._exit(code)
+
+
+def end_threads_and_run_exit_handlers() -> None:
+    """What the interpreter does first when it ends; the exception that ended the program is still alive then."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def wait(pid: int, seconds: float) -> dict[str, Any]:

@@ -219,6 +219,7 @@ def test_evaluate_makes_a_row_for_everything_that_exists(table, results, monkeyp
     assert {(row.split, row.images) for name, row in rows.items() if name != "segmenter"} == {("train", 2)}
     # The CAM at background 0.4: image a is 0 1 1 / 1 0 0, image b 0.
     assert rows["CAM"].confusion.tolist() == [[5, 0, 0], [1, 2, 0], [2, 1, 0]]
+    assert {rows[name].used for name in ("CAM", "refined", "pseudo-label")} == {"image labels"}
     assert rows["CAM"].background == rows["refined"].background == rows["pseudo-label"].background == 0.4
     assert rows["refined"].confusion.tolist() == SCORES_CONFUSION == rows["pseudo-label"].confusion.tolist()
     assert rows["pseudo-label"].coverage == 0.5 and rows["refined"].coverage is None

@@ -3,13 +3,22 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from multiprocessing.connection import Connection
 
 import pytest
 
 from cam_pipeline.errors import Interrupted
-from cam_pipeline.interrupt import graceful_stop, ignore_in_worker, raise_if_stopped, stop_requested
+from cam_pipeline.interrupt import (
+    graceful_stop,
+    ignore_in_worker,
+    raise_if_stopped,
+    sigterm_as_ctrl_c,
+    stop_requested,
+    workers_start_deaf,
+)
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -54,6 +63,26 @@ def test_a_signal_outside_is_not_remembered() -> None:
     with pytest.raises(KeyboardInterrupt):
         send(signal.SIGINT)
     assert not stop_requested()
+
+
+def test_sigterm_can_act_as_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
+        send(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_processes_can_be_started_deaf() -> None:
+    """The mask goes to the child; this process hears what came meanwhile when the block ends."""
+    with graceful_stop():
+        with workers_start_deaf():
+            code = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+            shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout
+            send(signal.SIGTERM)
+            assert not stop_requested()
+        assert stop_requested()
+    assert "SIGINT" in shown and "SIGTERM" in shown
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
 
 
 def handlers_of_a_worker(answer: Connection) -> None:

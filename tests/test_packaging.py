@@ -142,6 +142,7 @@ from importlib import import_module
 from cam_pipeline.pipeline import STAGES
 for path in STAGES.values():
     print(import_module(path).__file__)
+print(import_module("cam_pipeline.stages.evaluate").__file__)
 """
     files = run_installed(installed, tmp_path, "-c", code).split()
     expected = {path.stem for path in ROOT.glob("stages/*.py")} - {"__init__"}

@@ -166,7 +166,7 @@ class TrainSegSettings(TrainSettings):
 
 
 class RunSettings(Section):
-    """How to compute, not what: of these only `seed` changes the results."""
+    """How to compute, not what: of these only `seed` and `precision` make results stale."""
 
     seed: int = Field(0, ge=0, description="seed of initial weights, order of images, augmentation and dropout")
     device: str = Field(
@@ -209,16 +209,19 @@ class Config(Section):
             raise ConfigError("output.dir is not set")
         return self.output.dir
 
-    def pick(self, paths: Iterable[str]) -> dict[str, Any]:
-        """The named sections or keys (`"refine"`, `"run.seed"`) as plain data, for a fingerprint."""
+    def pick(self, paths: Iterable[str], without: Iterable[str] = ()) -> dict[str, Any]:
+        """The named sections or keys (`"refine"`, `"run.seed"`), less the keys `without`, as plain data."""
         everything = self.model_dump(mode="json")
+        for path in without:
+            section, key = path.split(".")
+            del everything[section][key]
         picked: dict[str, Any] = {}
         for path in paths:
             value: Any = everything
             for part in path.split("."):
                 value = value[part]
             picked[path] = value
-        for section in (value for value in picked.values() if isinstance(value, dict)):
-            if section.get("weights", "none") not in ("pretrained", "none"):
-                section["weights"] = "file"  # its content counts (`Stage.data`), not where it lies
+        for settings in (value for value in picked.values() if isinstance(value, dict)):
+            if settings.get("weights", "none") not in ("pretrained", "none"):
+                settings["weights"] = "file"  # its content counts (`Stage.data`), not where it lies
         return picked

@@ -1,16 +1,19 @@
 """Batches for training and for prediction; what a batch holds never depends on how many processes load it."""
 
-from collections.abc import Callable, Iterator, Sequence
+import atexit
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cam_pipeline.data.augment import random_view
 from cam_pipeline.data.images import UInt8, grid_size, image_size, read_image, resize_to_grid, to_tensor
 from cam_pipeline.data.table import Sample
+from cam_pipeline.errors import UserError
 from cam_pipeline.interrupt import ignore_in_worker
 
 ReadMask = Callable[[int], UInt8]
@@ -70,16 +73,59 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(index)) for index in chosen]
 
 
-def training_batches(views: TrainingViews, batches: EpochBatches, workers: int) -> DataLoader[dict[str, Any]]:
-    """A loader over `batches`; its own generator keeps it from touching torch's global random state."""
-    return DataLoader(
-        views,
+class _Reporting(Dataset[Any]):
+    """Gives a user's mistake in place of the items: raised in a worker, its one line would end in a traceback."""
+
+    def __init__(self, items: Dataset[Any]) -> None:
+        self.items = items
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[Any] | UserError:
+        try:
+            return [self.items[key] for key in keys]
+        except UserError as error:
+            return error
+
+
+def _collate(items: list[Any] | UserError) -> Any:
+    return items if isinstance(items, UserError) else default_collate(items)
+
+
+_unfinished: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Close what an error left open: at exit, multiprocessing would wait for workers, which ignore its SIGTERM."""
+    for batches in list(_unfinished):
+        batches.close()
+
+
+def _load(items: Dataset[Any], batches: Iterable[Any], workers: int) -> Iterator[Any]:
+    """The collated batches of keys, loaded by processes that end with the iterator, or with this process."""
+    loading = _loading(items, batches, workers)
+    _unfinished.add(loading)
+    return loading
+
+
+def _loading(items: Dataset[Any], batches: Iterable[Any], workers: int) -> Generator[Any, None, None]:
+    loader: DataLoader[Any] = DataLoader(
+        _Reporting(items),
         batch_sampler=batches,
         num_workers=workers,
+        collate_fn=_collate,
         worker_init_fn=ignore_in_worker,
-        generator=torch.Generator(),
+        generator=torch.Generator(),  # its own, so that torch's global random state stays untouched
         pin_memory=torch.cuda.is_available(),
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def training_batches(views: TrainingViews, batches: EpochBatches, workers: int) -> Iterator[dict[str, Any]]:
+    """The views of `batches`, collated. Raises DataError for an image or mask that can not be read."""
+    return _load(views, batches, workers)
 
 
 class GridImages(Dataset[Tensor]):
@@ -107,22 +153,15 @@ def same_size_batches(keys: Sequence[Any], batch_size: int) -> list[list[int]]:
     return batches
 
 
-def loader_over(images: GridImages, batches: Sequence[Sequence[int]], workers: int) -> DataLoader[Tensor]:
-    """A loader that gives (B, 3, H, W) float32 in 0..1 for each batch of indices; its generator is its own."""
-    return DataLoader(
-        images,
-        batch_sampler=[list(batch) for batch in batches],
-        num_workers=min(workers, len(batches)),
-        worker_init_fn=ignore_in_worker,
-        generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
-    )
+def loader_over(images: GridImages, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
+    """(B, 3, H, W) float32 in 0..1 for each batch of indices. Raises DataError for an image that can not be read."""
+    return _load(images, [list(batch) for batch in batches], min(workers, len(batches)))
 
 
 def grid_batches(
     samples: Sequence[Sample], *, stride: int, max_side: int, batch_size: int, workers: int
-) -> tuple[list[list[int]], DataLoader[Tensor]]:
-    """Batches of images that share a grid at scale 1, and a loader that gives (B, 3, H, W) float32 for each."""
+) -> tuple[list[list[int]], Iterator[Tensor]]:
+    """Batches of images that share a grid at scale 1, and (B, 3, H, W) float32 for each. Errors as `loader_over`."""
     grids = [grid_size(*image_size(sample.image), stride, max_side) for sample in samples]
     batches = same_size_batches(grids, batch_size)
     return batches, loader_over(GridImages(samples, grids, stride), batches, workers)

@@ -23,7 +23,8 @@ def classifier_cam(features: Tensor, weight: Tensor) -> Tensor:
     features = at_least_float32(features, "features")
     weight = at_least_float32(weight, "weight")
     dtype = torch.promote_types(features.dtype, weight.dtype)
-    return torch.einsum("bdhw,cd->bchw", features.to(dtype), weight.to(dtype))
+    with torch.autocast(features.device.type, enabled=False):  # it would lower the product to half precision
+        return torch.einsum("bdhw,cd->bchw", features.to(dtype), weight.to(dtype))
 
 
 def unflip_mean(cam: Tensor, flipped_cam: Tensor) -> Tensor:

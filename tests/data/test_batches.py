@@ -15,6 +15,7 @@ from cam_pipeline.data.batches import (
     training_batches,
 )
 from cam_pipeline.data.table import Sample
+from cam_pipeline.errors import DataError
 
 SIZES = [(12, 20), (20, 12), (12, 20), (13, 21), (40, 20)]  # (height, width)
 
@@ -74,9 +75,11 @@ def test_a_view_depends_on_seed_epoch_and_index_alone(samples):
     first = views[2, 3]
     assert first["index"] == 3 and first["image"].shape == (3, 10, 10) and first["image"].dtype == torch.uint8
     assert "mask" not in first
+    assert torch.equal(make_views([samples[3]] * 4)[2, 3]["image"], first["image"])
     _ = views[0, 1], np.random.default_rng().random(), torch.rand(1)
     assert torch.equal(views[2, 3]["image"], first["image"])
-    for other in (views[1, 3], make_views(samples, seed=1)[2, 3]):
+    twice = make_views([samples[3]] * 4)  # the same image under other indices
+    for other in (views[1, 3], make_views(samples, seed=1)[2, 3], twice[2, 2]):
         assert not torch.equal(other["image"], first["image"])
 
 
@@ -125,11 +128,28 @@ def test_grid_batches_hold_images_of_one_grid(samples):
     batches, loader = grid_batches(samples, stride=4, max_side=30, batch_size=2, workers=1)
     # 12 x 20 and 13 x 21 pixels are 3 x 5 cells of 4; 40 x 20 is reduced to 30 x 15: 7.5 and 3.75 cells.
     assert batches == [[0, 2], [3], [1], [4]]
-    shapes = [tuple(images.shape) for images in loader]
-    assert shapes == [(2, 3, 12, 20), (1, 3, 12, 20), (1, 3, 20, 12), (1, 3, 32, 16)]
-    for batch, images in zip(batches, loader, strict=True):
+    loaded = list(loader)
+    assert [tuple(images.shape) for images in loaded] == [
+        (2, 3, 12, 20),
+        (1, 3, 12, 20),
+        (1, 3, 20, 12),
+        (1, 3, 32, 16),
+    ]
+    for batch, images in zip(batches, loaded, strict=True):
         assert images.dtype == torch.float32
         torch.testing.assert_close(images[:, 2, 0, 0], torch.tensor([index * 10 / 255 for index in batch]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_by_the_error_itself(samples, workers, tmp_path):
+    """Not by the traceback of a worker process."""
+    (tmp_path / "broken.png").write_text("no image")
+    broken = [*samples[:2], Sample("broken", tmp_path / "broken.png", "train", (1,))]
+    with pytest.raises(DataError, match=r"^\S*broken\.png can not be read as an image") as caught:
+        list(training_batches(make_views(broken), EpochBatches(3, 2, epochs=2, seed=0), workers))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"^\S*broken\.png can not be read as an image"):
+        list(loader_over(GridImages(broken, [(3, 5)] * 3, 4), [[0, 1], [2]], workers))
 
 
 def test_a_loader_over_nothing_is_empty(samples):

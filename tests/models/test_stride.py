@@ -74,7 +74,8 @@ def test_its_own_stride_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("name", "stride"), [("resnet18", 64), ("resnet18", 12), ("test_vit", 8), ("hrnet_w18_small", 16)]
+    ("name", "stride"),
+    [("resnet18", 64), ("resnet18", 12), ("test_vit", 8), ("hrnet_w18_small", 16), ("levit_128s", 8)],
 )
 def test_a_stride_out_of_reach_is_refused_and_the_mode_restored(name, stride):
     backbone = create(name).train()

@@ -1,0 +1,229 @@
+"""The command line: options become settings, mistakes become one line and exit code 2, a stop becomes 130."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from cam_pipeline import __version__, cli, errors
+from cam_pipeline.cli import Commands, Options, configure_output, main, run_options
+from cam_pipeline.config import Config
+from cam_pipeline.progress import set_quiet
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Commands set up logging for a process of their own."""
+    root, own = logging.getLogger(), logging.getLogger("cam_pipeline")
+    handlers, levels = root.handlers[:], (root.level, own.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+    set_quiet(False)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.toml"
+    path.write_text("[run]\nseed = 3\n")
+    return str(path)
+
+
+class PipelineOfNothing:
+    """Stands for `pipeline.Pipeline`; notes what a command asks for."""
+
+    calls: list[tuple[Any, ...]]
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.folder = config, config.folder
+        PipelineOfNothing.config = config
+
+    def order(self, names: list[str]) -> list[str]:
+        return ["everything before", *names]
+
+    def run(self, names: list[str], force: bool = False) -> None:
+        PipelineOfNothing.calls.append((*names, force))
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> type[PipelineOfNothing]:
+    PipelineOfNothing.calls = []
+    monkeypatch.setattr("cam_pipeline.pipeline.Pipeline", PipelineOfNothing)
+    return PipelineOfNothing
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+# Options
+
+
+def test_options_become_settings(config_file: str, pipeline: Any) -> None:
+    result = call(
+        "train-cls", "-c", config_file, "--set", "train_cls.epochs=2", "--set", "output.dir=x",
+        "--device", "cuda:1", "--workers", "3",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    config = pipeline.config
+    assert (config.run.seed, config.train_cls.epochs, config.run.device, config.run.workers) == (3, 2, "cuda:1", 3)
+    assert config.folder == Path("x")
+
+
+def test_device_and_workers_beat_set(config_file: str, pipeline: Any) -> None:
+    call("train-cls", "-c", config_file, "--device", "cpu", "--set", "run.device=cuda", "--set", "run.workers=9",
+         "--workers", "0")  # fmt: skip
+    assert (pipeline.config.run.device, pipeline.config.run.workers) == ("cpu", 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "stages"),
+    [
+        ("train-cls", ("train_cls",)),
+        ("make-cams", ("extract_cams", "refine_cams", "make_labels")),
+        ("train-seg", ("train_seg",)),
+        ("run", ("everything before", "train_seg")),
+    ],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_command_runs_its_stages(
+    config_file: str, pipeline: Any, command: str, stages: tuple[str, ...], force: bool
+) -> None:
+    result = call(command, "-c", config_file, *["--force"] * force)
+    assert result.exit_code == 0, result.output
+    assert pipeline.calls == [(*stages, force)]
+
+
+@pytest.mark.parametrize("arguments", [["--workers", "-1"], ["--workers", "two"], ["--frobnicate"], ["extra"]])
+def test_wrong_options_are_refused(config_file: str, pipeline: Any, arguments: list[str]) -> None:
+    result = call("run", "-c", config_file, *arguments)
+    assert result.exit_code == 2
+    assert pipeline.calls == []
+
+
+def test_odd_device_is_refused_in_one_line(config_file: str, pipeline: Any) -> None:
+    result = call("run", "-c", config_file, "--device", "gpu")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+    assert "run.device" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_quotes_in_the_device_do_not_become_toml(config_file: str, pipeline: Any) -> None:
+    result = call("run", "-c", config_file, "--device", 'cpu"\nseed = "4')
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["train-cls", "make-cams", "train-seg", "run", "status", "evaluate"])
+def test_config_must_be_given(command: str) -> None:
+    result = call(command)
+    assert result.exit_code == 2
+    assert "--config" in result.output
+
+
+def test_version_and_help() -> None:
+    assert __version__ in call("--version").output
+    assert all(name in call("-h").output for name in ("train-cls", "make-cams", "train-seg", "run", "status", "demo"))
+
+
+@pytest.mark.parametrize(
+    ("verbose", "quiet", "level"), [(False, False, "INFO"), (True, False, "DEBUG"), (False, True, "WARNING")]
+)
+def test_verbosity(verbose: bool, quiet: bool, level: str) -> None:
+    configure_output(verbose, quiet)
+    assert logging.getLevelName(logging.getLogger("cam_pipeline.training").getEffectiveLevel()) == level
+
+
+def test_run_options_hand_over_what_a_command_adds(config_file: str) -> None:
+    seen: list[Any] = []
+
+    @click.command()
+    @click.option("--split")
+    @run_options(force=False)
+    def command(options: Options, split: str) -> None:
+        seen.extend([options, split])
+
+    CliRunner().invoke(command, ["-c", config_file, "--split", "val"])
+    assert seen == [Options(config_file, ()), "val"]
+    assert CliRunner().invoke(command, ["-c", config_file, "--force"]).exit_code == 2
+
+
+# Errors
+
+
+def ended_by(error: BaseException) -> Result:
+    @click.group(cls=Commands)
+    def group() -> None:
+        pass
+
+    @group.command()
+    def fail() -> None:
+        raise error
+
+    return CliRunner().invoke(group, ["fail"])
+
+
+def all_mistakes() -> list[type[errors.UserError]]:
+    classes = [errors.UserError]
+    for each in classes:
+        classes += each.__subclasses__()
+    return classes
+
+
+@pytest.mark.parametrize("mistake", all_mistakes())
+def test_mistake_is_one_line_and_exit_code_2(mistake: type[errors.UserError]) -> None:
+    result = ended_by(mistake("photo.jpg is torn; take another"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "Error: photo.jpg is torn; take another\n"
+
+
+def test_mistake_stays_one_line_whatever_library_words_are_in_it() -> None:
+    result = ended_by(errors.ConfigError("segmenter.encoder: sizes differ:\n\t3 and\n\t4"))
+    assert len(result.stderr.splitlines()) == 1
+    assert "3 and" in result.stderr
+
+
+def test_system_error_with_a_file_names_it() -> None:
+    result = ended_by(PermissionError(13, "Permission denied", "/photos/a.jpg"))
+    assert (result.exit_code, result.stderr) == (2, "Error: /photos/a.jpg: Permission denied\n")
+
+
+@pytest.mark.parametrize("error", [OSError("no number, no name"), RuntimeError("a bug"), KeyError("a bug")])
+def test_our_own_mistakes_keep_their_traceback(error: Exception) -> None:
+    assert ended_by(error).exception is error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.Interrupted("stopped by SIGTERM; work is saved"), "stopped by SIGTERM; work is saved"),
+        (KeyboardInterrupt(), "stopped at once"),
+    ],
+)
+def test_stop_is_130_and_says_how_to_go_on(error: BaseException, words: str) -> None:
+    result = ended_by(error)
+    assert result.exit_code == 130
+    assert result.stderr == f"Interrupted: {words}. The same command goes on from there.\n"
+
+
+# The module as a program
+
+
+def test_module_runs_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cam_pipeline.cli", "run", "-c", "absent.toml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: there is no config file absent.toml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_load_the_shipped_demo_config() -> None:
+    assert Options("demo", ("run.seed=5",)).load().run.seed == 5
+    assert cli.MAKE_CAMS == ("extract_cams", "refine_cams", "make_labels")
