@@ -59,7 +59,7 @@ def workers_start_deaf() -> Iterator[None]:
 
     Signals that come meanwhile reach this process at the end of the block.
     """
-    resource_tracker.ensure_running()  # begun inside by joblib, it would unblock the signals (Python < 3.13)
+    resource_tracker.ensure_running()  # begun inside by joblib, it would unblock the signals (older Pythons)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield

@@ -1,6 +1,8 @@
 """CAMs -> per-pixel scores of background and present classes (scores.h5)."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,14 +45,23 @@ def refine_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> N
             for number in writer.pending():
                 stored = [cams.read(name) for name in chunks[number]]
                 records = []
-                with workers_start_deaf():
-                    refined = parallel(refine(cam, samples[cam.name]) for cam in stored)
-                for cam, scores in zip(stored, refined, strict=True):
-                    raise_if_stopped()
-                    records.append(score_record(cam.name, scores, cam.class_ids))
-                    progress.advance()
+                with results_of(parallel, (refine(cam, samples[cam.name]) for cam in stored)) as results:
+                    for cam, scores in zip(stored, results, strict=True):
+                        raise_if_stopped()
+                        records.append(score_record(cam.name, scores, cam.class_ids))
+                        progress.advance()
                 writer.write(number, records)
         writer.join(cams.names)
+
+
+@contextmanager
+def results_of(parallel: Any, tasks: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """The results in the order of the tasks; those that are left when a stop comes are dropped."""
+    with workers_start_deaf():
+        results = parallel(tasks)
+    with warnings.catch_warnings(), closing(results):
+        warnings.filterwarnings("ignore", module="joblib")  # advice to those who leave results
+        yield results
 
 
 def refined_scores(cam: StoredCam, sample: Sample, settings: RefineSettings) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ the other end. A request may set attributes (`patch`: smaller parts, say) and pl
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -109,6 +110,7 @@ def wait(pid: int, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     load_stages()
+    gc.freeze()  # what is imported is never collected, so that children share its memory
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
