@@ -5,17 +5,14 @@ the size the manifest states. Work grows in `partial/<stage>-<fingerprint>/`, is
 is written last: it is the "done" bit. See docs/stages.md.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import secrets
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -26,8 +23,9 @@ from cam_pipeline.atomic import write_text
 from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.device import keep_freed_memory
-from cam_pipeline.errors import DamagedFile, RunFolderBusy, StageNotReady
+from cam_pipeline.errors import DamagedFile, StageNotReady
 from cam_pipeline.interrupt import graceful_stop
+from cam_pipeline.store.lock import held
 
 logger = logging.getLogger(__name__)
 
@@ -288,26 +286,3 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a run folder. Raises RunFolderBusy, naming the holder, when another process does.
-
-    The lock is the kernel's and belongs to this process alone: it ends with it, however it ends.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise RunFolderBusy(
-                f"run folder {folder} is in use by {holder}; wait for it, or set output.dir to another folder"
-            ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}")
-        file.flush()
-        yield

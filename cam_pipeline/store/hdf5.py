@@ -79,7 +79,7 @@ def read_record(file: h5py.File, kinds: Sequence[str], name: str) -> Record:
 def names_in(file: h5py.File) -> list[str]:
     """Ids of all images, in the order of the data set. Raises DamagedFile when they can not be read."""
     with damage_named(f"{file.filename} is damaged"):
-        return [str(name) for name in file["names"].asstr()[()]]
+        return [bytes(name).decode() for name in file["names"][()]]
 
 
 def classes_in(file: h5py.File) -> tuple[str, ...]:
@@ -109,7 +109,10 @@ def write_artefact(
     """Create an artefact in one step: `fill` writes the records, then the index and root attributes are added."""
     with written_aside(path) as aside, h5py.File(aside, "w", libver="latest") as file:
         fill(file)
-        file.create_dataset("names", data=list(names), dtype=h5py.string_dtype())
+        # Of fixed length: HDF5 can loop for ever over the damaged heap of a text of variable length.
+        encoded = [name.encode() for name in names]
+        longest = max((len(name) for name in encoded), default=1)
+        file.create_dataset("names", data=np.array(encoded, dtype=f"S{longest}"))
         file.attrs.update(format=f"cam-pipeline/{kind}", version=FORMAT_VERSION, **attributes)
 
 
