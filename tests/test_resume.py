@@ -168,10 +168,9 @@ def test_interrupted_training_saves_the_step_although_no_checkpoint_is_due(
 WORKERS_START = "joblib.externals.loky.process_executor.ProcessPoolExecutor._start_executor_manager_thread"
 
 
-@pytest.mark.parametrize("send", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
-    ("function", "call"),
-    [(WORKERS_START, 1), ("cam_pipeline.store.cams.CamStore.read", 8)],
+    ("function", "call", "send"),
+    [(WORKERS_START, 1, "SIGINT"), ("cam_pipeline.store.cams.CamStore.read", 8, "SIGTERM")],
     ids=["starting", "working"],
 )
 def test_interrupted_with_several_crf_workers(
