@@ -65,6 +65,7 @@ def become_command(request: dict[str, Any]) -> NoReturn:
     apart would cost a second.
     """
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as from a terminal, wherever the tests themselves run
     os.chdir(request["folder"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, path in ((1, request["stdout"]), (2, request["stderr"])):

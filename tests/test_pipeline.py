@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ import pytest
 from cam_pipeline import pipeline as engine
 from cam_pipeline.config import Config, load_config
 from cam_pipeline.errors import DamagedFile, Interrupted, RunFolderBusy, StageNotReady
-from cam_pipeline.pipeline import Output, Pipeline, Stage, held, load_stages, read_json
+from cam_pipeline.pipeline import Output, Pipeline, Stage, load_stages, read_json
 
 NAMES = ("grow", "mill", "bake")
 
@@ -501,22 +500,6 @@ def test_run_holds_the_lock_while_it_works_and_releases_it_after(bakery: Bakery)
     assert seen["free"] is False
     assert f"process {os.getpid()} on " in seen["holder"]
     assert can_be_locked(bakery.folder / "lock")
-
-
-def test_lock_of_a_folder_that_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("not a folder")
-    with pytest.raises(FileExistsError), held(tmp_path / "run"):
-        pass
-
-
-def test_lock_names_only_the_present_holder(tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text(
-        "process 1234567890123 on a-machine-with-a-very-long-name since the beginning of time"
-    )
-    with held(tmp_path):
-        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
-        assert "beginning of time" not in (tmp_path / "lock").read_text()
-    fcntl.lockf((tmp_path / "lock").open("a+"), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # The real stages: what their records say depends on what

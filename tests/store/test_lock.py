@@ -1,0 +1,80 @@
+"""One process at a time: who holds a folder is named, and the lock ends with its holder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cam_pipeline.errors import RunFolderBusy
+from cam_pipeline.store.lock import held
+
+HOLD = """
+import sys, pathlib
+from cam_pipeline.store.lock import held
+with held(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+TRY = """
+import sys, pathlib
+from cam_pipeline.store.lock import held
+with held(pathlib.Path(sys.argv[1])):
+    print("free", flush=True)
+"""
+
+
+def attempt(folder: Path) -> subprocess.CompletedProcess[str]:
+    """What another process meets."""
+    return subprocess.run([sys.executable, "-c", TRY, str(folder)], capture_output=True, text=True, timeout=60)
+
+
+def test_another_process_waits_for_nothing_and_names_the_holder(tmp_path: Path) -> None:
+    with held(tmp_path):
+        done = attempt(tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        f"cam_pipeline.errors.RunFolderBusy: run folder {tmp_path} is in use by process {os.getpid()} on"
+    )
+    assert attempt(tmp_path).stdout == "free\n"
+
+
+def test_lock_ends_with_a_killed_holder(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        with pytest.raises(RunFolderBusy, match=f"process {holder.pid} on "), held(tmp_path):
+            pass
+        holder.kill()
+        holder.wait(timeout=60)
+    with held(tmp_path):
+        assert f"process {os.getpid()} on " in (tmp_path / "lock").read_text()
+
+
+def test_refusal_changes_nothing(tmp_path: Path) -> None:
+    with held(tmp_path):
+        before = (tmp_path / "lock").stat()
+        attempt(tmp_path)
+        after = (tmp_path / "lock").stat()
+    assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
+
+
+def test_lock_names_only_the_present_holder(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("process 1234567890123 on a machine with a long name, since the beginning of time")
+    with held(tmp_path):
+        text = (tmp_path / "lock").read_text()
+    assert text.startswith(f"process {os.getpid()} on ")
+    assert "beginning of time" not in text
+
+
+def test_folder_is_made(tmp_path: Path) -> None:
+    with held(tmp_path / "a" / "run"):
+        assert (tmp_path / "a" / "run" / "lock").is_file()
+
+
+def test_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("not a folder")
+    with pytest.raises(FileExistsError, match="run"), held(tmp_path / "run"):
+        pass
