@@ -102,29 +102,43 @@ def wait(pid: int, seconds: float) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+        if found and os.WIFSTOPPED(status):
+            return {"stopped": True}
         if found:
-            return {"stopped": True} if os.WIFSTOPPED(status) else {"code": os.waitstatus_to_exitcode(status)}
+            kill_group(pid)  # the worker processes of a killed command, if any
+            return {"code": os.waitstatus_to_exitcode(status)}
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    os.killpg(pid, signal.SIGKILL)
+    kill_group(pid)
+    os.waitpid(pid, 0)
     return {"late": True}
+
+
+def kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def main() -> None:
     load_stages()
     gc.freeze()  # what is imported is never collected, so that children share its memory
     print(json.dumps("ready"), flush=True)
+    running: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
             answer = wait(request["wait"], request["seconds"])
+            running -= set() if "stopped" in answer else {request["wait"]}
         else:
             pid = os.fork()
             if not pid:
                 become_command(request)
+            running.add(pid)
             with contextlib.suppress(OSError):
                 os.setpgid(pid, pid)  # also in the child: whichever comes first
             answer = {"pid": pid}
         print(json.dumps(answer), flush=True)
+    for pid in running:
+        kill_group(pid)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ import json
 import os
 import select
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,9 +147,6 @@ class CommandServer:
         self.process.stdin.close()
         self.process.wait(timeout=60)
         self.process.stdout.close()
-        for pid in self.outputs:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
 
     def _ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         assert self.process.stdin
