@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.batches import grid_batches
-from cam_pipeline.data.images import image_size
+from cam_pipeline.data.images import UInt8, grid_size, image_size, resize_to_grid, to_tensor
 from cam_pipeline.data.table import Sample
 from cam_pipeline.device import autocast, image_batch, worker_count
 from cam_pipeline.models.segmenter import Segmenter
@@ -29,6 +29,20 @@ def predict_labels(segmenter: Segmenter, samples: Sequence[Sample], config: Conf
         with autocast(config.run, device):
             logits = segmenter(image_batch(images, device)).float()
         for index, one in zip(indices, logits, strict=True):
-            size = image_size(samples[index].image)
-            full = F.interpolate(one[None], size, mode="bilinear", align_corners=False)[0]
-            yield samples[index], full.argmax(dim=0).to(torch.uint8).cpu()
+            yield samples[index], _labels_at(one, image_size(samples[index].image))
+
+
+@torch.inference_mode()
+def predict_image(segmenter: Segmenter, pixels: UInt8, config: Config) -> Tensor:
+    """The complete label map (H, W) uint8 of one image (H, W, 3), as `predict_labels` gives it for a file."""
+    device, height, width = segmenter.normalize.mean.device, pixels.shape[0], pixels.shape[1]
+    grid = grid_size(height, width, segmenter.multiple, config.segmenter.max_side)
+    batch = resize_to_grid(to_tensor(pixels), grid, segmenter.multiple)[None]
+    with autocast(config.run, device):
+        logits = segmenter(image_batch(batch, device)).float()
+    return _labels_at(logits[0], (height, width))
+
+
+def _labels_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    full = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+    return full.argmax(dim=0).to(torch.uint8).cpu()

@@ -19,8 +19,8 @@ FLOORS = {
     "2": ["models"],
     "3a": ["config"],
     "3b": ["data", "store", "device"],
-    "3c": ["networks", "prediction"],
-    "4": ["pipeline", "training", "evaluation", "report", "export"],
+    "3c": ["networks", "prediction", "refinement"],
+    "4": ["pipeline", "training", "evaluation", "report", "export", "trained"],
     "5": ["stages"],
     "6": ["cli", "cam_pipeline"],
 }

@@ -1,6 +1,6 @@
 """Typed settings. One rule of precedence: default < TOML file < `--set section.key=value`."""
 
-from cam_pipeline.config.loading import load_config, shipped_configs, to_toml
+from cam_pipeline.config.loading import load_config, shipped_configs, to_toml, toml_value
 from cam_pipeline.config.settings import (
     CamSettings,
     ClassifierSettings,
@@ -30,4 +30,5 @@ __all__ = [
     "load_config",
     "shipped_configs",
     "to_toml",
+    "toml_value",
 ]

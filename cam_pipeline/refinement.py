@@ -1,0 +1,27 @@
+"""Per-pixel scores of one image from its class activation maps."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cam_pipeline.config import RefineSettings
+from cam_pipeline.data.images import UInt8
+from cam_pipeline.ops.cam import cam_scores, to_probabilities, with_background
+from cam_pipeline.ops.crf import dense_crf
+from cam_pipeline.store.cams import StoredCam
+
+
+def refined_scores(cam: StoredCam, image: UInt8, settings: RefineSettings) -> NDArray[np.float32]:
+    """Background score, then a dense CRF over the present classes: image (H, W, 3) -> scores (1 + n, H, W).
+
+    They sum to 1 over channels, background first. Raises ValueError when the image is not of `cam.size`.
+    """
+    if image.shape[:2] != cam.size:
+        raise ValueError(f"the image is {image.shape[:2]}, its class maps are of one of {cam.size} (height, width)")
+    scores = with_background(cam_scores(cam.cam, cam.size), settings.background)
+    probabilities: NDArray[np.float32] = to_probabilities(scores).numpy()
+    if not settings.crf or not cam.class_ids:
+        return probabilities
+    kernels: dict[str, Any] = settings.model_dump(exclude={"background", "crf", "crf_iterations"})
+    return dense_crf(image, probabilities, iterations=settings.crf_iterations, **kernels)

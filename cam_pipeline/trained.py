@@ -1,0 +1,132 @@
+"""A trained run from Python: class maps, scores and labels of one image, as arrays.
+
+from cam_pipeline import open_run
+
+run = open_run("outputs/demo")
+found = run.annotate("photo.jpg")
+print(found.names, found.labels.shape)
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cam_pipeline.config import Config, load_config, toml_value
+from cam_pipeline.data.images import UInt8, grid_size, read_image, resize_to_grid, to_tensor
+from cam_pipeline.device import autocast, image_batch, pick_device, place
+from cam_pipeline.errors import DataError, StageNotReady
+from cam_pipeline.models.cams import multi_scale_cams, predicted_classes
+from cam_pipeline.networks import load_classifier, load_segmenter
+from cam_pipeline.ops.cam import cam_scores
+from cam_pipeline.ops.labels import labels_from_scores
+from cam_pipeline.prediction import predict_image
+from cam_pipeline.refinement import refined_scores
+from cam_pipeline.store.cams import StoredCam
+from cam_pipeline.store.checkpoints import load_model
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a run makes of one image of H x W pixels that shows n classes.
+
+    `names` and `class_ids` (1-based) of the n classes; `probabilities` (n,) in 0..1, what the classifier gives them;
+    `cams` (n, H, W) float32 in 0..1 and `scores` (1 + n, H, W) float32, background first, summing to 1;
+    `labels` (H, W) uint8: 0 background, class ids, 255 undecided.
+    """
+
+    names: tuple[str, ...]
+    class_ids: tuple[int, ...]
+    probabilities: NDArray[np.float32]
+    cams: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: UInt8
+
+
+class TrainedRun:
+    """The networks of a run folder. The data set it was trained on is not needed; its `config` says how maps are made.
+
+    `classes` are the class names without background, so that `classes[0]` is label 1.
+    """
+
+    def __init__(self, config: Config) -> None:
+        path = config.folder / "classifier.safetensors"
+        if not path.is_file():
+            raise StageNotReady(f"{config.folder} holds no classifier. Run: cam-pipeline train-cls")
+        self.config, self.device = config, pick_device(config.run)
+        self.classes: tuple[str, ...] = tuple(load_model(path).metadata["classes"])
+        self.classifier = load_classifier(config.classifier, path, self.classes)
+        place(self.classifier, self.device)
+
+    def annotate(self, image: Path | str | UInt8, classes: Sequence[str] | None = None) -> Annotation:
+        """Class maps, refined scores and labels of an image file, or of an array (H, W, 3) uint8 RGB.
+
+        `classes` names what the image shows; None: what the classifier predicts (`cam.presence_threshold`); none: only
+        background. Raises DataError for an unknown class or an image that can not be read.
+        """
+        pixels, config = _pixels(image), self.config
+        size = (pixels.shape[0], pixels.shape[1])
+        cam, chances = self._class_maps(pixels)
+        if classes is None:
+            present = predicted_classes(chances, config.cam.presence_threshold)
+        else:
+            present = tuple(sorted({self._class_id(name) for name in classes}))
+        rows = [class_id - 1 for class_id in present]
+        stored = StoredCam("", cam[rows], present, size)
+        scores = refined_scores(stored, pixels, config.refine)
+        return Annotation(
+            names=tuple(self.classes[row] for row in rows),
+            class_ids=present,
+            probabilities=chances[rows].numpy(),
+            cams=cam_scores(stored.cam, size).numpy(),
+            scores=scores,
+            labels=labels_from_scores(scores, present, config.labels.low, config.labels.high),
+        )
+
+    def segment(self, image: Path | str | UInt8) -> UInt8:
+        """The trained segmenter's label map (H, W) uint8, complete. Raises StageNotReady where there is none."""
+        path = self.config.folder / "segmenter.safetensors"
+        if not path.is_file():
+            raise StageNotReady(f"{self.config.folder} holds no segmenter. Run: cam-pipeline train-seg")
+        segmenter = load_segmenter(self.config.segmenter, path, self.classes)
+        place(segmenter, self.device)
+        return predict_image(segmenter, _pixels(image), self.config).numpy()
+
+    @torch.inference_mode()
+    def _class_maps(self, pixels: UInt8) -> tuple[Tensor, Tensor]:
+        """(C, h, w) and (C,) of one image, on the CPU, exactly as the stage extract_cams makes them."""
+        settings, stride = self.config.cam, self.classifier.stride
+        grid = grid_size(pixels.shape[0], pixels.shape[1], stride, settings.max_side)
+        batch = image_batch(resize_to_grid(to_tensor(pixels), grid, stride)[None], self.device)
+        with autocast(self.config.run, self.device):
+            maps, chances = multi_scale_cams(self.classifier, batch, settings.scales, settings.flip)
+        return maps[0].float().cpu(), chances[0].cpu()
+
+    def _class_id(self, name: str) -> int:
+        if name not in self.classes:
+            near = difflib.get_close_matches(name, self.classes, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"the classes are {', '.join(self.classes)}"
+            raise DataError(f"unknown class '{name}'; {hint}")
+        return self.classes.index(name) + 1
+
+
+def open_run(folder: Path | str, device: str = "auto") -> TrainedRun:
+    """Open a run folder, such as `outputs/demo`. Raises ConfigError or StageNotReady when nothing was trained there."""
+    path = Path(folder) / "config.toml"
+    if not path.is_file():
+        raise StageNotReady(f"{folder} is no run folder: it has no config.toml. Run: cam-pipeline train-cls")
+    here = {"output.dir": str(folder), "run.device": device}  # the folder may have been moved since
+    return TrainedRun(load_config(path, [f"{key}={toml_value(value)}" for key, value in here.items()]))
+
+
+def _pixels(image: Path | str | UInt8) -> UInt8:
+    if not isinstance(image, np.ndarray):
+        return read_image(Path(image))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise DataError(f"an image array must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+    return image

@@ -1,0 +1,130 @@
+"""The Python interface: a trained run gives for an image what its stages stored."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cam_pipeline
+from cam_pipeline import open_run
+from cam_pipeline.data.images import read_image
+from cam_pipeline.errors import DataError, StageNotReady
+from cam_pipeline.ops.cam import cam_scores
+from cam_pipeline.store.cams import CamStore
+from cam_pipeline.store.labels import LabelStore
+from cam_pipeline.store.scores import ScoreStore
+
+NAME = "images/train_00003"
+
+
+@pytest.fixture(scope="module")
+def folder(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a finished run, moved to a place without the data set, and a photo."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(undisturbed / "run", folder / "moved")
+    shutil.copy(undisturbed / "data" / f"{NAME}.jpg", folder / "photo.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> cam_pipeline.TrainedRun:
+    return open_run(folder / "moved", device="cpu")
+
+
+def test_annotation_is_what_the_stages_stored(run: cam_pipeline.TrainedRun, folder: Path) -> None:
+    with CamStore.open(folder / "moved" / "cams.h5") as store:
+        stored = store.read(NAME)
+    with ScoreStore.open(folder / "moved" / "scores.h5") as score_store:
+        scores = score_store.read(NAME).scores
+    with LabelStore.open(folder / "moved" / "pseudo_labels.h5") as label_store:
+        labels = label_store.read(NAME)
+    names = [run.classes[class_id - 1] for class_id in stored.class_ids]
+    found = run.annotate(folder / "photo.jpg", classes=names)
+    assert found.class_ids == stored.class_ids and list(found.names) == names
+    assert found.cams.shape == (len(names), *stored.size) and found.cams.dtype == np.float32
+    np.testing.assert_allclose(found.cams, cam_scores(stored.cam, stored.size).numpy(), atol=2e-3)  # stored as float16
+    assert found.scores.shape == (1 + len(names), *stored.size)
+    np.testing.assert_allclose(found.scores.sum(axis=0), 1, atol=1e-5)
+    assert np.abs(found.scores - scores).mean() < 2 / 255
+    assert found.labels.dtype == np.uint8 and (found.labels == labels).mean() > 0.98
+
+
+def test_array_and_file_give_the_same(run: cam_pipeline.TrainedRun, folder: Path) -> None:
+    by_file, by_array = run.annotate(folder / "photo.jpg"), run.annotate(read_image(folder / "photo.jpg"))
+    np.testing.assert_array_equal(by_file.labels, by_array.labels)
+    assert by_file.names == by_array.names
+
+
+def test_without_classes_the_classifier_is_asked(run: cam_pipeline.TrainedRun, folder: Path) -> None:
+    found = run.annotate(folder / "photo.jpg")
+    everything = run.annotate(folder / "photo.jpg", classes=run.classes)
+    assert everything.class_ids == tuple(range(1, len(run.classes) + 1))
+    likely = {int(row) + 1 for row in np.flatnonzero(everything.probabilities > 0.5)}
+    assert set(found.class_ids) == likely | {int(everything.probabilities.argmax()) + 1}
+
+
+def test_an_image_of_nothing_is_background(run: cam_pipeline.TrainedRun, folder: Path) -> None:
+    found = run.annotate(folder / "photo.jpg", classes=[])
+    assert found.names == () and found.cams.shape[0] == 0
+    assert not found.labels.any()
+    assert (found.scores == 1).all()
+
+
+def test_images_of_any_size(run: cam_pipeline.TrainedRun) -> None:
+    for height, width in [(1, 1), (3, 50), (200, 31)]:
+        found = run.annotate(np.full((height, width, 3), 90, dtype=np.uint8), classes=run.classes[:2])
+        assert found.labels.shape == (height, width) and np.isfinite(found.scores).all()
+
+
+def test_segment_is_complete(run: cam_pipeline.TrainedRun, folder: Path) -> None:
+    labels = run.segment(folder / "photo.jpg")
+    assert labels.shape == Image.open(folder / "photo.jpg").size[::-1]
+    assert labels.max() <= len(run.classes)
+
+
+def test_a_model_is_left_as_it_came(run: cam_pipeline.TrainedRun, folder: Path) -> None:
+    before = {key: value.clone() for key, value in run.classifier.state_dict().items()}
+    run.annotate(folder / "photo.jpg")
+    assert not run.classifier.training
+    assert all(torch.equal(value, before[key]) for key, value in run.classifier.state_dict().items())
+
+
+def test_mistakes_are_one_line(run: cam_pipeline.TrainedRun, folder: Path, tmp_path: Path) -> None:
+    near = run.classes[0][:-1] + "z"
+    with pytest.raises(DataError, match=f"unknown class '{near}'; did you mean '{run.classes[0]}'"):
+        run.annotate(folder / "photo.jpg", classes=[near])
+    with pytest.raises(DataError, match="there is no image file"):
+        run.annotate(tmp_path / "absent.jpg")
+    with pytest.raises(DataError, match=r"must be \(H, W, 3\) uint8 RGB, not \(4, 4\) float64"):
+        run.annotate(np.zeros((4, 4)))
+    with pytest.raises(StageNotReady, match="is no run folder"):
+        open_run(tmp_path)
+    shutil.copytree(folder / "moved", tmp_path / "half")
+    (tmp_path / "half" / "segmenter.safetensors").unlink()
+    with pytest.raises(StageNotReady, match="holds no segmenter"):
+        open_run(tmp_path / "half", device="cpu").segment(folder / "photo.jpg")
+    (tmp_path / "half" / "classifier.safetensors").unlink()
+    with pytest.raises(StageNotReady, match="holds no classifier"):
+        open_run(tmp_path / "half", device="cpu")
+
+
+def test_the_five_lines_of_the_readme(folder: Path, repository: Path) -> None:
+    """They stand in README.md and run as they stand there, but for the two paths."""
+    text = (repository / "README.md").read_text()
+    start = text.index("from cam_pipeline import open_run")
+    lines = text[start : text.index("```", start)].strip().splitlines()
+    assert len([line for line in lines if line.strip()]) <= 5
+    code = "\n".join(lines).replace("outputs/my", "moved").replace("img/001.jpg", "photo.jpg")
+    shown = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip()
+
+
+def test_the_package_names_what_it_has() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'open_walk'"):
+        cam_pipeline.open_walk  # noqa: B018
