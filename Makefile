@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 STARTED := $(VENV)/.installing
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check clean reproduce-voc-mini
+.PHONY: help install demo test test-slow bench check clean reproduce-voc-mini
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: install ## the fast tests; ARGS="..." goes to pytest
 
 test-slow: install ## the tests marked slow; ARGS="..." goes to pytest
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+bench: install ## what is claimed to be fast, against what it is compared with (tests/bench/)
+	@for file in tests/bench/*.py; do $(VENV)/bin/python $$file || exit 1; done
 
 check: install ## lint, format and types
 	$(VENV)/bin/ruff check .

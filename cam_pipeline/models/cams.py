@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cam_pipeline.models.classifier import Classifier
-from cam_pipeline.ops.cam import classifier_cam, merge_views, unflip_mean
+from cam_pipeline.ops.cam import classifier_cam, place_view
 
 
 @torch.inference_mode()
@@ -16,8 +16,9 @@ def multi_scale_cams(
 ) -> tuple[Tensor, Tensor]:
     """Class maps and class probabilities of a batch: images (B, 3, H, W) in 0..1, sides multiples of the stride.
 
-    Returns (B, C, h, w) >= 0, summed over scales on the grid of scale 1, not normalised; and (B, C) in 0..1, the mean
-    over views. Scaled sides are rounded to whole cells, so that every grid covers the image exactly.
+    Returns (B, C, h, w) >= 0, the mean of a scale's two views summed over scales, on the grid of scale 1 and placed as
+    the network's cells lie, not normalised; and (B, C) in 0..1, the mean over views. Scaled sides are rounded to whole
+    cells, so that every grid covers the image exactly.
     """
     rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
     maps, probabilities = [], []
@@ -28,12 +29,13 @@ def multi_scale_cams(
             if size == tuple(images.shape[-2:])
             else F.interpolate(images, size, mode="bilinear", align_corners=False)
         )
-        views = [scaled, scaled.flip(-1)] if flip else [scaled]
-        outputs = [classifier(view.contiguous(memory_format=torch.channels_last)) for view in views]
-        raw = [classifier_cam(output.features, classifier.head.weight) for output in outputs]
-        maps.append(unflip_mean(raw[0], raw[1]) if flip else raw[0])
-        probabilities += [output.logits.float().sigmoid() for output in outputs]
-    return merge_views(maps, (rows, columns)), torch.stack(probabilities).mean(dim=0)
+        for flipped in (False, True) if flip else (False,):
+            view = scaled.flip(-1) if flipped else scaled
+            features, logits = classifier(view.contiguous(memory_format=torch.channels_last))
+            raw = classifier_cam(features, classifier.head.weight)
+            maps.append(place_view(raw, (rows, columns), classifier.offset, flipped))
+            probabilities.append(logits.float().sigmoid())
+    return torch.stack(maps).sum(dim=0) / (2 if flip else 1), torch.stack(probabilities).mean(dim=0)
 
 
 def predicted_classes(probabilities: Tensor, threshold: float) -> tuple[int, ...]:

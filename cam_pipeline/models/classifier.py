@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.stride import reduce_stride
+from cam_pipeline.models.stride import cell_offset, reduce_stride
 from cam_pipeline.models.weights import UnknownArgument, create_timm, load_backbone
 
 Rgb = tuple[float, float, float]
@@ -65,7 +65,8 @@ class Classifier(PretrainedHalf):
     """A timm backbone with a linear classifier on its average-pooled feature map.
 
     `head.weight` is (C, D); a class's activation map is its row applied to every cell, so logits are the maps' means.
-    `prefix_tokens` is the number of non-patch tokens of a transformer, 0 for a CNN; `stride` input pixels per cell.
+    `prefix_tokens` is the number of non-patch tokens of a transformer, 0 for a CNN; `stride` input pixels per cell;
+    `offset` by how many cells their centres lie right of and below an even division of the image (`cell_offset`).
     """
 
     def __init__(self, backbone: nn.Module, num_classes: int, stride: int, mean: Rgb, std: Rgb) -> None:
@@ -74,6 +75,7 @@ class Classifier(PretrainedHalf):
         self.backbone = backbone
         self.prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0))
         self.stride = stride
+        self.offset = cell_offset(backbone, 8 * stride) / stride
         self.width = feature_width(backbone)
         self.head = nn.Linear(self.width, num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=0.01)

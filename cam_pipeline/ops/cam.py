@@ -1,7 +1,6 @@
 """Class activation maps: from features and weights, over several views, normalised, with a background."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,35 +26,23 @@ def classifier_cam(features: Tensor, weight: Tensor) -> Tensor:
         return torch.einsum("bdhw,cd->bchw", features.to(dtype), weight.to(dtype))
 
 
-def unflip_mean(cam: Tensor, flipped_cam: Tensor) -> Tensor:
-    """Mean of a view's map and that of the mirrored view, mirrored back: two (..., h, w) -> (..., h, w).
+def place_view(cam: Tensor, size: tuple[int, int], offset: float = 0.0, flipped: bool = False) -> Tensor:
+    """Positive part of one view's raw maps where it belongs in the image: (..., h, w) -> (..., H, W) for size (H, W).
 
-    Raises ValueError for unequal shapes.
+    A view is the image at some scale, or that mirrored left to right (`flipped`). `offset` says by how many cells the
+    centres of the network's cells lie right of and below an even division of its input (`models.stride.cell_offset`);
+    in a mirrored view that is to the left. Resampling is bilinear (align_corners=False) and repeats the border.
+
+    Negative evidence is clipped first, so that a view that sees nothing can not erase what another sees, as in IRNet
+    (Ahn et al. 2019); the caller averages and sums views. Raises ValueError for an empty grid or size.
     """
-    if cam.ndim < 2 or cam.shape != flipped_cam.shape:
-        raise ValueError(f"maps must have one shape (..., h, w), not {tuple(cam.shape)}, {tuple(flipped_cam.shape)}")
-    cam = at_least_float32(cam, "cam")
-    return (cam + at_least_float32(flipped_cam, "flipped_cam").flip(-1)) / 2
-
-
-def merge_views(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Sum of the scales' positive parts on one grid: maps (..., h_i, w_i), size (H, W) -> (..., H, W).
-
-    Each map belongs to one scale (with flipping: `unflip_mean` of its two views). Negative evidence is
-    clipped before the bilinear resampling (align_corners=False) and the sum, as in IRNet (Ahn et al. 2019),
-    so that a scale that sees nothing can not erase what another sees; the caller normalises the sum. Never
-    negative.
-
-    Raises ValueError for no maps, unequal leading dimensions or an empty grid.
-    """
-    if not maps:
-        raise ValueError("merge_views needs at least one map")
-    if min(size) < 1 or any(m.ndim < 2 or 0 in m.shape[-2:] for m in maps):
-        raise ValueError(f"maps (..., h, w) and size (height, width) must not be empty; size is {tuple(size)}")
-    if len({m.shape[:-2] for m in maps}) > 1:
-        raise ValueError(f"maps differ in their leading dimensions: {[tuple(m.shape) for m in maps]}")
-    resized = [_resize(at_least_float32(m, "maps").relu(), size) for m in maps]
-    return torch.stack(resized).sum(dim=0) if len(resized) > 1 else resized[0]
+    if cam.ndim < 2 or 0 in cam.shape[-2:] or min(size) < 1:
+        raise ValueError(f"maps (..., h, w) and size (height, width) must not be empty: {tuple(cam.shape)}, {size}")
+    positive = at_least_float32(cam, "cam").relu()
+    if flipped:
+        positive = positive.flip(-1)
+    placed = _resample(positive, -2, size[0], offset)
+    return _resample(placed, -1, size[1], -offset if flipped else offset)
 
 
 def normalize_cam(cam: Tensor, mode: str = "max", eps: float = 1e-5) -> Tensor:
@@ -126,3 +113,16 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     flat = maps.reshape(1, -1, *maps.shape[-2:])
     resized = functional.interpolate(flat, size=size, mode="bilinear", align_corners=False)
     return resized.reshape(*leading, *size)
+
+
+def _resample(maps: Tensor, dim: int, length: int, offset: float) -> Tensor:
+    """Linear resampling along one dimension, whose cell i lies at i + offset instead of i."""
+    cells = maps.shape[dim]
+    if cells == length and offset == 0:
+        return maps
+    centres = (torch.arange(length, dtype=maps.dtype, device=maps.device) + 0.5) * (cells / length) - 0.5
+    at = (centres - offset).clamp(0, cells - 1)
+    before = at.floor().long()
+    after = (before + 1).clamp(max=cells - 1)
+    share = (at - before).unflatten(0, (-1, *(1,) * (-dim - 1)))
+    return torch.lerp(maps.index_select(dim, before), maps.index_select(dim, after), share)

@@ -5,7 +5,7 @@ from torch import nn
 
 from cam_pipeline.models.cams import multi_scale_cams, predicted_classes
 from cam_pipeline.models.classifier import build_classifier
-from cam_pipeline.ops.cam import classifier_cam
+from cam_pipeline.ops.cam import classifier_cam, place_view
 
 
 @pytest.fixture(scope="module", params=["test_resnet", "test_vit"])
@@ -25,23 +25,24 @@ def close(one, other):
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.detach().abs().max()))
 
 
-def test_one_view_is_the_positive_part_of_the_classifier_cam(classifier, images):
+def test_one_view_is_the_positive_part_of_the_classifier_cam_placed(classifier, images):
     maps, probabilities = multi_scale_cams(classifier, images, [1.0], flip=False)
     with torch.no_grad():
         features, logits = classifier(images)
         raw = classifier_cam(features, classifier.head.weight)
     assert maps.shape == (2, 3, 3, 5) and probabilities.shape == (2, 3)
     assert (raw < 0).any() and (maps > 0).any()
-    close(maps, raw.relu())
+    close(maps, place_view(raw, (3, 5), classifier.offset))
     close(probabilities, logits.sigmoid())
 
 
-def test_flipping_averages_the_mirrored_view_before_clipping(classifier, images):
+def test_flipping_averages_the_positive_parts_of_both_views(classifier, images):
     maps, probabilities = multi_scale_cams(classifier, images, [1.0], flip=True)
     with torch.no_grad():
         plain, mirrored = classifier(images), classifier(images.flip(-1))
         views = [classifier_cam(view.features, classifier.head.weight) for view in (plain, mirrored)]
-    close(maps, ((views[0] + views[1].flip(-1)) / 2).relu())
+    placed = [place_view(views[0], (3, 5), classifier.offset), place_view(views[1], (3, 5), classifier.offset, True)]
+    close(maps, (placed[0] + placed[1]) / 2)
     close(probabilities, (plain.logits.sigmoid() + mirrored.logits.sigmoid()) / 2)
 
 
@@ -52,8 +53,8 @@ def test_scales_are_summed_on_the_grid_of_scale_one(classifier, images):
         scaled = F.interpolate(images, (rows * 16, columns * 16), mode="bilinear", align_corners=False)
         with torch.no_grad():
             features, logits = classifier(scaled)
-        raw = classifier_cam(features, classifier.head.weight).relu()
-        expected += F.interpolate(raw, (3, 5), mode="bilinear", align_corners=False)
+        raw = classifier_cam(features, classifier.head.weight)
+        expected += place_view(raw, (3, 5), classifier.offset)
         chances.append(logits.sigmoid())
     close(maps, expected)
     close(probabilities, torch.stack(chances).mean(dim=0))

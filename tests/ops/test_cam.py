@@ -7,10 +7,9 @@ from torch import tensor
 from cam_pipeline.ops.cam import (
     cam_scores,
     classifier_cam,
-    merge_views,
     normalize_cam,
+    place_view,
     to_probabilities,
-    unflip_mean,
     with_background,
 )
 
@@ -48,44 +47,52 @@ def test_classifier_cam_refuses_other_shapes(features, weight):
         classifier_cam(torch.zeros(features), torch.zeros(weight))
 
 
-def test_unflip_mean_mirrors_the_second_map_back_along_the_width():
-    cam = tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]])
-    flipped = tensor([[[5.0, 0.0, 1.0], [6.0, 5.0, 4.0]]])
-    assert unflip_mean(cam, flipped).tolist() == [[[1.0, 1.0, 4.0], [4.0, 5.0, 6.0]]]
-    assert torch.equal(unflip_mean(cam, cam.flip(-1)), cam)
-    with pytest.raises(ValueError, match="one shape"):
-        unflip_mean(cam, cam[..., :2])
-
-
-def test_merge_views_clips_resizes_and_sums():
+def test_place_view_clips_and_then_resizes():
     coarse = tensor([[[1.0, -4.0]], [[2.0, 2.0]]])  # (C=2, 1, 2)
-    fine = tensor([[[0.0, 1.0, 2.0, 3.0]], [[-1.0, -1.0, -1.0, 1.0]]])  # (2, 1, 4)
     # Bilinear without aligned corners, 2 -> 4: weights 1, 3/4, 1/4, 0; clipped before, so -4 counts as 0.
-    expected = tensor([[[1.0, 1.75, 2.25, 3.0]], [[2.0, 2.0, 2.0, 3.0]]])
-    torch.testing.assert_close(merge_views([coarse, fine], (1, 4)), expected)
+    expected = tensor([[[1.0, 0.75, 0.25, 0.0]], [[2.0, 2.0, 2.0, 2.0]]])
+    torch.testing.assert_close(place_view(coarse, (1, 4)), expected)
+    assert coarse.min() == -4  # the argument is unchanged
 
 
-def test_merge_views_of_one_map_on_its_own_grid_is_its_positive_part():
+def test_place_view_mirrors_a_flipped_view_back_along_the_width():
+    flipped = tensor([[[5.0, 0.0, 1.0], [6.0, -5.0, 4.0]]])
+    assert place_view(flipped, (2, 3), flipped=True).tolist() == [[[1.0, 0.0, 5.0], [4.0, 0.0, 6.0]]]
+
+
+def test_place_view_moves_cells_to_where_they_lie():
+    """Centres half a cell right and below: what a cell saw lies half in it, half in the next one."""
+    cam = tensor([[0.0, 8.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert place_view(cam, (3, 4), 0.5).tolist() == [[0.0, 4.0, 4.0, 0.0], [0.0, 2.0, 2.0, 0.0], [0.0] * 4]
+    assert place_view(cam.flip(0), (3, 4), -0.5).tolist() == [[0.0] * 4, [2.0, 2.0, 0.0, 0.0], [4.0, 4.0, 0.0, 0.0]]
+    # Below it lies in the mirrored view, too; right of it became left of it.
+    assert place_view(cam.flip(-1), (3, 4), 0.5, flipped=True).tolist() == [
+        [4.0, 4.0, 0.0, 0.0], [2.0, 2.0, 0.0, 0.0], [0.0] * 4
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(2, 3), (5, 7), (1, 1), (4, 2)])
+def test_place_view_resizes_as_torch_does(size):
+    cam = torch.rand(2, 3, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(cam, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(place_view(cam, size), expected)
+
+
+def test_place_view_on_its_own_grid_is_the_positive_part():
     cam = tensor([[[-1.0, 2.0, 0.5]]])
-    assert merge_views([cam], (1, 3)).tolist() == [[[0.0, 2.0, 0.5]]]
-    assert cam.min() == -1  # the argument is unchanged
+    assert place_view(cam, (1, 3)).tolist() == [[[0.0, 2.0, 0.5]]]
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,), (2, 0)])
-def test_merge_views_takes_any_leading_dimensions(leading):
-    merged = merge_views([torch.ones(*leading, 2, 3), torch.ones(*leading, 4, 5)], (5, 7))
-    assert torch.equal(merged, torch.full((*leading, 5, 7), 2.0))
+def test_place_view_takes_any_leading_dimensions(leading):
+    placed = place_view(torch.ones(*leading, 2, 3), (5, 7), 0.3, flipped=True)
+    torch.testing.assert_close(placed, torch.ones(*leading, 5, 7))
 
 
-def test_merge_views_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="at least one"):
-        merge_views([], (2, 2))
-    with pytest.raises(ValueError, match="leading"):
-        merge_views([torch.ones(2, 3, 3), torch.ones(1, 3, 3)], (2, 2))
-    with pytest.raises(ValueError, match="size"):
-        merge_views([torch.ones(2, 3, 3)], (0, 2))
-    with pytest.raises(ValueError, match="empty"):
-        merge_views([torch.ones(2, 0, 3)], (2, 2))
+def test_place_view_refuses_what_is_empty():
+    for shape, size in [((2, 3, 3), (0, 2)), ((2, 0, 3), (2, 2)), ((3,), (2, 2))]:
+        with pytest.raises(ValueError, match="must not be empty"):
+            place_view(torch.ones(shape), size)
 
 
 def test_normalize_max_clips_and_divides_each_map_by_its_own_maximum():
