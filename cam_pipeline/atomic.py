@@ -1,24 +1,158 @@
 """Write to the side, then rename: a file under its final name is always whole."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cam_pipeline.errors import CannotWrite
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` when the block succeeds, else remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a temporary path beside `path`; rename it to `path` when the block succeeds, else remove it.
+
+    Raises CannotWrite for a full disk, a folder that may not be written to, and the like.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with write_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def file_aside(path: Path) -> Iterator["PatientFile"]:
+    """As `written_aside`, but give the open file, for libraries that take a full disk badly (see PatientFile)."""
+    with written_aside(path) as aside:
+        file = PatientFile(aside)
+        try:
+            yield file
+        finally:
+            file.close()  # an error of the disk comes before whatever the library made of it
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def write_errors_named(path: Path) -> Iterator[None]:
+    """Say CannotWrite for what the system answers to writing `path`, but for a file that is not there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise CannotWrite(explain(error, path)) from error
+
+
+def explain(error: OSError, path: Path | None = None) -> str:
+    """One line for an error of the system: which file, what is wrong with it, and what to do.
+
+    `path` is what was being written; without it, nothing is known but the error.
+    """
+    where = path if error.filename is None else _plain(error.filename)
+    reason = error.strerror or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some space"
+    elif error.errno == errno.EFBIG:
+        remedy = "raise the largest file size allowed (`ulimit -f`), or use another file system"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "get the permission" + (", or set output.dir to another folder" if path is not None else "")
+    elif path is not None:
+        remedy = "set output.dir to another folder"
+    else:
+        return f"{where}: {reason}" if where else reason
+    problem = f"{where} can not be written ({reason})" if path is not None else f"{where or 'output'}: {reason}"
+    return f"{problem}; {remedy}, then start the same command again: finished work is kept"
+
+
+def _plain(name: object) -> object:
+    """The name of a file without what `written_aside` adds to it."""
+    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
+    if path is None or not path.name.endswith(f".{os.getpid()}.tmp"):
+        return name
+    return path.with_name(path.name[1:].removesuffix(f".{os.getpid()}.tmp"))
+
+
+class PatientFile:
+    """A binary file that tells of its first error when asked (`check`, `close`), not when it is written to.
+
+    HDF5 crashes with a segmentation fault when its file can not grow, and PyTorch says "unexpected pos 64 vs 0".
+    Neither is told: what comes after the first error is dropped, and the error itself is raised at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._error: OSError | None = None
+        self._path = path
+
+    def check(self) -> None:
+        """Raise the first error, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Close the file and raise the first error, if there was one."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self._keep(error)
+        self.check()
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Write all of it (the system may take less at a time)."""
+        left = memoryview(content).cast("B")
+        total = len(left)
+        try:
+            while left and self._error is None:
+                left = left[self._file.write(left) or 0 :]
+        except OSError as error:
+            self._keep(error)
+        return total
+
+    def readinto(self, target: bytearray | memoryview) -> int:
+        """Fill `target`; with zeros where the file ends early, as it does when writes were dropped."""
+        space = memoryview(target).cast("B")
+        filled = 0
+        while filled < len(space) and (count := self._file.readinto(space[filled:])):
+            filled += count
+        space[filled:] = bytes(len(space) - filled)
+        return len(space)
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes."""
+        return self._file.read(size) or b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The present place."""
+        return self._file.tell()
+
+    def truncate(self, size: int) -> int:
+        """Cut or lengthen the file."""
+        try:
+            if self._error is None:
+                self._file.truncate(size)
+        except OSError as error:
+            self._keep(error)
+        return size
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+    def _keep(self, error: OSError) -> None:
+        error.filename = error.filename or str(self._path)
+        self._error = self._error or error

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Nothing heavy is imported before a command runs, so that help is instant."""
 
+import errno
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -9,14 +10,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cam_pipeline import __version__
-from cam_pipeline.errors import Interrupted, UserError
+from cam_pipeline.atomic import explain
+from cam_pipeline.distributed import is_first
+from cam_pipeline.errors import Interrupted, SaidByAnother, UserError
 from cam_pipeline.interrupt import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from cam_pipeline.config import Config
+    from cam_pipeline.data.check import DataCheck
     from cam_pipeline.pipeline import Pipeline
 
 MAKE_CAMS = ("extract_cams", "refine_cams", "make_labels")
+NO_MEMORY = (
+    "the memory is not enough; use fewer --workers, a smaller train_cls.batch_size, train_seg.batch_size or "
+    "cam.batch_size, or a smaller cam.max_side, then start the same command again"
+)
+LONGEST_LINE = 2000
 DEMO_IMAGES = (500, 120)
 """Training and validation images of the demo."""
 
@@ -27,6 +36,13 @@ class Mistake(click.ClickException):
     exit_code = 2
 
 
+def one_line(text: str) -> str:
+    """A message as a single line of bounded length, without what would move a terminal's cursor."""
+    line = " ".join(part.strip() for part in text.splitlines())
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE // 2]} ... {shown[-LONGEST_LINE // 2 :]}"
+
+
 class Commands(click.Group):
     """Turns errors into one line and an exit code; the only place that does."""
 
@@ -34,12 +50,16 @@ class Commands(click.Group):
         try:
             with sigterm_as_ctrl_c():
                 return super().invoke(ctx)
+        except SaidByAnother as error:
+            ctx.exit(error.code)
         except UserError as error:
-            raise Mistake(" ".join(line.strip() for line in str(error).splitlines())) from error
+            raise Mistake(one_line(str(error))) from error
         except OSError as error:
-            if error.errno is None or not error.filename:
+            if error.errno in (None, errno.EPIPE):  # a closed pipe is click's to deal with
                 raise
-            raise Mistake(f"{error.filename}: {error.strerror}") from error
+            raise Mistake(one_line(explain(error))) from error
+        except MemoryError as error:
+            raise Mistake(NO_MEMORY) from error
         except (Interrupted, KeyboardInterrupt) as error:
             click.echo(
                 f"Interrupted: {str(error) or 'stopped at once'}. The same command goes on from there.", err=True
@@ -54,6 +74,7 @@ class Options:
     config: str
     overrides: tuple[str, ...]
     force: bool = False
+    quiet: bool = False
 
     def load(self) -> "Config":
         """The resolved config."""
@@ -88,7 +109,7 @@ def run_options(
             overrides += [f"run.device={json.dumps(device)}"] if device is not None else []
             overrides += [f"run.workers={workers}"] if workers is not None else []
             configure_output(verbose, quiet)
-            command(Options(config, tuple(overrides), force), **more)
+            command(Options(config, tuple(overrides), force, quiet), **more)
 
         call.__doc__, call.__name__ = command.__doc__, command.__name__
         call.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
@@ -116,8 +137,10 @@ def configure_output(verbose: bool, quiet: bool) -> None:
     """Send log lines to stderr at the level asked for."""
     from cam_pipeline.progress import set_quiet
 
-    set_quiet(quiet)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    if not is_first():  # what the first of several processes says is true of all
+        quiet, level = True, logging.DEBUG if verbose else logging.ERROR
+    set_quiet(quiet)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("cam_pipeline").setLevel(level)
 
@@ -131,6 +154,27 @@ def main() -> None:
 
     Example: cam-pipeline demo
     """
+
+
+@main.command("check-data")
+@click.option("--all", "every", is_flag=True, help="List all mistakes, not the first ten of each kind.")
+@run_options(force=False)
+def check_data(options: Options, every: bool) -> None:
+    """Open every image and mask, list what is wrong, what there is, and what a run will cost; writes nothing.
+
+    Exit code 2 when a run, or evaluate after it, would fail.
+
+    Example: cam-pipeline check-data -c my.toml
+    """
+    from cam_pipeline.data.check import check_data
+    from cam_pipeline.device import worker_count
+
+    config = options.load()
+    found = check_data(config, worker_count(config.run))
+    show_check(found, every, quiet=options.quiet)
+    if found.errors:
+        count = len(found.errors)
+        raise UserError(f"{count:,} mistake{'' if count == 1 else 's'} in the data, see above; a run would fail")
 
 
 @main.command("train-cls")
@@ -172,7 +216,8 @@ def run(options: Options) -> None:
     """
     pipeline = options.pipeline()
     pipeline.run(pipeline.order(["train_seg"]), force=options.force)
-    click.echo(f"Results are in {pipeline.folder}. Next: cam-pipeline evaluate -c {options.config}")
+    if is_first():
+        click.echo(f"Results are in {pipeline.folder}. Next: cam-pipeline evaluate -c {options.config}")
 
 
 @main.command("status")
@@ -231,14 +276,37 @@ def demo(options: Options) -> None:
     config = options.load()
     root = config.folder / "data"
     options = Options(options.config, (*options.overrides, f"data.root={json.dumps(str(root))}"), options.force)
-    click.echo(f"Images: {root} (generated)")
-    with graceful_stop():
-        generate(root, train=DEMO_IMAGES[0], val=DEMO_IMAGES[1], seed=0)
+    if is_first():
+        click.echo(f"Images: {root} (generated)")
+        with graceful_stop():
+            generate(root, train=DEMO_IMAGES[0], val=DEMO_IMAGES[1], seed=0)
     pipeline = options.pipeline()
     pipeline.run(pipeline.order(["train_seg"]), force=options.force)
-    report = evaluate_run(pipeline, force=options.force)
-    show(report)
-    click.echo(f"Pictures: {report['sheet']}")
+    if is_first():
+        report = evaluate_run(pipeline, force=options.force)
+        show(report)
+        click.echo(f"Pictures: {report['sheet']}")
+
+
+def show_check(found: "DataCheck", every: bool, quiet: bool) -> None:
+    """Print what `check_data` found: the contents first, as what is wrong should stand where the eye is."""
+    from rich.console import Console
+
+    from cam_pipeline.report.data_tables import class_table, cost_table, number_table, problem_lines, size_lines
+
+    if found.splits and not quiet:
+        console = Console(width=None if Console().is_terminal else 120)
+        console.print(class_table(found), number_table(found))
+        for line in size_lines(found.sizes):
+            click.echo(line)
+        console.print(cost_table(found))
+    for title, problems in (("WARNINGS", () if quiet else found.warnings), ("MISTAKES", found.errors)):
+        if problems:
+            click.echo(f"\n{title}")
+        for indent, line in problem_lines(problems, every):
+            click.echo(indent + one_line(line))
+    if not found.errors and not quiet:
+        click.echo("\nNo mistakes found.")
 
 
 def show(report: Mapping[str, Any]) -> None:

@@ -2,24 +2,43 @@
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from cam_pipeline.config import RunSettings
-from cam_pipeline.errors import ConfigError
+from cam_pipeline.distributed import local_rank, local_world_size, world_size
+from cam_pipeline.errors import ConfigError, OutOfMemory
+from cam_pipeline.models.depthwise import keep_depthwise_in_float32
 
 
 def pick_device(run: RunSettings) -> torch.device:
-    """The device of `run.device`. Raises ConfigError for CUDA without CUDA: there is no silent fall-back."""
-    if run.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(run.device)
+    """The device of `run.device`; of several processes on a machine each has a GPU of its own.
+
+    Raises ConfigError for CUDA without CUDA: there is no silent fall-back.
+    """
+    device = torch.device(run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and world_size() > 1:
+        return _gpu_of_this_process(run, device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"run.device = '{run.device}', but torch finds {torch.cuda.device_count()} CUDA devices; use --device cpu"
         )
     return device
+
+
+def _gpu_of_this_process(run: RunSettings, device: torch.device) -> torch.device:
+    """GPU number = number of the process on its machine. Raises ConfigError where there are fewer."""
+    if device.index is not None:
+        raise ConfigError(f"run.device = '{run.device}' names one GPU for {world_size()} processes; write cuda")
+    if local_world_size() > torch.cuda.device_count():
+        raise ConfigError(
+            f"{local_world_size()} processes on this machine, but torch finds {torch.cuda.device_count()} CUDA "
+            "devices; start one process for each, or use --device cpu"
+        )
+    return torch.device("cuda", local_rank())
 
 
 def autocast(run: RunSettings, device: torch.device) -> torch.autocast:
@@ -28,13 +47,57 @@ def autocast(run: RunSettings, device: torch.device) -> torch.autocast:
 
 
 def place(network: nn.Module, device: torch.device) -> None:
-    """Move a network to its device, in the memory layout in which convolutions are fastest (channels last)."""
+    """Move a network to its device, and make it fast there: channels last in memory, see also `models.depthwise`."""
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        keep_depthwise_in_float32(network)
 
 
 def image_batch(images: Tensor, device: torch.device) -> Tensor:
     """Images (B, 3, H, W) on the device, channels last in memory."""
     return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def memory_errors_named(what: str, key: str, value: object) -> Iterator[None]:
+    """Say OutOfMemory, naming the setting that memory grows with, when the GPU's or the machine's does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch has a class for the GPU (a RuntimeError), none for the CPU
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not on_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        place = "the GPU" if on_gpu else "this machine"
+        raise OutOfMemory(
+            f"{what}: the memory of {place} does not suffice; lower {key} (now {value}). Finished work is kept"
+        ) from error
+
+
+@contextmanager
+def compiled(network: nn.Module, run: RunSettings) -> Iterator[None]:
+    """Let the network's forward pass be compiled when `run.compile` asks for it.
+
+    Raises ConfigError where torch can not: there may be no compiler.
+    """
+    if not run.compile:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException  # late: a second of imports
+
+    network.compile()
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(
+            f"run.compile: torch can not compile this network ({reason[:160]}); set run.compile=false"
+        ) from (error)
+
+
+def uncompiled(run: RunSettings) -> AbstractContextManager[object]:
+    """Where images come in many sizes, for each of which a compiled network would be compiled again."""
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager") if run.compile else nullcontext()
+    return stance
 
 
 def keep_freed_memory() -> None:
@@ -49,6 +112,9 @@ def keep_freed_memory() -> None:
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: free memory at the top of the heap is not given back
 
 
-def worker_count(run: RunSettings) -> int:
-    """Number of worker processes: as asked, else one for each core, at most 8."""
-    return run.workers or min(os.cpu_count() or 1, 8)
+def worker_count(run: RunSettings, processes: int = 1) -> int:
+    """Number of worker processes: as asked, else one for each core, at most 8.
+
+    Where `processes` on this machine work at the same time, they share the cores.
+    """
+    return run.workers or min(max((os.cpu_count() or 1) // processes, 1), 8)

@@ -6,9 +6,14 @@ UserError              base; the command line prints its message and exits with 
   WeightsError         give other weights, or other model settings
   StageNotReady        run the named command first
   DamagedFile          a stored result can not be read: re-make it with --force
+  LibraryMissing       install the named library, or do without that part
+  CannotWrite          make room on the disk, or get the permission to write
+  OutOfMemory          lower the named batch size
   RunFolderBusy        another process works in this run folder
   TrainingDiverged     the loss is not finite: lower the learning rate
+  PeerLost             of several processes another is gone: start the same command again
 Interrupted            not a mistake: work was saved after Ctrl-C or SIGTERM; exit code 130
+SaidByAnother          of several processes another has said why the run ends
 """
 
 
@@ -40,6 +45,14 @@ class LibraryMissing(UserError):
     """A library that only a part of the work needs is not installed."""
 
 
+class CannotWrite(UserError):
+    """The disk is full, or a file or folder may not be written to."""
+
+
+class OutOfMemory(UserError):
+    """The memory of the GPU or of the machine does not suffice."""
+
+
 class RunFolderBusy(UserError):
     """Another process holds the run folder."""
 
@@ -48,5 +61,17 @@ class TrainingDiverged(UserError):
     """The loss became infinite or not a number."""
 
 
+class PeerLost(UserError):
+    """Another process of this run is gone, or was never found."""
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM was received; what is finished has been saved."""
+
+
+class SaidByAnother(Exception):
+    """Another process of this run has said why it ends; this one ends with the same exit code and says nothing."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("another process of this run has said why it ends")
+        self.code = code

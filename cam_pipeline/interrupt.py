@@ -3,14 +3,17 @@
 import multiprocessing
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
+from typing import Any
 
 from cam_pipeline.errors import Interrupted
 
 _received: list[int] = []
+_listeners: list[Callable[[], None]] = []
+_deaf: list[bool] = []
 
 
 def stop_requested() -> bool:
@@ -19,9 +22,36 @@ def stop_requested() -> bool:
 
 
 def raise_if_stopped() -> None:
-    """Leave a loop at a point where nothing is half done. Raises Interrupted after the first signal."""
+    """Leave a loop at a point where nothing is half done. Raises Interrupted after the first signal.
+
+    Calls the functions of `listening`, which may raise for reasons of their own.
+    """
     if _received:
         raise Interrupted(f"stopped by {signal.Signals(_received[0]).name}; finished work is saved")
+    for listener in _listeners:
+        listener()
+
+
+@contextmanager
+def listening(listener: Callable[[], None]) -> Iterator[None]:
+    """Let `raise_if_stopped` call `listener`, too: it raises when the work should end although no signal came here."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def ignore_from_now_on() -> None:
+    """Hear no Ctrl-C and no SIGTERM until the end of this process, which is about to end in order."""
+    _deaf.append(True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _restore(number: int, handler: Any) -> None:
+    if not _deaf:
+        signal.signal(number, handler)
 
 
 @contextmanager
@@ -39,7 +69,7 @@ def graceful_stop() -> Iterator[None]:
         yield
     finally:
         for number, handler in zip(watched, previous, strict=True):
-            signal.signal(number, handler)
+            _restore(number, handler)
         _received.clear()
 
 
@@ -50,7 +80,7 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        _restore(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +23,8 @@ from cam_pipeline import __version__
 from cam_pipeline.atomic import write_text
 from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.digest import FileDigests
-from cam_pipeline.device import keep_freed_memory
+from cam_pipeline.device import keep_freed_memory, memory_errors_named, pick_device
+from cam_pipeline.distributed import check_shares, from_first, group, is_first, world_size
 from cam_pipeline.errors import DamagedFile, StageNotReady
 from cam_pipeline.interrupt import graceful_stop
 from cam_pipeline.store.lock import held
@@ -67,8 +69,10 @@ class Stage:
     """One cached step.
 
     `params` are the config sections and keys that change the result, but for `ignores`, keys in them that only say how
-    to work; `data` digests what the stage reads outside the
-    run folder; `needs` names upstream stages. `version` is raised by hand when the code computes something else.
+    to work; `data` digests what the stage reads outside the run folder; `needs` names upstream stages. `version` is
+    raised by hand when the code computes something else. Of several processes the first alone calls `run`, or all do
+    where the stage is `shared`; `divides` names the batch size that they then divide among them. `memory` names the
+    setting to lower when memory does not suffice.
     """
 
     name: str
@@ -79,6 +83,9 @@ class Stage:
     needs: Callable[[Config], tuple[str, ...]] = lambda config: ()
     data: Callable[[Config, FileDigests], str] = lambda config, digests: ""
     version: int = 1
+    shared: bool = False
+    divides: str = ""
+    memory: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,8 @@ class Pipeline:
     def _manifest(self, name: str) -> dict[str, Any]:
         """What is stated of a stage's result; empty when there is no manifest that states everything."""
         manifest = read_json(self._manifest_path(name))
-        return manifest if {"fingerprint", "run_id", "facts", "bytes", "made"} <= manifest.keys() else {}
+        complete = {"fingerprint", "run_id", "facts", "bytes", "made"} <= manifest.keys()
+        return manifest if complete and isinstance(manifest["facts"], dict) else {}
 
     def order(self, names: Iterable[str]) -> list[str]:
         """The named stages and all that they need, upstream first."""
@@ -151,7 +159,7 @@ class Pipeline:
         }
         fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         partial = self._partial(name, fingerprint)
-        run_id = read_json(partial / "run.json").get("run_id", fingerprint)
+        run_id = _run_id(partial, fingerprint)
         kind, reason = self._compare(name, fingerprint, facts, partial)
         if kind in ("current", "damaged"):
             run_id = self._manifest(name)["run_id"]
@@ -169,7 +177,7 @@ class Pipeline:
                 return "damaged", f"{path} has {size} bytes, its manifest says {manifest['bytes']}"
             return "current", f"made {manifest['made']}"
         progress = read_json(partial / "progress.json")
-        if progress:
+        if {"done", "total", "unit"} <= progress.keys():
             return "partial", f"{progress['done']} of {progress['total']} {progress['unit']} done"
         if manifest and path.is_file():
             return "stale", explain_change(manifest["facts"], facts)
@@ -194,32 +202,57 @@ class Pipeline:
         """
         names = list(names)
         keep_freed_memory()
-        with held(self.folder), graceful_stop():
-            write_text(self.folder / "config.toml", to_toml(self.config))
-            for name in (name for name in self.order(names) if name not in names):
-                self.ensure(name)
+        with graceful_stop(), self._all_processes(), held(self.folder) if is_first() else nullcontext():
+            from_first(lambda: self._prepare(names), stoppable=True)
             for name in names:
                 self._run_stage(name, force, announce)
 
+    def _all_processes(self) -> AbstractContextManager[None]:
+        return group(pick_device(self.config.run)) if world_size() > 1 else nullcontext()
+
+    def _prepare(self, names: list[str]) -> None:
+        """Before the first stage: what can be known to be wrong, and the config in the run folder."""
+        for key in (self.stages[name].divides for name in names if self.stages[name].divides):
+            check_shares(key, self.config.pick((key,))[key])
+        write_text(self.folder / "config.toml", to_toml(self.config))
+        for name in (name for name in self.order(names) if name not in names):
+            self.ensure(name)
+
     def _run_stage(self, name: str, force: bool, announce: Callable[[str], None]) -> None:
-        stage, state = self.stages[name], self.states([name])[name]
+        """Make one stage's result if need be. The first process decides and publishes; the others follow."""
+        stage, state = self.stages[name], self._decide(name, force, announce) if is_first() else None
+        fingerprint = from_first(lambda: state.fingerprint if state else "", stoppable=True)
+        if not fingerprint:
+            return
+        output = self._output(stage, fingerprint)
+        started = time.monotonic()
+        if stage.shared or is_first():
+            key = stage.memory or stage.divides or "run.workers"
+            with memory_errors_named(name, key, self.config.pick((key,))[key]):
+                stage.run(self.config, {need: self.path(need) for need in stage.needs(self.config)}, output)
+        if state:
+            self._publish(stage, state, output, time.monotonic() - started)
+            announce(f"{name}: done in {time.monotonic() - started:.0f} s -> {self.path(name)}")
+
+    def _decide(self, name: str, force: bool, announce: Callable[[str], None]) -> State | None:
+        """The state of a stage that has to run, all ready for it; None when its result is current."""
+        state = self.states([name])[name]
         if state.kind == "current" and not force:
             announce(f"{name}: current, nothing to do ({self.path(name)})")
             self._discard_partial(name)
-            return
+            return None
         if state.kind == "damaged" and not force:
             raise DamagedFile(
                 f"{state.reason}: it is damaged. Make it again with: cam-pipeline {COMMANDS.get(name, name)} --force"
             )
-        output = self._begin(stage, state, force)
-        inputs = {need: self.path(need) for need in stage.needs(self.config)}
+        self._begin(self.stages[name], state, force)
         announce(f"{name}: starts" + (f" ({state.reason})" if state.kind in ("stale", "partial") else ""))
-        started = time.monotonic()
-        stage.run(self.config, inputs, output)
-        self._publish(stage, state, output, time.monotonic() - started)
-        announce(f"{name}: done in {time.monotonic() - started:.0f} s -> {self.path(name)}")
+        return state
 
-    def _begin(self, stage: Stage, state: State, force: bool) -> Output:
+    def _output(self, stage: Stage, fingerprint: str) -> Output:
+        return Output(self._partial(stage.name, fingerprint) / stage.makes, self.folder / "logs", fingerprint)
+
+    def _begin(self, stage: Stage, state: State, force: bool) -> None:
         folder = self._partial(stage.name, state.fingerprint)
         if force:
             shutil.rmtree(folder, ignore_errors=True)
@@ -227,13 +260,12 @@ class Pipeline:
             write_text(folder / "run.json", json.dumps({"run_id": run_id}))
             self._manifest_path(stage.name).unlink(missing_ok=True)  # now a killed `--force` goes on at the next run
         folder.mkdir(parents=True, exist_ok=True)
-        return Output(folder / stage.makes, self.folder / "logs", state.fingerprint)
 
     def _publish(self, stage: Stage, state: State, output: Output, seconds: float) -> None:
         """Put the result in place. The old manifest goes first, so that it never stands beside a newer result."""
         manifest_path = self._manifest_path(stage.name)
         manifest_path.unlink(missing_ok=True)
-        run_id = read_json(output.folder / "run.json").get("run_id", state.fingerprint)
+        run_id = _run_id(output.folder, state.fingerprint)
         os.replace(output.path, self.path(stage.name))
         manifest = {
             "stage": stage.name,
@@ -266,7 +298,7 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if before.get("data") != now["data"]:
         return "the data changed"
     for section, value in now["params"].items():
-        old = before.get("params", {}).get(section)
+        old = _table(before, "params").get(section)
         if isinstance(value, dict) and isinstance(old, dict):
             for key, item in value.items():
                 if old.get(key) != item:
@@ -274,15 +306,27 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         elif old != value:
             return f"{section} was {old}, is {value}"
     for need, run_id in now["needs"].items():
-        if before.get("needs", {}).get(need) != run_id:
+        if _table(before, "needs").get(need) != run_id:
             return f"{need} was made anew or will be"
     return "what it needs is other than before"
+
+
+def _table(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A table among stored facts; empty where there is none."""
+    found = facts.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _run_id(partial: Path, fingerprint: str) -> str:
+    """The run id that `--force` noted in the folder of work in progress; else the fingerprint."""
+    noted = read_json(partial / "run.json").get("run_id")
+    return noted if isinstance(noted, str) and noted else fingerprint
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty when there is none or it can not be read."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.batches import grid_batches
-from cam_pipeline.data.images import UInt8, grid_size, image_size, resize_to_grid, to_tensor
+from cam_pipeline.data.images import UInt8, grid_size, resize_to_grid, sample_size, to_tensor
 from cam_pipeline.data.table import Sample
 from cam_pipeline.device import autocast, image_batch, worker_count
 from cam_pipeline.models.segmenter import Segmenter
@@ -29,7 +29,7 @@ def predict_labels(segmenter: Segmenter, samples: Sequence[Sample], config: Conf
         with autocast(config.run, device):
             logits = segmenter(image_batch(images, device)).float()
         for index, one in zip(indices, logits, strict=True):
-            yield samples[index], _labels_at(one, image_size(samples[index].image))
+            yield samples[index], _labels_at(one, sample_size(samples[index]))
 
 
 @torch.inference_mode()

@@ -69,7 +69,7 @@ class TrainedRun:
         `classes` names what the image shows; None: what the classifier predicts (`cam.presence_threshold`); none: only
         background. Raises DataError for an unknown class or an image that can not be read.
         """
-        pixels, config = _pixels(image), self.config
+        pixels, config = _pixels(image, self.config.data.max_pixels), self.config
         size = (pixels.shape[0], pixels.shape[1])
         cam, chances = self._class_maps(pixels)
         if classes is None:
@@ -95,7 +95,7 @@ class TrainedRun:
             raise StageNotReady(f"{self.config.folder} holds no segmenter. Run: cam-pipeline train-seg")
         segmenter = load_segmenter(self.config.segmenter, path, self.classes)
         place(segmenter, self.device)
-        return predict_image(segmenter, _pixels(image), self.config).numpy()
+        return predict_image(segmenter, _pixels(image, self.config.data.max_pixels), self.config).numpy()
 
     @torch.inference_mode()
     def _class_maps(self, pixels: UInt8) -> tuple[Tensor, Tensor]:
@@ -124,9 +124,9 @@ def open_run(folder: Path | str, device: str = "auto") -> TrainedRun:
     return TrainedRun(load_config(path, [f"{key}={toml_value(value)}" for key, value in here.items()]))
 
 
-def _pixels(image: Path | str | UInt8) -> UInt8:
+def _pixels(image: Path | str | UInt8, max_pixels: int) -> UInt8:
     if not isinstance(image, np.ndarray):
-        return read_image(Path(image))
+        return read_image(Path(image), max_pixels)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise DataError(f"an image array must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
     return image

@@ -9,6 +9,7 @@ from cam_pipeline.atomic import write_text
 from cam_pipeline.data.digest import data_digest
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table
+from cam_pipeline.device import memory_errors_named
 from cam_pipeline.evaluation import evaluate
 from cam_pipeline.pipeline import Pipeline, read_json
 from cam_pipeline.report.run_sheet import run_sheet
@@ -29,11 +30,11 @@ def evaluate_run(
     key: dict[str, Any] = {"split": split, "every": every, "oracle": oracle, "results": run_ids, "settings": settings}
     key["data"] = _data(pipeline, table, split)
     known = read_json(path)
-    complete = not known.get("sheet") or Path(known["sheet"]).is_file()
-    if known.get("key") == key and complete and not force:
+    if known.get("key") == key and not force and (not known["sheet"] or Path(known["sheet"]).is_file()):
         return known
     results = {name: pipeline.path(name) for name in states}
-    rows = evaluate(config, table, results, split=split, every=every, oracle=oracle)
+    with memory_errors_named("evaluate", "cam.batch_size", config.cam.batch_size):
+        rows = evaluate(config, table, results, split=split, every=every, oracle=oracle)
     sheet = pipeline.folder / "report" / "contact_sheet.png"
     if {"extract_cams", "make_labels"} <= set(results):
         run_sheet(config, table, results, sheet)

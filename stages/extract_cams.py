@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.batches import GridImages, loader_over, same_size_batches
 from cam_pipeline.data.digest import FileDigests, data_digest
-from cam_pipeline.data.images import grid_size, image_size
+from cam_pipeline.data.images import grid_size, sample_size
 from cam_pipeline.data.readers import load_table
-from cam_pipeline.data.table import check_files
+from cam_pipeline.data.table import Sample, check_files
 from cam_pipeline.device import autocast, image_batch, pick_device, place, worker_count
+from cam_pipeline.distributed import first_before_others, is_first, local_world_size, meet, rank, world_size
 from cam_pipeline.interrupt import raise_if_stopped
 from cam_pipeline.models.cams import multi_scale_cams, predicted_classes
 from cam_pipeline.networks import load_classifier
@@ -28,6 +30,7 @@ def extract_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> 
 
     Images that share a grid share a forward pass. The batches are the same in every run, so that a map never depends
     on where an earlier run was stopped. Where nobody said what an image shows, the classifier's prediction is taken.
+    Of N processes each makes every Nth part; the first joins them.
     """
     table, settings = load_table(config.data), config.cam
     samples = table.split(*settings.splits)
@@ -35,19 +38,21 @@ def extract_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> 
     device = pick_device(config.run)
     classifier = load_classifier(config.classifier, inputs["train_cls"], table.classes)
     place(classifier, device)
-    sizes = [image_size(sample.image) for sample in samples]
+    sizes = [sample_size(sample) for sample in samples]
     grids = [grid_size(*size, classifier.stride, settings.max_side) for size in sizes]
     batches = same_size_batches(grids, settings.batch_size)
     parts = [batches[start : start + BATCHES_PER_PART] for start in range(0, len(batches), BATCHES_PER_PART)]
     attributes = artefact_attributes(table.classes, output.fingerprint, to_toml(config), stride=classifier.stride)
-    writer = PartWriter(
-        output.path, "cams", attributes, [[samples[i].id for batch in part for i in batch] for part in parts]
-    )
+    ids = [[samples[i].id for batch in part for i in batch] for part in parts]
+    writer = first_before_others(lambda: PartWriter(output.path, "cams", attributes, ids))
+    own = range(rank(), len(parts), world_size())
+    pending = [number for number in own if number in writer.pending()]
     images_of = GridImages(samples, grids, classifier.stride)
-    pending = [batch for number in writer.pending() for batch in parts[number]]
-    loaded = loader_over(images_of, pending, worker_count(config.run))
-    with track("extract_cams", writer.total, done=writer.done) as progress:
-        for number in writer.pending():
+    left = [batch for number in pending for batch in parts[number]]
+    loaded = loader_over(images_of, left, worker_count(config.run, local_world_size()))
+    total = sum(len(ids[number]) for number in own)
+    with track("extract_cams", total, done=total - sum(len(batch) for batch in left)) as progress:
+        for number in pending:
             records: list[Record] = []
             for batch in parts[number]:
                 raise_if_stopped()
@@ -55,13 +60,18 @@ def extract_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> 
                     images = image_batch(next(loaded), device)
                     maps, probabilities = multi_scale_cams(classifier, images, settings.scales, settings.flip)
                 for index, cam, chances in zip(batch, maps.float().cpu(), probabilities.cpu(), strict=True):
-                    known = samples[index].class_ids
-                    present = predicted_classes(chances, settings.presence_threshold) if known is None else known
-                    chosen = cam[[class_id - 1 for class_id in present]]
-                    records.append(cam_record(StoredCam(samples[index].id, chosen, present, sizes[index])))
+                    records.append(_record(samples[index], cam, chances, sizes[index], settings.presence_threshold))
                 progress.advance(len(batch))
             writer.write(number, records)
-    writer.join([sample.id for sample in samples])
+    meet(stoppable=True)
+    if is_first():
+        writer.join([sample.id for sample in samples])
+
+
+def _record(sample: Sample, cam: Tensor, chances: Tensor, size: tuple[int, int], threshold: float) -> Record:
+    """The maps of the classes that an image shows, as it is known or, where nobody knows, predicted."""
+    present = predicted_classes(chances, threshold) if sample.class_ids is None else sample.class_ids
+    return cam_record(StoredCam(sample.id, cam[[class_id - 1 for class_id in present]], present, size))
 
 
 def _data(config: Config, digests: FileDigests) -> str:
@@ -77,4 +87,6 @@ STAGE = Stage(
     ignores=("cam.batch_size",),
     needs=lambda config: ("train_cls",),
     data=_data,
+    shared=True,
+    memory="cam.batch_size",
 )

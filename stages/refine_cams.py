@@ -1,25 +1,24 @@
 """CAMs -> per-pixel scores of background and present classes (scores.h5)."""
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import delayed
 from numpy.typing import NDArray
 
 from cam_pipeline.config import Config, RefineSettings, to_toml
 from cam_pipeline.data.digest import FileDigests, data_digest
-from cam_pipeline.data.images import read_image
+from cam_pipeline.data.images import sample_image
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample
 from cam_pipeline.device import worker_count
-from cam_pipeline.interrupt import ignore_in_worker, raise_if_stopped, workers_start_deaf
+from cam_pipeline.interrupt import ignore_in_worker, raise_if_stopped
 from cam_pipeline.ops.cam import cam_scores, to_probabilities, with_background
 from cam_pipeline.ops.crf import dense_crf
+from cam_pipeline.parallel import joblib_workers, results_of
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.progress import track
 from cam_pipeline.store.cams import CamStore, StoredCam
@@ -34,7 +33,7 @@ def refine_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> N
     table, settings = load_table(config.data), config.refine
     samples = {sample.id: sample for sample in table.split(*config.cam.splits)}
     workers = worker_count(config.run)
-    with CamStore.open(inputs["extract_cams"]) as cams, Parallel(n_jobs=workers, return_as="generator") as parallel:
+    with CamStore.open(inputs["extract_cams"]) as cams, joblib_workers(config.run.backend, workers) as parallel:
         chunks = [cams.names[start : start + IMAGES_PER_PART] for start in range(0, len(cams.names), IMAGES_PER_PART)]
         attributes = artefact_attributes(
             table.classes, output.fingerprint, to_toml(config), background=settings.background
@@ -54,16 +53,6 @@ def refine_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> N
         writer.join(cams.names)
 
 
-@contextmanager
-def results_of(parallel: Any, tasks: Iterable[Any]) -> Iterator[Iterator[Any]]:
-    """The results in the order of the tasks; those that are left when a stop comes are dropped."""
-    with workers_start_deaf():
-        results = parallel(tasks)
-    with warnings.catch_warnings(), closing(results):
-        warnings.filterwarnings("ignore", module="joblib")  # advice to those who leave results
-        yield results
-
-
 def refined_scores(cam: StoredCam, sample: Sample, settings: RefineSettings) -> NDArray[np.float32]:
     """Scores (1 + n, H, W) of one image, summing to 1 over channels; runs in a worker process."""
     ignore_in_worker()
@@ -72,7 +61,7 @@ def refined_scores(cam: StoredCam, sample: Sample, settings: RefineSettings) -> 
     if not settings.crf or not cam.class_ids:
         return probabilities
     kernels: dict[str, Any] = settings.model_dump(exclude={"background", "crf", "crf_iterations"})
-    return dense_crf(read_image(sample.image), probabilities, iterations=settings.crf_iterations, **kernels)
+    return dense_crf(sample_image(sample), probabilities, iterations=settings.crf_iterations, **kernels)
 
 
 def _data(config: Config, digests: FileDigests) -> str:

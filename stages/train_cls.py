@@ -12,8 +12,9 @@ from cam_pipeline.config import Config
 from cam_pipeline.data.batches import TrainingViews, grid_batches
 from cam_pipeline.data.digest import FileDigests, data_digest
 from cam_pipeline.data.readers import load_table
-from cam_pipeline.data.table import Sample, check_files, image_labels, labelled
+from cam_pipeline.data.table import Sample, check_files, image_labels, labelled, warn_of_absent_classes
 from cam_pipeline.device import autocast, image_batch, pick_device, place, worker_count
+from cam_pipeline.distributed import is_first
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.networks import check_crop, new_classifier
 from cam_pipeline.ops.metrics import average_precision, f1_score
@@ -31,6 +32,7 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     train = labelled(table.split(config.data.train))
     val = [sample for sample in table.samples if sample.split == config.data.val and sample.class_ids is not None]
     check_files(train + val)
+    warn_of_absent_classes(table.classes, train)
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
     classifier = new_classifier(config.classifier, len(table.classes))
@@ -55,8 +57,9 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
         folder=output.folder,
     )
     trainer.fit()
-    trainer.write_history(output.logs / "train_cls.jsonl")
-    save_model(output.path, classifier, {"classes": table.classes, "fingerprint": output.fingerprint})
+    if is_first():
+        trainer.write_history(output.logs / "train_cls.jsonl")
+        save_model(output.path, classifier, {"classes": table.classes, "fingerprint": output.fingerprint})
 
 
 @torch.inference_mode()
@@ -94,4 +97,6 @@ STAGE = Stage(
     params=("classifier", "train_cls", "run.seed", "run.precision"),
     ignores=("train_cls.checkpoint_seconds",),
     data=_data,
+    shared=True,
+    divides="train_cls.batch_size",
 )

@@ -12,10 +12,11 @@ from torch import Tensor
 from cam_pipeline.config import Config
 from cam_pipeline.data.batches import ReadMask, TrainingViews
 from cam_pipeline.data.digest import FileDigests, data_digest
-from cam_pipeline.data.images import UInt8, image_size, sample_mask
+from cam_pipeline.data.images import UInt8, sample_mask, sample_size
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, check_files, masked
 from cam_pipeline.device import image_batch, pick_device, place
+from cam_pipeline.distributed import is_first
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.networks import check_crop, new_segmenter
 from cam_pipeline.ops.labels import IGNORE_INDEX
@@ -60,10 +61,17 @@ def train_seg(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
         settings=settings,
         run=config.run,
         folder=output.folder,
+        counts=labelled_pixels,
     )
     trainer.fit()
-    trainer.write_history(output.logs / "train_seg.jsonl")
-    save_model(output.path, segmenter, {"classes": table.classes, "fingerprint": output.fingerprint})
+    if is_first():
+        trainer.write_history(output.logs / "train_seg.jsonl")
+        save_model(output.path, segmenter, {"classes": table.classes, "fingerprint": output.fingerprint})
+
+
+def labelled_pixels(batch: dict[str, Any]) -> float:
+    """Number of pixels of a batch that the loss is the mean over."""
+    return float((batch["mask"] != IGNORE_INDEX).sum())
 
 
 def supervision(config: Config, inputs: Mapping[str, Path], table: Table, train: list[Sample]) -> ReadMask:
@@ -96,10 +104,8 @@ def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
         ignored = pixels = 0
         for sample in train:
             labels = store.read(sample.id)
-            if labels.shape != image_size(sample.image):
-                raise DataError(
-                    f"{path}: labels of {sample.id} are {labels.shape}, its image is {image_size(sample.image)}"
-                )
+            if labels.shape != sample_size(sample):
+                raise DataError(f"{path}: labels of {sample.id} are {labels.shape}, its image is {sample_size(sample)}")
             ignored, pixels = ignored + int((labels == IGNORE_INDEX).sum()), pixels + labels.size
     share = ignored / pixels
     if share == 1:
@@ -126,4 +132,6 @@ STAGE = Stage(
     ignores=("train_seg.checkpoint_seconds", "segmenter.max_side"),
     needs=_needs,
     data=_data,
+    shared=True,
+    divides="train_seg.batch_size",
 )

@@ -2,8 +2,8 @@
 
 Importing torch takes seconds, and the tests of resume need many processes. This program imports once and forks. It
 reads one JSON request a line from stdin and answers with one JSON line on stdout; `CommandServer` in conftest.py is
-the other end. A request may set attributes (`patch`: smaller parts, say) and plant a signal in the command
-(`signal_at`): a kill then falls between two given statements, not somewhere near them.
+the other end. A request may set environment variables and attributes (`patch`: smaller parts, say) and plant a signal
+in the command (`signal_at`): a kill then falls between two given statements, not somewhere near them.
 """
 
 import atexit
@@ -67,6 +67,7 @@ def become_command(request: dict[str, Any]) -> NoReturn:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as from a terminal, wherever the tests themselves run
     os.chdir(request["folder"])
+    os.environ.update(request["environment"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, path in ((1, request["stdout"]), (2, request["stderr"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

@@ -119,12 +119,13 @@ class CommandServer:
         folder: Path,
         patch: Mapping[str, Any] | None = None,
         signal_at: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> int:
         """Start a command in a folder; its process id, which is its process group's, too."""
         outputs = [self.logs / f"{next(self.count):04d}.{name}" for name in ("stdout", "stderr")]
         request = {
             "arguments": arguments, "folder": str(folder), "patch": patch or {}, "signal_at": signal_at,
-            "stdout": str(outputs[0]), "stderr": str(outputs[1]),
+            "stdout": str(outputs[0]), "stderr": str(outputs[1]), "environment": environment or {},
         }  # fmt: skip
         pid = int(self._ask(request, 300)["pid"])
         self.outputs[pid] = outputs[0], outputs[1]
@@ -217,6 +218,34 @@ def undisturbed(
 def finished(undisturbed: Path, tmp_path: Path) -> Path:
     """A copy of `undisturbed` that a test may change."""
     return Path(shutil.copytree(undisturbed, tmp_path / "finished"))
+
+
+MAY_CHANGE = {"lock", "config.toml", "digests.json"}
+"""These tell who worked here last, with what settings, and what was read; they hold no result."""
+
+
+def results_in(folder: Path) -> dict[str, bytes]:
+    """Bytes of every file of a run folder that holds a result."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if name not in MAY_CHANGE}
+
+
+@pytest.fixture
+def mistake(commands: CommandServer, finished: Path) -> Callable[..., str]:
+    """Runs a command in `finished` that must fail as a user's mistake; gives the line it says."""
+
+    def run(*arguments: str, config: str = "tiny.toml", **more: Any) -> str:
+        before = results_in(finished / "run")
+        ended = commands.run(*arguments, "-c", config, "--quiet", folder=finished, **more)
+        assert ended.code == 2, f"{ended.code}\n{ended.stderr}"
+        assert "Traceback" not in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1, ended.stderr
+        assert ended.stderr.startswith("Error: ")
+        after = results_in(finished / "run")
+        assert {name: after.get(name) for name in before} == before
+        return ended.stderr.removeprefix("Error: ")
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What users get wrong: one clear line, exit code 2, and every file of the run folder as it was."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,36 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-MAY_CHANGE = {"lock", "config.toml", "digests.json"}
-"""These tell who worked here last, with what settings, and what was read; they hold no result."""
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file of a run folder that holds a result."""
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in paths.items() if name not in MAY_CHANGE}
-
-
-@pytest.fixture
-def mistake(commands: Any, finished: Path) -> Callable[..., str]:
-    """Runs a command in `finished` that must fail as a user's mistake; gives the line it says."""
-
-    def run(*arguments: str, config: str = "tiny.toml", **more: Any) -> str:
-        before = content(finished / "run")
-        ended = commands.run(*arguments, "-c", config, "--quiet", folder=finished, **more)
-        assert ended.code == 2, f"{ended.code}\n{ended.stderr}"
-        assert "Traceback" not in ended.stderr
-        assert len(ended.stderr.splitlines()) == 1, ended.stderr
-        assert ended.stderr.startswith("Error: ")
-        after = content(finished / "run")
-        assert {name: after.get(name) for name in before} == before
-        return ended.stderr.removeprefix("Error: ")
-
-    return run
 
 
 def cut(path: Path, share: float = 0.5) -> Path:
@@ -167,7 +142,9 @@ def test_unknown_config_key(mistake: Callable[..., str], finished: Path) -> None
 
 
 def test_wrong_values_and_files(mistake: Callable[..., str]) -> None:
-    assert "train_cls.epochs" in mistake("run", "--set", "train_cls.epochs=lots")
+    line = mistake("run", "--set", "train_cls.epochs=ten")
+    assert line == "tiny.toml: train_cls.epochs must be a whole number, given 'ten'\n"
+    assert "data is a folder; give a TOML file" in mistake("run", config="data")
     assert "there is no config file" in mistake("run", config="absent.toml")
     assert "resnt18" in mistake("run", "--set", "classifier.backbone=resnt18")
     assert "resnt18" in mistake("train-seg", "--set", "segmenter.encoder=resnt18")
@@ -214,25 +191,66 @@ def test_weights_of_another_shape(mistake: Callable[..., str], finished: Path, c
 
 
 def test_stored_classifier_of_another_shape(mistake: Callable[..., str], finished: Path) -> None:
-    """Somebody put another classifier in its place, of the same size."""
+    """Somebody put another classifier in its place."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
     path = finished / "run" / "classifier.safetensors"
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        metadata = file.metadata()
+        notes = json.loads(file.metadata()["cam-pipeline"])
     tensors["head.weight"] = tensors["head.weight"].T.contiguous()
-    size = path.stat().st_size
-    save_file(tensors, path, metadata)
-    path.write_bytes(path.read_bytes().ljust(size, b"\0"))
-    if path.stat().st_size != size:
-        pytest.fail("the two files differ in size, so this tests something else")
+    notes = {key: notes[key] for key in ("classes", "fingerprint")}  # without the checksum of the other tensors
+    save_file(tensors, path, {"cam-pipeline": json.dumps(notes)})
+    manifest = path.with_name(f"{path.name}.manifest.json")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"bytes": path.stat().st_size}))
     line = mistake("make-cams", "--set", "cam.flip=false")
     assert "classifier.safetensors does not fit the model of this config: size mismatch for head.weight" in line
 
 
+def test_checkpoint_of_another_network(commands: Any, workspace: Path) -> None:
+    """As a new version of timm may build under the same name."""
+    again = ("train-cls", "-c", "tiny.toml", "--quiet")
+    moment = {"function": "cam_pipeline.training.save_checkpoint", "call": 3, "send": "SIGKILL"}
+    commands.run(*again, folder=workspace, signal_at=moment)
+    (path,) = (workspace / "run" / "partial").glob("train_cls-*/checkpoint.pt")
+    state = torch.load(path, weights_only=True)
+    state["network"]["head.weight"] = state["network"]["head.weight"].T.contiguous()
+    for other, words in ((state, "size mismatch for head.weight"), ({"step": 2}, "'network'"), ({}, "'step'")):
+        torch.save(other, path)
+        before = path.read_bytes()
+        ended = commands.run(*again, folder=workspace)
+        assert ended.code == 2
+        assert len(ended.stderr.splitlines()) == 1
+        assert "checkpoint.pt is no checkpoint of this network (" in ended.stderr
+        assert words in ended.stderr
+        assert path.read_bytes() == before
+    assert commands.run(*again, "--force", folder=workspace).code == 0
+
+
 # Stored results
+
+
+def test_labels_of_other_classes(mistake: Callable[..., str], finished: Path) -> None:
+    """Somebody put the labels of another data set in their place."""
+    path = finished / "run" / "pseudo_labels.h5"
+    size = path.stat().st_size
+    with h5py.File(path, "a") as file:
+        classes = bytes(file.attrs["classes"])
+        assert b'"car"' in classes
+        file.attrs.modify("classes", np.array(classes.replace(b'"car"', b'"dog"'), dtype=f"S{len(classes)}"))
+    if path.stat().st_size != size:
+        pytest.fail("the two files differ in size, so this tests something else")
+    line = mistake("train-seg", "--set", "train_seg.epochs=1")
+    assert line.startswith("run/pseudo_labels.h5 has the classes ")
+    assert "dog" in line.split(", the data has ")[0] and "car" in line.split(", the data has ")[1]
+
+
+def test_result_of_an_older_format(mistake: Callable[..., str], finished: Path) -> None:
+    with h5py.File(finished / "run" / "cams.h5", "a") as file:
+        file.attrs.modify("version", 1)
+    line = mistake("make-cams", "--set", "refine.background=0.7")
+    assert "run/cams.h5 is not a cams file of version 2 (found: HDF5 file, version 1); re-make it with --force" in line
 
 
 @pytest.mark.parametrize(
@@ -295,7 +313,9 @@ def test_stage_before_what_it_needs(commands: Any, workspace: Path) -> None:
 
 def test_run_folder_that_is_a_file(mistake: Callable[..., str], finished: Path) -> None:
     (finished / "occupied").write_text("something else")
-    assert "occupied" in mistake("run", "--set", "output.dir=occupied")
+    line = mistake("run", "--set", "output.dir=occupied")
+    assert line.startswith("occupied can not be written (File exists); set output.dir to another folder")
+    assert (finished / "occupied").read_text() == "something else"
 
 
 def test_run_folder_in_use(mistake: Callable[..., str], commands: Any, finished: Path) -> None:

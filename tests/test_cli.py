@@ -192,7 +192,34 @@ def test_mistake_stays_one_line_whatever_library_words_are_in_it() -> None:
 
 def test_system_error_with_a_file_names_it() -> None:
     result = ended_by(PermissionError(13, "Permission denied", "/photos/a.jpg"))
-    assert (result.exit_code, result.stderr) == (2, "Error: /photos/a.jpg: Permission denied\n")
+    remedy = "get the permission, then start the same command again: finished work is kept"
+    assert (result.exit_code, result.stderr) == (2, f"Error: /photos/a.jpg: Permission denied; {remedy}\n")
+
+
+def test_full_disk_without_a_file_name_says_what_to_do() -> None:
+    result = ended_by(OSError(28, "No space left on device"))
+    remedy = "free some space, then start the same command again: finished work is kept"
+    assert (result.exit_code, result.stderr) == (2, f"Error: output: No space left on device; {remedy}\n")
+
+
+def test_too_little_memory_names_the_keys() -> None:
+    result = ended_by(MemoryError())
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        "Error: the memory is not enough; use fewer --workers, a smaller train_cls.batch_size"
+    )
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_message_with_control_characters_is_shown_as_they_are_written() -> None:
+    result = ended_by(errors.DataError("unknown class 'a\x1b[31mb\udcff\u2028c'"))
+    assert result.stderr == "Error: unknown class 'a\\x1b[31mb\\udcff c'\n"
+
+
+def test_message_of_a_megabyte_is_cut_in_the_middle() -> None:
+    result = ended_by(errors.DataError(f"begin {'x' * 10**6} end"))
+    assert result.stderr.startswith("Error: begin xxx") and result.stderr.endswith("xxx end\n")
+    assert len(result.stderr) < 2100
 
 
 @pytest.mark.parametrize("error", [OSError("no number, no name"), RuntimeError("a bug"), KeyError("a bug")])

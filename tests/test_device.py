@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from cam_pipeline.config import RunSettings
-from cam_pipeline.device import autocast, image_batch, pick_device, place, worker_count
+from cam_pipeline.device import autocast, compiled, image_batch, pick_device, place, uncompiled, worker_count
 from cam_pipeline.errors import ConfigError
 
 
@@ -28,6 +28,26 @@ def test_a_gpu_that_is_not_there_is_an_error_not_the_cpu(gpus, device, needed):
         pick_device(RunSettings(device=device))
 
 
+@pytest.fixture
+def second_of_two(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_each_of_several_processes_has_its_own_gpu(gpus, second_of_two):
+    own = torch.device("cuda", 1) if gpus else torch.device("cpu")
+    assert pick_device(RunSettings(device="auto")) == own
+    assert pick_device(RunSettings(device="cpu")) == torch.device("cpu")
+
+
+def test_one_gpu_is_not_for_two_processes(monkeypatch, second_of_two):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="2 processes on this machine, but torch finds 1 CUDA devices; start one"):
+        pick_device(RunSettings(device="cuda"))
+    with pytest.raises(ConfigError, match=r"run\.device = 'cuda:0' names one GPU for 2 processes; write cuda"):
+        pick_device(RunSettings(device="cuda:0"))
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_precision_is_that_of_the_settings(precision, dtype):
     layer, images = nn.Linear(3, 2), torch.rand(4, 3)
@@ -49,3 +69,37 @@ def test_worker_count(monkeypatch):
     for cores, workers in [(1, 1), (6, 6), (64, 8), (None, 1)]:
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
         assert worker_count(RunSettings(workers=0)) == workers
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    assert [worker_count(RunSettings(workers=0), processes) for processes in (1, 2, 5, 24)] == [8, 6, 2, 1]
+    assert worker_count(RunSettings(workers=3), processes=4) == 3
+
+
+def test_compiling_is_off_unless_asked_for():
+    network = nn.Linear(2, 2)
+    with compiled(network, RunSettings()), uncompiled(RunSettings()):
+        assert network._compiled_call_impl is None
+
+
+def test_a_network_that_can_not_be_compiled_is_one_line(monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self: None)
+    line = r"^run\.compile: torch can not compile this network \(no compiler was found\); set run\.compile=false$"
+    with pytest.raises(ConfigError, match=line), compiled(nn.Linear(2, 2), RunSettings(compile=True)):
+        raise TorchDynamoException("\nno compiler was found\nmore\n")
+
+
+@pytest.mark.slow
+def test_a_compiled_network_computes_the_same_and_not_where_sizes_vary():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    images = torch.randn(2, 3, 8, 8)
+    run, expected = RunSettings(compile=True), network(images)
+    with compiled(network, run):
+        torch.testing.assert_close(network(images), expected)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert graphs == 1
+        with uncompiled(run):
+            for side in range(9, 14):
+                network(torch.randn(1, 3, side, side))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs

@@ -13,7 +13,9 @@ import pytest
 from cam_pipeline.errors import Interrupted
 from cam_pipeline.interrupt import (
     graceful_stop,
+    ignore_from_now_on,
     ignore_in_worker,
+    listening,
     raise_if_stopped,
     sigterm_as_ctrl_c,
     stop_requested,
@@ -36,6 +38,38 @@ def test_first_signal_is_a_request(number: signal.Signals) -> None:
         assert stop_requested()
         with pytest.raises(Interrupted, match=number.name):
             raise_if_stopped()
+
+
+def test_listeners_may_stop_the_work_without_a_signal() -> None:
+    def listener() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError), graceful_stop(), listening(listener):
+        assert not stop_requested()
+        raise_if_stopped()
+    raise_if_stopped()  # it is no longer asked
+    with pytest.raises(Interrupted), graceful_stop(), listening(listener):
+        send(signal.SIGTERM)
+        raise_if_stopped()
+
+
+def test_a_process_about_to_end_can_be_left_alone() -> None:
+    """Neither the request handler nor the ones before it come back."""
+
+    def end(answer: Connection) -> None:
+        with sigterm_as_ctrl_c(), graceful_stop():
+            ignore_from_now_on()
+            send(signal.SIGTERM)
+        for number in SIGNALS:
+            send(number)
+        answer.send("still here")
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=end, args=(sender,))
+    process.start()
+    assert receiver.poll(30) and receiver.recv() == "still here"
+    process.join()
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize("first", SIGNALS)

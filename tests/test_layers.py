@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "0a": ["errors", "configs"],
     "0b": ["progress", "interrupt", "atomic"],
+    "0c": ["distributed", "parallel"],
     "1": ["ops"],
     "2": ["models"],
     "3a": ["config"],

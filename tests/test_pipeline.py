@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cam_pipeline import pipeline as engine
 from cam_pipeline.config import Config, load_config
-from cam_pipeline.errors import DamagedFile, Interrupted, RunFolderBusy, StageNotReady
+from cam_pipeline.errors import DamagedFile, Interrupted, OutOfMemory, RunFolderBusy, StageNotReady
 from cam_pipeline.pipeline import Output, Pipeline, Stage, load_stages, read_json
 
 NAMES = ("grow", "mill", "bake")
@@ -673,3 +674,54 @@ def test_records_agree_with_the_list_of_stages() -> None:
     assert tuple(stages) == REAL
     assert [stage.name for stage in stages.values()] == list(REAL)
     assert len({stage.makes for stage in stages.values()}) == len(stages)
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "the GPU"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "this machine"),
+        (MemoryError(), "this machine"),
+    ],
+)
+def test_memory_that_does_not_suffice_names_the_key_and_loses_nothing(
+    bakery: Bakery, error: Exception, place: str
+) -> None:
+    def run(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+        (output.folder / "piece-0").touch()
+        raise error
+
+    bakery.run(names=("grow",))
+    before = bakery.files()
+    bakery.stages["mill"] = dataclasses.replace(bakery.stages["mill"], run=run, memory="cam.batch_size")
+    line = rf"^mill: the memory of {place} does not suffice; lower cam\.batch_size \(now \d+\)\. Finished work is kept$"
+    with pytest.raises(OutOfMemory, match=line):
+        bakery.run(names=("mill",))
+    after = bakery.files()
+    assert {name: after.get(name) for name in before if name not in ("lock", "digests.json")} == {
+        name: content for name, content in before.items() if name not in ("lock", "digests.json")
+    }
+    assert any(name.endswith("/piece-0") for name in after)
+
+
+def test_other_faults_are_no_matter_of_memory(bakery: Bakery) -> None:
+    def run(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    bakery.stages["grow"] = dataclasses.replace(bakery.stages["grow"], run=run)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        bakery.run(names=("grow",))
+
+
+def test_every_stage_names_a_setting_to_lower() -> None:
+    named = {name: stage.memory or stage.divides or "run.workers" for name, stage in load_stages().items()}
+    assert named == {
+        "train_cls": "train_cls.batch_size",
+        "extract_cams": "cam.batch_size",
+        "refine_cams": "run.workers",
+        "make_labels": "run.workers",
+        "train_seg": "train_seg.batch_size",
+    }

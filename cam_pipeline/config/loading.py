@@ -1,15 +1,15 @@
 """From a TOML file and `--set` overrides to a Config, and back to TOML."""
 
-import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from cam_pipeline.config.mistakes import check_plain, explain, shortened
 from cam_pipeline.config.settings import Config, DataSettings, OutputSettings
 from cam_pipeline.errors import ConfigError
 
@@ -20,28 +20,48 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises ConfigError with one line that names the file or override, the key, and the nearest valid key.
     """
     path = Path(source)
-    if path.suffix != ".toml" and str(source) in shipped_configs():
-        content = (resources.files("cam_pipeline.configs") / f"{source}.toml").read_bytes()
-    elif path.is_file():
-        content = path.read_bytes()
-    else:
-        known = ", ".join(shipped_configs())
-        raise ConfigError(f"there is no config file {source}; give a path, or one of the shipped: {known}")
-    try:
-        values = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source} is not valid TOML: {error}") from error
+    values = _parse(_content(source), str(source))
     for override in overrides:
         _apply(values, override)
-    _fill_in_data_root(values)
     try:
+        check_plain(values)
+        _fill_in_data_root(values)
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from error
+        raise ConfigError(f"{source}: {explain(error)}") from error
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
     if config.output.dir is None:
         output = OutputSettings(dir=Path("outputs") / path.stem)
         config = config.model_copy(update={"output": output})
     return config
+
+
+def _content(source: str | Path) -> bytes:
+    """The bytes of a config file or of a shipped config. Raises ConfigError when they can not be had."""
+    path = Path(source)
+    try:
+        if path.suffix != ".toml" and str(source) in shipped_configs():
+            return (resources.files("cam_pipeline.configs") / f"{source}.toml").read_bytes()
+        return path.read_bytes()
+    except IsADirectoryError:
+        raise ConfigError(f"{source} is a folder; give a TOML file, for example {path / 'my.toml'}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        known = ", ".join(shipped_configs())
+        raise ConfigError(f"there is no config file {source}; give a path, or one of the shipped: {known}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"the config file {source} can not be read ({reason})") from error
+
+
+def _parse(content: bytes, source: str) -> dict[str, Any]:
+    """TOML as nested dicts. Raises ConfigError for what is none."""
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))  # a byte order mark, as Notepad writes it, is no part of it
+    except RecursionError:
+        raise ConfigError(f"{source} is not valid TOML: it is nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}") from error
 
 
 def shipped_configs() -> list[str]:
@@ -74,15 +94,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     *sections, key = path.strip().split(".")
     if not equals or not sections:
-        raise ConfigError(f"--set {override}: write it as section.key=value, for example train_cls.epochs=5")
+        raise ConfigError(f"--set {shortened(override)}: write it as section.key=value, for example train_cls.epochs=5")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {text}")
+        value = parsed["value"] if len(parsed) == 1 else text.strip()
+    except (ValueError, RecursionError):
         value = text.strip()
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+            raise ConfigError(f"--set {shortened(override)}: {section} is a value, not a section")
     values[key] = value
 
 
@@ -90,37 +111,8 @@ def _fill_in_data_root(values: dict[str, Any]) -> None:
     """Put `data.root` for `{data.root}` in the two weights settings, so that weights can lie beside the data."""
     data = values.get("data", {})
     root = data.get("root", DataSettings().root) if isinstance(data, dict) else ""
+    if "{data.root}" in str(root):
+        raise ValueError("data.root can not hold {data.root}")
     for section in (values.get("classifier"), values.get("segmenter")):
         if isinstance(section, dict) and isinstance(section.get("weights"), str):
             section["weights"] = section["weights"].replace("{data.root}", str(root))
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem in one line: key, what is wrong, and the nearest valid key for an unknown one."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        fields: list[str] = list(_fields_at(path[:-1]))
-        near = difflib.get_close_matches(path[-1], fields, n=1)
-        elsewhere = [".".join(key) for key, _ in _keys(Config) if key[-1] == path[-1]]
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"valid here: {', '.join(fields)}"
-        return f"unknown key {'.'.join(path)}; {f'did you mean {elsewhere[0]}?' if elsewhere and not near else hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
-    return f"{'.'.join(path)}: {message}{given}"
-
-
-def _fields_at(path: list[str]) -> Iterable[str]:
-    model: Any = Config
-    for part in path:
-        model = model.model_fields[part].annotation
-    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
-
-
-def _keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _keys(annotation, (*path, name))
-        else:
-            yield (*path, name), field

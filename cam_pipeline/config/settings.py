@@ -4,35 +4,65 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from cam_pipeline.errors import ConfigError
 
 Rgb = Annotated[tuple[float, float, float], Field(description="red, green, blue on the 0..1 scale")]
+Positive = Annotated[float, Field(gt=0)]
+Scale = Annotated[float, Field(gt=0, le=16)]
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, and an unknown key is an error."""
+    """A group of settings: frozen, and an unknown key is an error, as is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes true for 1; a setting does not."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation in (int, float):
+            raise ValueError(f"must be a {'whole ' if annotation is int else ''}number, given {value}")
+        if isinstance(value, list) and any(isinstance(item, bool) for item in value):
+            raise ValueError(f"must be a list without true and false, given {value}")
+        return value
 
 
 class DataSettings(Section):
     """Where the images and their labels are. Relative paths start at the current folder."""
 
     root: Path = Field(Path("data"), description="folder that holds the data set")
-    format: Literal["csv", "voc"] = Field(
+    format: Literal["csv", "voc", "coco", "folders"] = Field(
         "csv",
-        description="`csv`: a table `image,labels[,mask,split]`; `voc`: JPEGImages/, ImageSets/, SegmentationClass/",
+        description="`csv`: a table `image,labels[,mask,split]`; `voc`: JPEGImages/, ImageSets/, SegmentationClass/; "
+        "`coco`: a JSON file of annotations for each split; `folders`: a folder of images for each class; docs/data.md",
     )
     table: str = Field("data.csv", description="`csv` only: the table's file name under `root`")
-    labels: str = Field("image_labels.txt", description="`voc` only: lines `id class class ...` under `root`")
+    labels: str = Field(
+        "image_labels.txt",
+        description="`voc` only, under `root`: a file of lines `id class class ...`, "
+        "or the folder of XML files (`Annotations`)",
+    )
+    masks: str = Field("SegmentationClass", description="`voc` only: the folder of masks under `root`")
+    annotations: str = Field(
+        "annotations/instances_{split}.json",
+        description="`coco` only: the JSON file of a split under `root`; `{split}` stands for `train` or `val` below",
+    )
+    images: str = Field("{split}", description="`coco` only: the folder of a split's images under `root`")
+    negatives: str = Field(
+        "none", description="`folders` only: name of the folder whose images show none of the classes"
+    )
     classes: tuple[str, ...] = Field(
         (),
         description="class names without background, in label order; empty: from `classes.txt`, else from the data",
     )
     train: str = Field("train", description="name of the split to train on")
     val: str = Field("val", description="name of the split to report on; may be empty")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="image and mask files of more pixels are refused before they are decoded"
+    )
 
 
 class ClassifierSettings(Section):
@@ -50,13 +80,14 @@ class ClassifierSettings(Section):
     stride: int = Field(
         0,
         ge=0,
+        le=1024,
         description="input pixels per feature cell of a CNN, reached by undoing late strides; 0: the backbone's own",
     )
     freeze_batch_norm: bool = Field(
         False, description="keep BatchNorm statistics as loaded (needed when they were folded, or for tiny batches)"
     )
     mean: Rgb | None = Field(None, description="input mean; unset: from timm's data config of the backbone")
-    std: Rgb | None = Field(
+    std: tuple[Positive, Positive, Positive] | None = Field(
         None, description="input standard deviation; unset: from timm's data config of the backbone"
     )
 
@@ -64,10 +95,10 @@ class ClassifierSettings(Section):
 class TrainSettings(Section):
     """Optimisation and augmentation of one training stage."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training split")
-    batch_size: int = Field(16, ge=1, description="images per optimiser step, in total")
-    crop: int = Field(256, ge=16, description="side of the square training crop in pixels")
-    scale: tuple[float, float] = Field(
+    epochs: int = Field(10, ge=1, le=1_000_000, description="passes over the training split")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="images per optimiser step, in total")
+    crop: int = Field(256, ge=16, le=16_384, description="side of the square training crop in pixels")
+    scale: tuple[Scale, Scale] = Field(
         (0.9, 1.6), description="the longer image side is resized to this many crops, drawn evenly from the range"
     )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser")
@@ -79,13 +110,16 @@ class TrainSettings(Section):
     poly_power: float = Field(0.9, ge=0, description="learning rate falls as (1 - step / steps) to this power")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
     checkpoint_seconds: float = Field(
-        60.0, ge=0, description="time between checkpoints; one is always written at the end of an epoch"
+        60.0,
+        ge=0,
+        allow_inf_nan=True,
+        description="time between checkpoints; one is always written at the end of an epoch",
     )
 
     @model_validator(mode="after")
     def ordered(self) -> Self:
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale must be two rising positive numbers, not {list(self.scale)}")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale must be two rising numbers, not {list(self.scale)}")
         return self
 
 
@@ -93,12 +127,12 @@ class CamSettings(Section):
     """Reading class activation maps out of the classifier."""
 
     splits: tuple[str, ...] = Field(("train",), min_length=1, description="splits to make CAMs, scores and labels for")
-    scales: tuple[float, ...] = Field(
+    scales: tuple[Scale, ...] = Field(
         (0.75, 1.0, 1.25, 1.5), min_length=1, description="image scales whose maps are summed"
     )
     flip: bool = Field(True, description="add the horizontally flipped view of every scale")
-    max_side: int = Field(1024, ge=32, description="larger images are first reduced to this longer side")
-    batch_size: int = Field(16, ge=1, description="images per forward pass, each of the same size")
+    max_side: int = Field(1024, ge=32, le=65_536, description="larger images are first reduced to this longer side")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="images per forward pass, each of the same size")
     presence_threshold: float = Field(
         0.5,
         gt=0,
@@ -112,7 +146,7 @@ class RefineSettings(Section):
 
     background: float = Field(0.35, gt=0, lt=1, description="score of the background before the CRF: where objects end")
     crf: bool = Field(True, description="refine the scores with a dense CRF")
-    crf_iterations: int = Field(10, ge=1, description="mean-field iterations")
+    crf_iterations: int = Field(10, ge=1, le=10_000, description="mean-field iterations")
     gaussian_sxy: float = Field(3.0, gt=0, description="CRF smoothness kernel: standard deviation in pixels")
     gaussian_weight: float = Field(3.0, ge=0, description="CRF smoothness kernel: weight")
     bilateral_sxy: float = Field(50.0, gt=0, description="CRF appearance kernel: standard deviation in pixels")
@@ -152,8 +186,12 @@ class SegmenterSettings(Section):
     )
     freeze_batch_norm: bool = Field(False, description="keep the encoder's BatchNorm statistics as loaded")
     mean: Rgb | None = Field(None, description="input mean; unset: from timm's data config of the encoder")
-    std: Rgb | None = Field(None, description="input standard deviation; unset: from timm's data config of the encoder")
-    max_side: int = Field(1024, ge=32, description="at prediction, larger images are first reduced to this longer side")
+    std: tuple[Positive, Positive, Positive] | None = Field(
+        None, description="input standard deviation; unset: from timm's data config of the encoder"
+    )
+    max_side: int = Field(
+        1024, ge=32, le=65_536, description="at prediction, larger images are first reduced to this longer side"
+    )
 
 
 class TrainSegSettings(TrainSettings):
@@ -168,17 +206,29 @@ class TrainSegSettings(TrainSettings):
 class RunSettings(Section):
     """How to compute, not what: of these only `seed` and `precision` make results stale."""
 
-    seed: int = Field(0, ge=0, description="seed of initial weights, order of images, augmentation and dropout")
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="seed of initial weights, order of images, augmentation and dropout"
+    )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu` or `cuda[:n]` (also `--device`)"
     )
     workers: int = Field(
         0,
         ge=0,
+        le=1024,
         description="processes that load images and run the CRF; 0: as many as cores, at most 8 (also `--workers`)",
+    )
+    backend: Literal["loky", "threading", "dask", "ray"] = Field(
+        "loky",
+        description="what runs the CRF, by joblib: `loky` (processes here), `threading`, `dask` (the scheduler at "
+        "DASK_SCHEDULER_ADDRESS, else processes here) or `ray`",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="`bfloat16`: autocast; faster where the processor supports it"
+    )
+    compile: bool = Field(
+        False,
+        description="compile the networks for training (`torch.compile`): a slow first step, faster ones after it",
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cam_pipeline.data.augment import random_view
-from cam_pipeline.data.images import UInt8, grid_size, image_size, read_image, resize_to_grid, to_tensor
+from cam_pipeline.data.images import UInt8, grid_size, resize_to_grid, sample_image, sample_size, to_tensor
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import UserError
 from cam_pipeline.interrupt import ignore_in_worker
@@ -43,7 +43,7 @@ class TrainingViews(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        image = to_tensor(read_image(self.samples[index].image))
+        image = to_tensor(sample_image(self.samples[index]))
         mask = None if self.read_mask is None else torch.from_numpy(np.array(self.read_mask(index)))
         rng = np.random.default_rng([self.seed, epoch, index])
         view, mask = random_view(image, mask, self.crop, self.scale, self.fill, rng)
@@ -54,11 +54,15 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) from step `start` on: each epoch is a new permutation, drawn from (seed, epoch).
 
     Every batch is full; the rest of a permutation that fills no batch is left out (all of it, where the data set
-    is smaller than one batch, makes a batch).
+    is smaller than one batch, makes a batch). Of `processes` that share the work, the one numbered `rank` gets its
+    part of each batch: together they see what one alone would see.
     """
 
-    def __init__(self, count: int, batch_size: int, epochs: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self, count: int, batch_size: int, epochs: int, seed: int, start: int = 0, *, rank: int = 0, processes: int = 1
+    ) -> None:
         self.count, self.epochs, self.seed, self.start = count, epochs, seed, start
+        self.rank, self.processes = rank, processes
         self.batch_size = min(batch_size, count)
         self.steps_per_epoch = count // self.batch_size
 
@@ -70,7 +74,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             epoch, batch = divmod(step, self.steps_per_epoch)
             order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(epoch, int(index)) for index in chosen]
+            share = self.batch_size // self.processes
+            yield [(epoch, int(index)) for index in chosen[self.rank * share : (self.rank + 1) * share]]
 
 
 class _Reporting(Dataset[Any]):
@@ -138,7 +143,7 @@ class GridImages(Dataset[Tensor]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = to_tensor(read_image(self.samples[index].image))
+        image = to_tensor(sample_image(self.samples[index]))
         return resize_to_grid(image, self.grids[index], self.stride)
 
 
@@ -162,6 +167,6 @@ def grid_batches(
     samples: Sequence[Sample], *, stride: int, max_side: int, batch_size: int, workers: int
 ) -> tuple[list[list[int]], Iterator[Tensor]]:
     """Batches of images that share a grid at scale 1, and (B, 3, H, W) float32 for each. Errors as `loader_over`."""
-    grids = [grid_size(*image_size(sample.image), stride, max_side) for sample in samples]
+    grids = [grid_size(*sample_size(sample), stride, max_side) for sample in samples]
     batches = same_size_batches(grids, batch_size)
     return batches, loader_over(GridImages(samples, grids, stride), batches, workers)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cam_pipeline.atomic import write_text
+from cam_pipeline.data.coco import CocoMask
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 
@@ -19,12 +20,13 @@ class FileDigests:
         self.known: dict[str, list[Any]] = {}
         self.changed = False
         try:
-            self.known = json.loads(memory.read_text())
-        except (OSError, ValueError):
+            known = json.loads(memory.read_text())
+            self.known = {path: list(entry) for path, entry in known.items() if len(entry) == 3}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             self.known = {}  # nothing remembered, or unreadable: the files are read again
 
-    def of(self, path: Path) -> str:
-        """Hex digest of the file's content. Raises DataError when it does not exist."""
+    def of(self, path: Path, named_in: str = "") -> str:
+        """Hex digest of the file's content. Raises DataError when it does not exist; `named_in` says who wants it."""
         try:
             state = path.stat()
             entry = self.known.get(str(path.absolute()))
@@ -33,7 +35,7 @@ class FileDigests:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             raise DataError(
-                f"{path} can not be read ({error.strerror}); restore it, or take it out of the data set"
+                f"{path} can not be read ({error.strerror}); restore it, or take it out of the data set{named_in}"
             ) from error
         self.known[str(path.absolute())] = [state.st_size, state.st_mtime_ns, digest]
         self.changed = True
@@ -56,10 +58,16 @@ def data_digest(
     """One digest over class names, ids, image contents and, as asked, image-level labels and masks."""
     total = hashlib.sha256(json.dumps(list(classes)).encode())
     for sample in samples:
-        facts: list[Any] = [sample.id, digests.of(sample.image)]
+        facts: list[Any] = [sample.id, digests.of(sample.image, sample.named_in)]
         if labels:
             facts.append(sample.class_ids)
         if masks:
-            facts.append(digests.of(sample.mask) if sample.mask else None)
+            facts.append(_mask_digest(sample, digests))
         total.update(json.dumps(facts).encode())
     return total.hexdigest()
+
+
+def _mask_digest(sample: Sample, digests: FileDigests) -> str | None:
+    if isinstance(sample.mask, CocoMask):
+        return sample.mask.digest()
+    return digests.of(sample.mask, sample.named_in) if sample.mask else None

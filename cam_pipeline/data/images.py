@@ -1,54 +1,103 @@
 """Decode image and mask files; bring images to the sizes that networks see."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
-from cam_pipeline.data.table import Sample
+from cam_pipeline.data.coco import CocoMask, draw
+from cam_pipeline.data.table import MAX_PIXELS, Sample
 from cam_pipeline.errors import DataError
 
 UInt8 = NDArray[np.uint8]
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for a damaged file, a file of another kind, and an image of absurd size."""
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
+"""Kinds of files that are opened. Pillow knows more; for some it starts other programs (EPS: Ghostscript)."""
+
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of damaged EXIF data, in no file named
+Image.MAX_IMAGE_PIXELS = None  # `data.max_pixels` takes its place; Pillow's own limit can not be given for a call
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of this EXIF orientation upright."""
 
 
-def read_image(path: Path) -> UInt8:
-    """Decode an image file to (height, width, 3) uint8 RGB, turned upright by its EXIF tag.
+@contextmanager
+def opened(path: Path, max_pixels: int, kind: str = "image") -> Iterator[Image.Image]:
+    """An image file, opened but not decoded.
 
-    Raises DataError, naming the file, when it is missing, cut short, no image, or has more than 8 bits a channel.
+    Raises DataError, naming the file, also for what goes wrong with it inside the block, and before anything is
+    decoded when it has more than `max_pixels` pixels.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these at 255
-                raise DataError(f"{path}: channels of more than 8 bits (mode {image.mode}); convert it to 8 bits")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise DataError(
+                    f"{path}: {width} x {height} pixels are more than data.max_pixels ({max_pixels}); "
+                    "raise that if the file is no mistake, or take it out of the data set"
+                )
+            yield image
+    except (DataError, MemoryError):
+        raise
     except FileNotFoundError:
-        raise DataError(f"there is no image file {path}") from None
-    except UNREADABLE as error:
+        raise DataError(f"there is no {kind} file {path}") from None
+    except Exception as error:  # damaged bytes make Pillow raise almost anything
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(
-            f"{path} can not be read as an image ({error}); replace it, or take it out of the data set"
+            f"{path} can not be read as {'an' if kind == 'image' else 'a'} {kind} ({reason or type(error).__name__}); "
+            "replace it, or take it out of the data set"
         ) from error
 
 
-def read_mask(path: Path, num_classes: int) -> UInt8:
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
+    """Decode an image file to (height, width, 3) uint8 RGB, turned upright by its EXIF tag.
+
+    Channels of 16 bits keep their upper 8, grey ones as Pillow does it with colours. Transparency is left out: what
+    colours lie beneath it count. Raises DataError, see `opened`, and for numbers of no known range (32 bits, floats).
+    """
+    with opened(path, max_pixels) as image:
+        image.load()  # which turns a TIFF upright, and takes its tag away
+        turn = UPRIGHT.get(_orientation(image))
+        upright = image.transpose(turn) if turn is not None else image
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+            grey = (np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            return np.stack([grey] * 3, axis=-1)
+        if image.mode in ("I", "F"):
+            raise DataError(f"{path}: numbers of no known range (mode {image.mode}); convert it to 8 bits a channel")
+        return np.asarray(upright.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1..8; 1, upright, where there is none or it can not be read (as other programs do it)."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF data make Pillow raise almost anything; the pixels may be sound
+        return 1
+    return orientation if orientation in UPRIGHT else 1
+
+
+def read_mask(path: Path, num_classes: int, max_pixels: int = MAX_PIXELS) -> UInt8:
     """Decode an indexed or greyscale PNG to (height, width) uint8 labels: 0 background, 1..num_classes, 255 ignore.
 
     Raises DataError when the file can not be read, is a colour image, or holds another value.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise DataError(f"{path}: a mask must be an indexed or greyscale PNG, this one has mode {image.mode}")
-            mask = np.asarray(image, dtype=np.uint8)
-    except FileNotFoundError:
-        raise DataError(f"there is no mask file {path}") from None
-    except UNREADABLE as error:
-        raise DataError(f"{path} can not be read as a mask ({error})") from error
+    with opened(path, max_pixels, "mask") as image:
+        if image.mode not in ("P", "L"):
+            raise DataError(f"{path}: a mask must be an indexed or greyscale PNG, this one has mode {image.mode}")
+        mask = np.asarray(image, dtype=np.uint8)
     wrong = set(np.unique(mask).tolist()) - {*range(num_classes + 1), 255}
     if wrong:
         raise DataError(f"{path}: mask value {min(wrong)} is neither 0..{num_classes} nor 255 (ignore)")
@@ -59,25 +108,38 @@ def sample_mask(sample: Sample, num_classes: int) -> UInt8:
     """The mask of a sample, see `read_mask`. Raises DataError also when there is none or its size is another."""
     if sample.mask is None:
         raise DataError(f"image {sample.id} has no mask")
-    mask, size = read_mask(sample.mask, num_classes), image_size(sample.image)
-    if mask.shape != size:
-        raise DataError(f"{sample.mask}: the mask is {mask.shape}, its image is {size} (height, width)")
+    if isinstance(sample.mask, CocoMask):
+        _check_size(sample, (sample.mask.height, sample.mask.width))  # first: a wrong size could fill the memory
+        return draw(sample.mask)
+    mask = read_mask(sample.mask, num_classes, sample.max_pixels)
+    _check_size(sample, mask.shape)
     return mask
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) as `read_image` would return, without decoding. Raises DataError like it."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5..8 swap the sides
-            width, height = image.size
-    except FileNotFoundError:
-        raise DataError(f"there is no image file {path}") from None
-    except UNREADABLE as error:
-        raise DataError(
-            f"{path} can not be read as an image ({error}); replace it, or take it out of the data set"
-        ) from error
-    return (width, height) if turned else (height, width)
+def _check_size(sample: Sample, shape: tuple[int, ...]) -> None:
+    """Raise DataError unless the mask has the size of its image."""
+    size = sample_size(sample)
+    if shape != size:
+        raise DataError(f"{sample.mask}: the mask is {shape}, its image is {size} (height, width)")
+
+
+def sample_image(sample: Sample) -> UInt8:
+    """The image of a sample, see `read_image`."""
+    return read_image(sample.image, sample.max_pixels)
+
+
+def sample_size(sample: Sample) -> tuple[int, int]:
+    """The size of a sample's image, see `image_size`."""
+    return image_size(sample.image, sample.max_pixels)
+
+
+def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) as `read_image` would return; a JPEG is not decoded for it. Raises DataError like it."""
+    with opened(path, max_pixels) as image:
+        if image.format == "TIFF" and _orientation(image) != 1:
+            image.load()  # turns it upright, from some version of Pillow on
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def to_tensor(image: UInt8) -> Tensor:

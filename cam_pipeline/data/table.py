@@ -1,24 +1,45 @@
 """One table whatever the source: what images there are, what they show, and to which split they belong."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cam_pipeline.config import DataSettings
+from cam_pipeline.data.coco import CocoMask
 from cam_pipeline.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = DataSettings().max_pixels
+LONGEST_NAME = 60  # letters; a longer name is no misspelt one, and comparing takes long
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image. `class_ids` are 1-based and sorted; None means that nobody said what the image shows."""
+    """One image. `class_ids` are 1-based and sorted; None means that nobody said what the image shows.
+
+    `mask` is a file, or what COCO annotations outline. Files of more than `max_pixels` pixels are not decoded (see
+    `data.images`). `source` says where the data set names the image (file and line), for messages; it is no part of
+    what the sample is.
+    """
 
     id: str
     image: Path
     split: str
     class_ids: tuple[int, ...] | None = None
-    mask: Path | None = None
+    mask: Path | CocoMask | None = None
+    max_pixels: int = MAX_PIXELS
+    source: str = field(default="", compare=False)
+
+    @property
+    def named_in(self) -> str:
+        """`source` in brackets, to be put behind a name; nothing where it is not known."""
+        return f" ({self.source})" if self.source else ""
 
 
 @dataclass(frozen=True)
@@ -30,10 +51,11 @@ class Table:
 
     def split(self, *names: str) -> list[Sample]:
         """The samples of the named splits, in the order of the table. Raises DataError for an empty split."""
+        splits = {sample.split for sample in self.samples}
         for name in names:
-            if not any(sample.split == name for sample in self.samples):
-                known = ", ".join(sorted({sample.split for sample in self.samples}))
-                raise DataError(f"the data set has no images in split '{name}' (it has: {known})")
+            if name not in splits:
+                known = f"it has: {', '.join(sorted(splits)[:20])}" if splits else "it has no images at all"
+                raise DataError(f"the data set has no images in split '{name}' ({known})")
         return [sample for sample in self.samples if sample.split in names]
 
 
@@ -42,21 +64,33 @@ def labelled(samples: Iterable[Sample]) -> list[Sample]:
     samples = list(samples)
     for sample in samples:
         if sample.class_ids is None:
-            raise DataError(
-                f"image {sample.id} of split '{sample.split}' has no image-level labels; add a line for it, or drop it"
-            )
+            raise DataError(without_labels(sample))
     return samples
+
+
+def without_labels(sample: Sample) -> str:
+    """What is wrong with a training image that has no image-level labels."""
+    return (
+        f"image {sample.id} of split '{sample.split}' has no image-level labels{sample.named_in}; "
+        "add a line for it, or drop it"
+    )
 
 
 def masked(samples: Iterable[Sample]) -> list[Sample]:
-    """The same samples, checked. Raises DataError when one has no mask file."""
+    """The same samples, checked. Raises DataError when one has no mask."""
     samples = list(samples)
     for sample in samples:
-        if sample.mask is None or not sample.mask.is_file():
-            raise DataError(
-                f"image {sample.id} of split '{sample.split}' has no mask (looked for {sample.mask or 'a mask column'})"
-            )
+        if sample.mask is None or (isinstance(sample.mask, Path) and not sample.mask.is_file()):
+            raise DataError(without_mask(sample))
     return samples
+
+
+def without_mask(sample: Sample) -> str:
+    """What is wrong with an image that has no mask where one is needed."""
+    return (
+        f"image {sample.id} of split '{sample.split}' has no mask "
+        f"(looked for {sample.mask or 'a mask column, file or outlines'})"
+    )
 
 
 def image_labels(samples: Iterable[Sample], num_classes: int) -> Tensor:
@@ -73,21 +107,37 @@ def check_files(samples: Iterable[Sample]) -> None:
     """Raise DataError for the first image file that does not exist."""
     for sample in samples:
         if not sample.image.is_file():
-            raise DataError(
-                f"image {sample.id}: there is no file {sample.image}; restore it, or drop it from '{sample.split}'"
-            )
+            raise DataError(without_image(sample))
 
 
-ClassIndex = Callable[[str, str], int]
+def without_image(sample: Sample) -> str:
+    """What is wrong with a sample whose image file does not exist."""
+    return (
+        f"image {sample.id}{sample.named_in}: there is no file {sample.image}; "
+        f"restore it, or drop it from '{sample.split}'"
+    )
 
 
-def class_index(classes: tuple[str, ...]) -> ClassIndex:
-    """A function (name, where) -> 1-based label that raises DataError for an unknown name."""
-    index = {name: number for number, name in enumerate(classes, 1)}
+def absent_classes(classes: Sequence[str], samples: Iterable[Sample]) -> list[str]:
+    """Names of the classes that none of the samples shows: nothing can be learned about them."""
+    shown = {class_id for sample in samples for class_id in sample.class_ids or ()}
+    return [name for class_id, name in enumerate(classes, 1) if class_id not in shown]
 
-    def look_up(name: str, where: str) -> int:
-        if name not in index:
-            raise DataError(f"{where}: unknown class '{name}'; the classes are {', '.join(classes)}")
-        return index[name]
 
-    return look_up
+def warn_of_absent_classes(classes: Sequence[str], samples: Iterable[Sample]) -> None:
+    """Log the classes that no training image shows, in one line; training goes on without them."""
+    absent = absent_classes(classes, samples)
+    if absent:
+        logger.warning(
+            "%d of %d classes have no training image, so that nothing is learned about them: %s",
+            len(absent),
+            len(classes),
+            ", ".join(absent),
+        )
+
+
+def unknown_class(name: str, classes: Sequence[str]) -> str:
+    """What to say of a class name that is none: the nearest one, or all of them."""
+    near = difflib.get_close_matches(name, classes, n=1) if len(name) <= LONGEST_NAME else []
+    hint = f"did you mean '{near[0]}'?" if near else f"the classes are {', '.join(classes)}"
+    return f"unknown class '{name}'; {hint}"

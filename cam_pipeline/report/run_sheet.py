@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.images import read_image, sample_mask
+from cam_pipeline.data.images import sample_image, sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.device import pick_device, place
 from cam_pipeline.networks import load_segmenter
@@ -35,7 +35,7 @@ def run_sheet(config: Config, table: Table, results: Mapping[str, Path], path: P
             stored = cams.read(sample.id)
             return SheetRow(
                 name=sample.id,
-                image=read_image(sample.image),
+                image=sample_image(sample),
                 cam=cam_scores(stored.cam, stored.size).numpy(),
                 class_ids=stored.class_ids,
                 pseudo_label=labels.read(sample.id),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cam_pipeline.store.hdf5 import Record, RecordStore, read_record
+from cam_pipeline.store.hdf5 import Record, RecordStore, damage_named, read_record
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class CamStore(RecordStore):
     def read(self, name: str) -> StoredCam:
         """The maps of one image. Raises UserError for an unknown name."""
         record = read_record(self.file, ["cams"], name)
-        class_ids = tuple(int(number) for number in record.attributes["class_ids"])
-        height, width = (int(side) for side in record.attributes["size"])
-        peaks = np.asarray(record.attributes["peaks"], dtype=np.float32)[:, None, None]
-        cam = torch.from_numpy(record.arrays["cams"].astype(np.float32) * peaks)
+        with damage_named(f"{self.file.filename} is damaged at image {name}"):
+            class_ids = tuple(int(number) for number in record.attributes["class_ids"])
+            height, width = (int(side) for side in record.attributes["size"])
+            peaks = np.asarray(record.attributes["peaks"], dtype=np.float32)[:, None, None]
+            cam = torch.from_numpy(record.arrays["cams"].astype(np.float32) * peaks)
         return StoredCam(name, cam, class_ids, (height, width))
 
 

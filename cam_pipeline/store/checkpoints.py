@@ -3,20 +3,24 @@
 import json
 import logging
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cam_pipeline.atomic import written_aside
+from cam_pipeline.atomic import file_aside, written_aside
 from cam_pipeline.errors import DamagedFile, WeightsError
 
 logger = logging.getLogger(__name__)
+
+CHECKSUM = "crc32"
 
 
 @dataclass(frozen=True)
@@ -39,28 +43,48 @@ class StoredModel:
 
 
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """Write a model's tensors and JSON metadata."""
+    """Write a model's tensors and JSON metadata, with a checksum of both."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # One entry: safetensors writes several in an order that changes from run to run.
+    text = json.dumps({**metadata, CHECKSUM: checksum(state, metadata)})
     with written_aside(path) as aside:
-        aside.write_bytes(save(state, metadata={"cam-pipeline": json.dumps(dict(metadata))}))
+        aside.write_bytes(save(state, metadata={"cam-pipeline": text}))
+
+
+def checksum(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """CRC-32 of everything that a model file says; safetensors itself has none."""
+    total = zlib.crc32(json.dumps(dict(metadata)).encode())
+    for key in sorted(state):
+        facts = f"{key} {state[key].dtype} {tuple(state[key].shape)}"
+        content = state[key].reshape(-1).view(torch.uint8).numpy().data if state[key].numel() else b""
+        total = zlib.crc32(content, zlib.crc32(facts.encode(), total))
+    return f"{total:08x}"
 
 
 def load_model(path: Path) -> StoredModel:
-    """Read what `save_model` wrote. Raises DamagedFile when it is no such file."""
+    """Read what `save_model` wrote. Raises DamagedFile when it is no such file, or not as it was written."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["cam-pipeline"])
-            return StoredModel({key: file.get_tensor(key) for key in file.keys()}, metadata)  # noqa: SIM118 (no mapping)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata are no table")
+        stated = metadata.pop(CHECKSUM, None)
+        first_version = stated is None and metadata.keys() <= {"classes", "fingerprint"}  # had no checksum
+        if not first_version and stated != checksum(state, metadata):
+            raise ValueError("its checksum is wrong")
+        return StoredModel(state, metadata)
     except FileNotFoundError:
         raise DamagedFile(f"there is no file {path}; re-make it with --force") from None
-    except (SafetensorError, KeyError, OSError, ValueError) as error:
-        raise DamagedFile(f"{path} is damaged or no cam-pipeline model ({error}); re-make it with --force") from error
+    except Exception as error:  # damaged bytes make the readers raise almost anything
+        reason = str(error) or type(error).__name__
+        raise DamagedFile(f"{path} is damaged or no cam-pipeline model ({reason}); re-make it with --force") from error
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write a training checkpoint: tensors, numbers and strings in dicts and lists."""
-    with written_aside(path) as aside:
-        torch.save(dict(state), aside)
+    with file_aside(path) as aside:
+        torch.save(dict(state), cast(IO[bytes], aside))  # all that it asks of a file is `write` and `flush`
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
@@ -77,3 +101,15 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     except Exception as error:  # damaged bytes make the reader raise almost anything
         logger.warning("%s can not be read and is ignored (%s); training starts over", path, error)
         return None
+
+
+@contextmanager
+def checkpoint_fits(path: Path) -> Iterator[None]:
+    """Say DamagedFile for a checkpoint that can be read but belongs to another training (or to another program)."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise DamagedFile(
+            f"{path} is no checkpoint of this network ({reason or type(error).__name__}); start over with --force"
+        ) from error

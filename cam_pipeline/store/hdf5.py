@@ -15,12 +15,12 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from cam_pipeline.atomic import write_text, written_aside
+from cam_pipeline.atomic import file_aside, write_text
 from cam_pipeline.errors import DamagedFile, UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # since 2: text of fixed length everywhere, a checksum for `/names`
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,31 @@ def open_file(path: Path, kind: str) -> Iterator[h5py.File]:
         file = h5py.File(path, "r")
     with file:
         with damage_named(f"{path} is damaged"):
-            found = (file.attrs.get("format"), file.attrs.get("version"))
-        if found != (f"cam-pipeline/{kind}", FORMAT_VERSION):
+            version = int(file.attrs["version"]) if "version" in file.attrs else None
+            found = text_attribute(file, "format") if version == FORMAT_VERSION else "HDF5 file"
+        if (found, version) != (f"cam-pipeline/{kind}", FORMAT_VERSION):
             raise DamagedFile(
-                f"{path} is not a {kind} file of version {FORMAT_VERSION} (found {found[0]}, version {found[1]})"
+                f"{path} is not a {kind} file of version {FORMAT_VERSION} "
+                f"(found: {found}, version {version}); re-make it with --force"
             )
         yield file
+
+
+def text_attribute(file: h5py.File, name: str) -> str:
+    """A text among the root attributes. Only text of fixed length is read.
+
+    Text of variable length lies in a heap without a checksum, over whose damage HDF5 can loop for ever.
+    """
+    if file.attrs.get_id(name).dtype.kind != "S":
+        raise TypeError(f"the attribute {name} is no text of fixed length")
+    return bytes(file.attrs[name]).decode()
+
+
+def _fixed(texts: Sequence[str]) -> np.ndarray[Any, Any]:
+    """UTF-8 texts as an array of a type of fixed length."""
+    encoded = [text.encode() for text in texts]
+    longest = max((len(text) for text in encoded), default=1)
+    return np.array(encoded, dtype=f"S{max(1, longest)}")
 
 
 def read_record(file: h5py.File, kinds: Sequence[str], name: str) -> Record:
@@ -85,7 +104,10 @@ def names_in(file: h5py.File) -> list[str]:
 def classes_in(file: h5py.File) -> tuple[str, ...]:
     """Class names; background first where the file's labels have one. Raises DamagedFile when they can not be read."""
     with damage_named(f"{file.filename} is damaged"):
-        return tuple(json.loads(file.attrs["classes"]))
+        names = json.loads(text_attribute(file, "classes"))
+        if not isinstance(names, list):
+            raise TypeError("the class names are no list")
+        return tuple(str(name) for name in names)
 
 
 def _write(file: h5py.File, record: Record) -> None:
@@ -104,16 +126,23 @@ def _write(file: h5py.File, record: Record) -> None:
 
 
 def write_artefact(
-    path: Path, kind: str, attributes: Mapping[str, Any], names: Sequence[str], fill: Callable[[h5py.File], None]
+    path: Path,
+    kind: str,
+    attributes: Mapping[str, Any],
+    names: Sequence[str],
+    fill: Callable[[h5py.File], Iterator[None]],
 ) -> None:
-    """Create an artefact in one step: `fill` writes the records, then the index and root attributes are added."""
-    with written_aside(path) as aside, h5py.File(aside, "w", libver="latest") as file:
-        fill(file)
-        # Of fixed length: HDF5 can loop for ever over the damaged heap of a text of variable length.
-        encoded = [name.encode() for name in names]
-        longest = max((len(name) for name in encoded), default=1)
-        file.create_dataset("names", data=np.array(encoded, dtype=f"S{longest}"))
-        file.attrs.update(format=f"cam-pipeline/{kind}", version=FORMAT_VERSION, **attributes)
+    """Create an artefact in one step: `fill` writes record by record, then the index and root attributes are added.
+
+    Raises CannotWrite when the disk is full.
+    """
+    with file_aside(path) as aside, h5py.File(aside, "w", libver="latest") as file:
+        for _ in fill(file):
+            aside.check()
+        checked: dict[str, Any] = {"chunks": (len(names),), "fletcher32": True} if names else {}
+        file.create_dataset("names", data=_fixed(names), **checked)
+        for key, value in {"format": f"cam-pipeline/{kind}", "version": FORMAT_VERSION, **attributes}.items():
+            file.attrs[key] = _fixed([value])[0] if isinstance(value, str) else value
 
 
 class PartWriter:
@@ -147,18 +176,20 @@ class PartWriter:
         if {record.name for record in records} != set(self.chunks[number]):
             raise ValueError(f"part {number} was given other images than its chunk names")
 
-        def fill(file: h5py.File) -> None:
+        def fill(file: h5py.File) -> Iterator[None]:
             for record in records:
                 _write(file, record)
+                yield
 
         write_artefact(self.path(number), f"{self.kind}-part", {}, self.chunks[number], fill)
-        self.finished.add(number)
+        # Other processes of the run may have made parts meanwhile; under its final name a part is whole.
+        self.finished |= {other for other in range(len(self.chunks)) if self.path(other).is_file()}
         self._note_progress()
 
     def join(self, names: Sequence[str]) -> None:
         """Copy all parts into `output`; `names` gives the order of the index."""
 
-        def fill(file: h5py.File) -> None:
+        def fill(file: h5py.File) -> Iterator[None]:
             for number in range(len(self.chunks)):
                 with h5py.File(self.path(number), "r") as part:
                     for kind, group in part.items():
@@ -166,6 +197,7 @@ class PartWriter:
                             target = file.require_group(kind)
                             for key in group:
                                 part.copy(group[key], target, name=key)
+                                yield
 
         write_artefact(self.output, self.kind, self.attributes, names, fill)
 

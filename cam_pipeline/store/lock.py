@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cam_pipeline.errors import RunFolderBusy
+from cam_pipeline.atomic import write_errors_named
+from cam_pipeline.errors import CannotWrite, RunFolderBusy
 
 
 @contextmanager
@@ -17,18 +18,25 @@ def held(folder: Path) -> Iterator[None]:
 
     The lock is the kernel's and belongs to this process alone: it ends with it, however it ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
+    path = folder / "lock"
+    with write_errors_named(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b", buffering=0)  # nothing is held back, so that closing it can not fail
+    with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.read().decode(errors="replace").strip() or "another process"
             raise RunFolderBusy(
                 f"run folder {folder} is in use by {holder}; wait for it, or set output.dir to another folder"
             ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}")
-        file.flush()
+        except OSError as error:
+            raise CannotWrite(
+                f"{path} can not be locked ({error.strerror}); set output.dir to a folder on another file system"
+            ) from error
+        with write_errors_named(path):
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}".encode())
         yield

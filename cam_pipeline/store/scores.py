@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cam_pipeline.store.hdf5 import Record, RecordStore, read_record
+from cam_pipeline.store.hdf5 import Record, RecordStore, damage_named, read_record
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class ScoreStore(RecordStore):
     def read(self, name: str) -> StoredScores:
         """The scores of one image, at a resolution of 1/255. Raises UserError for an unknown name."""
         record = read_record(self.file, ["scores"], name)
-        class_ids = tuple(int(number) for number in record.attributes["class_ids"])
-        return StoredScores(name, record.arrays["scores"].astype(np.float32) / np.float32(255), class_ids)
+        with damage_named(f"{self.file.filename} is damaged at image {name}"):
+            class_ids = tuple(int(number) for number in record.attributes["class_ids"])
+            return StoredScores(name, record.arrays["scores"].astype(np.float32) / np.float32(255), class_ids)
 
 
 def score_record(name: str, scores: NDArray[np.float32], class_ids: tuple[int, ...]) -> Record:

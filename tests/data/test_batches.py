@@ -52,6 +52,16 @@ def test_resumed_batches_are_the_tail_of_all_batches():
         assert list(tail) == everything[start:] and len(tail) == 9 - start
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_batches_of_one(processes):
+    whole = list(EpochBatches(14, 6, epochs=3, seed=5, start=1))
+    shares = [
+        list(EpochBatches(14, 6, epochs=3, seed=5, start=1, rank=r, processes=processes)) for r in range(processes)
+    ]
+    assert [flat(parts) for parts in zip(*shares, strict=True)] == whole
+    assert {len(part) for share in shares for part in share} == {6 // processes}
+
+
 def test_every_image_comes_at_most_once_an_epoch_in_another_order_each_time():
     batches = list(EpochBatches(7, 3, epochs=4, seed=1))
     assert {len(batch) for batch in batches} == {3}

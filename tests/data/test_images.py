@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +12,15 @@ from cam_pipeline.data.images import (
     read_image,
     read_mask,
     resize_to_grid,
+    sample_image,
     sample_mask,
+    sample_size,
     to_tensor,
 )
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # pytest resets what the module says of them
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10  # 2 rows, 3 columns, RGB: no two values are equal
 
@@ -39,34 +46,127 @@ def test_exif_orientation_is_applied_and_image_size_agrees(tmp_path, orientation
     assert image_size(path) == image.shape[:2]
 
 
-def test_grey_palette_and_alpha_become_rgb(tmp_path):
-    path = tmp_path / "a.png"
-    grey = PIXELS[..., 0]
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_of_a_tiff_is_applied_once(tmp_path, orientation):
+    """Newer versions of Pillow turn a TIFF themselves, and give its upright size before."""
+    path, exif = tmp_path / "a.tif", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(path, exif=exif)
+    image = read_image(path)
+    np.testing.assert_array_equal(image, UPRIGHT[orientation](PIXELS))
+    assert image_size(path) == image.shape[:2]
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_unknown_exif_orientation_counts_as_upright(tmp_path, orientation):
+    path, exif = tmp_path / "a.png", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(path, exif=exif)
+    np.testing.assert_array_equal(read_image(path), PIXELS)
+    assert image_size(path) == PIXELS.shape[:2]
+
+
+@pytest.mark.parametrize("kept", [0, 7, 9, 14, 20, 25])
+def test_damaged_exif_data_do_not_cost_an_image(tmp_path, kept):
+    path, exif = tmp_path / "a.png", Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(path, exif=exif.tobytes()[:kept] + b"\xff" * 9)
+    assert sorted(read_image(path).ravel()) == sorted(PIXELS.ravel())
+    assert image_size(path) == read_image(path).shape[:2]
+
+
+def test_grey_becomes_rgb(tmp_path):
+    path, grey = tmp_path / "a.png", PIXELS[..., 0]
     Image.fromarray(grey).save(path)
     np.testing.assert_array_equal(read_image(path), np.stack([grey] * 3, axis=-1))
+
+
+def test_one_bit_becomes_black_and_white(tmp_path):
+    path, bits = tmp_path / "a.png", np.array([[True, False, True], [False, False, True]])
+    Image.fromarray(bits).save(path)
+    assert Image.open(path).mode == "1"
+    np.testing.assert_array_equal(read_image(path), np.stack([bits * np.uint8(255)] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128])])
+@pytest.mark.filterwarnings("error")  # a warning would be a second line on the terminal
+def test_palette_becomes_rgb_and_transparent_entries_keep_their_colour(tmp_path, transparency):
+    path = tmp_path / "a.png"
     palette = Image.fromarray(np.array([[0, 1, 1], [1, 0, 0]], dtype=np.uint8))
     palette.putpalette([9, 8, 7, 200, 100, 50])
-    palette.save(path)
-    assert Image.open(path).mode == "P"
-    assert read_image(path)[:, :2].tolist() == [[[9, 8, 7], [200, 100, 50]], [[200, 100, 50], [9, 8, 7]]]
-    Image.fromarray(np.dstack([PIXELS, np.zeros((2, 3), np.uint8)])).save(path)
-    assert Image.open(path).mode == "RGBA"
+    palette.save(path, **({} if transparency is None else {"transparency": transparency}))
+    with Image.open(path) as saved:
+        assert (saved.mode, saved.info.get("transparency")) == ("P", transparency)
+    one, other = [9, 8, 7], [200, 100, 50]
+    assert read_image(path).tolist() == [[one, other, other], [other, one, one]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_alpha_is_left_out(tmp_path, channels):
+    path, colour = tmp_path / "a.png", PIXELS[..., :channels]
+    Image.fromarray(np.dstack([colour, np.zeros((2, 3), np.uint8)])).save(path)
+    assert Image.open(path).mode == {1: "LA", 3: "RGBA"}[channels]
+    np.testing.assert_array_equal(read_image(path), np.broadcast_to(colour, (2, 3, 3)))
+
+
+def test_colour_that_stands_for_transparent_is_left_as_it_is(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path, transparency=tuple(PIXELS[0, 1].tolist()))
     np.testing.assert_array_equal(read_image(path), PIXELS)
 
 
 def test_cmyk_becomes_rgb(tmp_path):
+    inks = np.array([[[0, 255, 255, 0], [255, 0, 255, 0], [0, 0, 0, 255]]], dtype=np.uint8)  # red, green, black
+    Image.fromarray(inks, "CMYK").save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif").tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 0]]]
     path = tmp_path / "a.jpg"
-    Image.new("CMYK", (24, 16), (0, 255, 255, 0)).save(path, quality=95)  # no cyan: red
+    Image.new("CMYK", (24, 16), (0, 255, 255, 0)).save(path, quality=95)
     assert Image.open(path).mode == "CMYK"
     image = read_image(path)
     assert image.shape == (16, 24, 3)
     assert image[..., 0].min() > 245 and image[..., 1:].max() < 10
 
 
-def test_sixteen_bits_are_refused_not_clipped(tmp_path):
+DEEP = np.array([[[0, 255, 256], [1000, 40000, 65535], [257, 511, 512]]], dtype=np.uint16)  # 1 x 3, RGB
+
+
+def save_deep_png(path, pixels):
+    """A PNG with 16 bits a channel, in grey, with alpha or in colour, which Pillow can not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, channels = pixels.shape
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_keep_their_upper_eight_in_grey_as_in_colour(tmp_path, channels):
     path = tmp_path / "a.png"
-    Image.fromarray(np.array([[0, 1000, 60000]], dtype=np.uint16)).save(path)
-    with pytest.raises(DataError, match=r"a\.png: channels of more than 8 bits"):
+    deep = np.dstack([DEEP, DEEP[..., :1]])[..., :channels]
+    save_deep_png(path, deep)
+    colour = deep[..., : 1 if channels < 3 else 3]
+    np.testing.assert_array_equal(read_image(path), np.broadcast_to(colour // 256, (1, 3, 3)))
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bit_tiff_in_either_byte_order(tmp_path, order):
+    path = tmp_path / "a.tif"
+    Image.fromarray(DEEP[..., 1].astype(order)).save(path)
+    assert Image.open(path).mode == {"<u2": "I;16", ">u2": "I;16B"}[order]
+    np.testing.assert_array_equal(read_image(path), np.stack([DEEP[..., 1] // 256] * 3, axis=-1))
+    assert image_size(path) == (1, 3)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_of_no_known_range_are_refused(tmp_path, kind):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.array([[0, 1000, 60000]], dtype=kind)).save(path)
+    with pytest.raises(DataError, match=r"a\.tif: numbers of no known range \(mode [IF]\); convert it to 8 bits"):
         read_image(path)
 
 
@@ -89,13 +189,72 @@ def test_images_that_can_not_be_read_are_named(tmp_path):
         image_size(tmp_path / "gone.jpg")
 
 
-def test_an_image_of_absurd_size_is_refused_in_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM"])
+def test_whatever_is_cut_off_the_answer_is_one_line(tmp_path, kind):
+    path = tmp_path / "a"
+    noise = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, format=kind)
+    whole = path.read_bytes()
+    refused = 0
+    for kept in range(0, len(whole), max(1, len(whole) // 40)):
+        path.write_bytes(whole[:kept])
+        try:
+            assert read_image(path).shape == (9, 12, 3)
+        except DataError as error:
+            refused += 1
+            assert str(error).startswith(f"{path} can not be read as an image (")
+            assert "\n" not in str(error)
+    assert refused >= 20
+
+
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    for read in (read_image, image_size, lambda path: read_mask(path, 2)):
+        with pytest.raises(DataError, match=r"a\.jpg can not be read as an? (image|mask) \(cannot identify"):
+            read(tmp_path / "a.jpg")
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path):
+    """Pillow gives PostScript to Ghostscript."""
+    path = tmp_path / "a.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    assert Image.open(path).format == "EPS"
+    with pytest.raises(DataError, match="can not be read as an image"):
+        read_image(path)
+
+
+def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    Image.fromarray(PIXELS).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    Image.fromarray(PIXELS[..., 0]).save(path)
+    assert read_image(path, max_pixels=6).shape == (2, 3, 3)
+    monkeypatch.setattr(Image.core, "new", None)
+    sample = Sample("a", path, "train", (1,), path, max_pixels=5)
+    readers = [sample_image, sample_size, lambda sample: sample_mask(sample, 255)]
+    for read in readers:
+        with pytest.raises(DataError, match=r"a\.png: 3 x 2 pixels are more than data\.max_pixels \(5\); raise that"):
+            read(sample)
+
+
+def test_a_decompression_bomb_is_refused_by_default(tmp_path):
+    """A few kilobytes that would fill the memory."""
+    path = tmp_path / "bomb.png"
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    content = b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
     for read in (read_image, image_size):
-        with pytest.raises(DataError, match=r"a\.png can not be read as an image"):
+        with pytest.raises(DataError, match=r"bomb\.png: 60000 x 60000 pixels are more than data\.max_pixels"):
             read(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_large_image_is_no_matter_for_a_warning_of_pillow(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("1", (10_000, 9_000)).save(path)
+    assert image_size(path) == (9_000, 10_000)
 
 
 def test_masks_are_indexed_or_grey(tmp_path):

@@ -2,7 +2,18 @@ from pathlib import Path
 
 import pytest
 
-from cam_pipeline.data.table import Sample, Table, check_files, class_index, image_labels, labelled, masked
+from cam_pipeline.data.coco import CocoMask
+from cam_pipeline.data.table import (
+    Sample,
+    Table,
+    absent_classes,
+    check_files,
+    image_labels,
+    labelled,
+    masked,
+    unknown_class,
+    warn_of_absent_classes,
+)
 from cam_pipeline.errors import DataError
 
 
@@ -20,6 +31,8 @@ def test_an_empty_split_is_an_error_that_names_the_others():
     table = Table(("cat",), (sample("a", "val"), sample("b")))
     with pytest.raises(DataError, match=r"no images in split 'tarin' \(it has: train, val\)"):
         table.split("train", "tarin")
+    with pytest.raises(DataError, match=r"no images in split 'train' \(it has no images at all\)"):
+        Table(("cat",), ()).split("train")
 
 
 def test_unknown_labels_are_refused_but_an_image_without_classes_is_not():
@@ -35,6 +48,8 @@ def test_masks_must_exist(tmp_path):
     assert masked([sample("a", mask=mask)])[0].mask == mask
     with pytest.raises(DataError, match=r"image b of split 'train' has no mask \(looked for .*b\.png\)"):
         masked([sample("a", mask=mask), sample("b", mask=tmp_path / "b.png")])
+    outlined = sample("a", mask=CocoMask(2, 3, (), "x.json, image 1"))
+    assert masked([outlined]) == [outlined]
     with pytest.raises(DataError, match=r"image c .* a mask column"):
         masked([sample("c")])
 
@@ -52,8 +67,28 @@ def test_a_missing_image_is_named(tmp_path):
         check_files([there, Sample("b", tmp_path / "gone.jpg", "val")])
 
 
-def test_class_index_counts_from_one_and_names_the_place_of_a_mistake():
-    look_up = class_index(("cat", "dog"))
-    assert [look_up(name, "") for name in ("cat", "dog")] == [1, 2]
-    with pytest.raises(DataError, match=r"^data\.csv, line 7: unknown class 'dgo'; the classes are cat, dog$"):
-        look_up("dgo", "data.csv, line 7")
+def test_an_unknown_class_is_answered_with_the_nearest_or_with_all():
+    assert unknown_class("dgo", ("cat", "dog")) == "unknown class 'dgo'; did you mean 'dog'?"
+    assert unknown_class("zebra", ("cat", "dog")) == "unknown class 'zebra'; the classes are cat, dog"
+    assert "the classes are" in unknown_class("x" * 100_000, ("x" * 99_999,))  # at once
+
+
+def test_classes_without_an_image_are_named_in_one_line(caplog):
+    samples = [sample("a", class_ids=(2,)), sample("b", class_ids=()), sample("c")]
+    assert absent_classes(("cat", "dog", "eel"), samples) == ["cat", "eel"]
+    warn_of_absent_classes(("cat", "dog", "eel"), samples)
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of 3 classes have no training image, so that nothing is learned about them: cat, eel"
+    ]
+    caplog.clear()
+    warn_of_absent_classes(("dog",), [sample("a", class_ids=(1,))])
+    assert not caplog.records
+
+
+def test_messages_say_where_a_sample_is_named():
+    there = Sample("a", Path("a.jpg"), "train", source="data.csv, line 7")
+    assert there == Sample("a", Path("a.jpg"), "train")
+    with pytest.raises(DataError, match=r"^image a of split 'train' has no image-level labels \(data.csv, line 7\); "):
+        labelled([there])
+    with pytest.raises(DataError, match=r"^image a \(data.csv, line 7\): there is no file a.jpg; "):
+        check_files([there])

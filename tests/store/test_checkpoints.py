@@ -106,6 +106,28 @@ def test_failed_save_keeps_the_old_model(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+@pytest.mark.parametrize("place", [-1, -40])
+def test_changed_tensors_of_a_model_are_found(tmp_path: Path, place: int) -> None:
+    """safetensors has no checksum of its own."""
+    path = tmp_path / "model.safetensors"
+    save_model(path, network(), {})
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile, match=r"model\.safetensors is damaged .*its checksum is wrong"):
+        load_model(path)
+
+
+def test_model_of_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    notes = {"classes": ["cat"], "fingerprint": "12ab"}
+    save_file(network().state_dict(), path, {"cam-pipeline": json.dumps(notes)})
+    assert load_model(path).metadata == notes
+    save_file(network().state_dict(), path, {"cam-pipeline": json.dumps(notes | {"crc33": "1"})})
+    with pytest.raises(DamagedFile, match="its checksum is wrong"):
+        load_model(path)
+
+
 # Checkpoints
 
 

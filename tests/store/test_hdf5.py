@@ -17,10 +17,12 @@ from cam_pipeline.store.hdf5 import (
     PartWriter,
     Record,
     artefact_attributes,
+    classes_in,
     key_of,
     names_in,
     open_file,
     read_record,
+    text_attribute,
 )
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -82,7 +84,7 @@ def test_parts_make_one_artefact_in_the_order_given(tmp_path: Path) -> None:
             stored, expected = read_record(file, ["cams", "extra"], name), record(name)
             assert all(np.array_equal(stored.arrays[kind], expected.arrays[kind]) for kind in expected.arrays)
             assert stored.attributes["class_ids"].tolist() == [1, 2]
-        assert file.attrs["format"] == "cam-pipeline/cams"
+        assert text_attribute(file, "format") == "cam-pipeline/cams"
         assert file.attrs["ignore_index"] == 255
 
 
@@ -228,7 +230,7 @@ def test_unknown_image(tmp_path: Path) -> None:
 
 def test_other_kind_is_named(tmp_path: Path) -> None:
     path = finish(tmp_path)
-    message = r"not a scores file of version 1 \(found cam-pipeline/cams"
+    message = r"not a scores file of version 2 \(found: cam-pipeline/cams, version 2\); re-make it with --force"
     with pytest.raises(DamagedFile, match=message), open_file(path, "scores"):
         pass
 
@@ -236,8 +238,9 @@ def test_other_kind_is_named(tmp_path: Path) -> None:
 def test_other_version_is_named(tmp_path: Path) -> None:
     path = finish(tmp_path)
     with h5py.File(path, "a") as file:
-        file.attrs["version"] = 2
-    with pytest.raises(DamagedFile, match="version 2"), open_file(path, "cams"):
+        file.attrs["version"] = 1
+    message = r"not a cams file of version 2 \(found: HDF5 file, version 1\); re-make it with --force"
+    with pytest.raises(DamagedFile, match=message), open_file(path, "cams"):
         pass
 
 
@@ -247,6 +250,40 @@ def test_hdf5_file_of_somebody_else(tmp_path: Path) -> None:
         file["x"] = 1
     with pytest.raises(DamagedFile, match="not a cams file"), open_file(path, "cams"):
         pass
+
+
+def test_no_text_is_of_variable_length(tmp_path: Path) -> None:
+    """HDF5 keeps such text in a heap without a checksum, and can loop for ever over a damaged one."""
+    path = tmp_path / "cams.h5"
+    attributes = artefact_attributes(["猫", "dog"], "1234", "", note="x" * 70_000)
+    finished = PartWriter(path, "cams", attributes, CHUNKS)
+    for number in finished.pending():
+        write(finished, number)
+    finished.join(NAMES)
+    assert b"GCOL" not in path.read_bytes()
+    with open_file(path, "cams") as file:
+        assert classes_in(file) == ("猫", "dog")
+        assert [text_attribute(file, key) for key in ("fingerprint", "config", "note")] == ["1234", "", "x" * 70_000]
+
+
+def test_text_of_variable_length_is_not_even_read(tmp_path: Path) -> None:
+    path = finish(tmp_path)
+    with h5py.File(path, "a") as file:
+        file.attrs["classes"] = json.dumps(["cat"])
+    with open_file(path, "cams") as file, pytest.raises(DamagedFile, match=r"cams\.h5 is damaged"):
+        classes_in(file)
+
+
+def test_names_have_a_checksum(tmp_path: Path) -> None:
+    path = finish(tmp_path)
+    with h5py.File(path, "r") as file:
+        where = file["names"].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    assert content[where : where + 5] == b"abcde"
+    content[where] = ord("z")
+    path.write_bytes(content)
+    with open_file(path, "cams") as file, pytest.raises(DamagedFile, match=r"cams\.h5 is damaged"):
+        names_in(file)
 
 
 def test_attributes_name_classes_fingerprint_and_config() -> None:

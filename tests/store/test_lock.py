@@ -1,5 +1,7 @@
 """One process at a time: who holds a folder is named, and the lock ends with its holder."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cam_pipeline.errors import RunFolderBusy
+from cam_pipeline.errors import CannotWrite, RunFolderBusy
 from cam_pipeline.store.lock import held
 
 HOLD = """
@@ -76,5 +78,38 @@ def test_folder_is_made(tmp_path: Path) -> None:
 
 def test_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("not a folder")
-    with pytest.raises(FileExistsError, match="run"), held(tmp_path / "run"):
+    message = r"run can not be written .*; set output\.dir to another folder"
+    with pytest.raises(CannotWrite, match=message), held(tmp_path / "run"):
         pass
+    assert (tmp_path / "run").read_text() == "not a folder"
+
+
+def test_file_system_without_locks_is_not_taken_for_a_busy_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(CannotWrite, match=r"lock can not be locked .*on another file system"), held(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "(No space left on device); free some space, then start the same command again"),
+        (errno.EACCES, "(Permission denied); get the permission, or set output.dir to another folder"),
+        (errno.EROFS, "(Read-only file system); get the permission, or set output.dir to another folder"),
+    ],
+)
+def test_folder_that_can_not_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CannotWrite) as caught, held(tmp_path):
+        pass
+    assert f"{tmp_path}/lock can not be written {words}" in str(caught.value)

@@ -3,27 +3,14 @@ import re
 import pytest
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.readers import VOC_CLASSES, load_table
+from cam_pipeline.data.problems import AllProblems
+from cam_pipeline.data.readers import load_table
 from cam_pipeline.errors import DataError
 
 
 def csv_table(root, *lines, encoding="utf-8", **settings):
     (root / "data.csv").write_text("".join(f"{line}\n" for line in lines), encoding=encoding)
     return load_table(DataSettings(root=root, **settings))
-
-
-def voc_folder(root, labels, train=(), val=()):
-    lists = root / "ImageSets" / "Segmentation"
-    for folder in (lists, root / "JPEGImages", root / "SegmentationClass"):
-        folder.mkdir(parents=True)
-    (root / "image_labels.txt").write_text(labels)
-    for split, names in (("train", train), ("val", val)):
-        if names:
-            (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
-
-
-def voc_table(root, **settings):
-    return load_table(DataSettings(root=root, format="voc", **settings))
 
 
 def facts(table):
@@ -96,7 +83,7 @@ def test_csv_mistakes_are_named_with_file_and_line(tmp_path, lines, complaint):
 def test_mistakes_in_the_class_list(tmp_path):
     with pytest.raises(DataError, match=r"no class is named: give data.classes, or a file .*classes\.txt"):
         csv_table(tmp_path, "image,labels", "a.jpg,")
-    with pytest.raises(DataError, match="a class name appears twice in cat, dog, cat"):
+    with pytest.raises(DataError, match="the class name 'cat' appears twice in cat, dog, cat"):
         csv_table(tmp_path, "image,labels", "a.jpg,cat", classes=("cat", "dog", "cat"))
     assert len(csv_table(tmp_path, "image,labels", "a.jpg,", classes=tuple(map(str, range(254)))).classes) == 254
     with pytest.raises(DataError, match="255 classes are too many"):
@@ -113,38 +100,42 @@ def test_what_is_not_there_is_named(tmp_path):
         load_table(DataSettings(root=tmp_path))
 
 
-def test_voc_layout(tmp_path):
-    voc_folder(tmp_path, "p1 dog cat\n\nv1\np2  cat \nelsewhere cat\n", train=["p1", "p2", "p3"], val=["v1"])
-    (tmp_path / "classes.txt").write_text("background\ncat\ndog\n")
-    (tmp_path / "JPEGImages" / "p2.png").touch()
-    (tmp_path / "SegmentationClass" / "p1.png").touch()
-    table = voc_table(tmp_path)
-    assert table.classes == ("cat", "dog")
-    assert facts(table) == [
-        ("p1", "train", (1, 2)), ("p2", "train", (1,)), ("p3", "train", None), ("v1", "val", ()),
+def test_samples_know_their_line_and_the_limit_of_pixels(tmp_path):
+    table = csv_table(tmp_path, "image,labels", "a.jpg,cat", "", "b.jpg,cat", max_pixels=99)
+    assert [sample.source for sample in table.samples] == [f"{tmp_path / 'data.csv'}, line {n}" for n in (2, 4)]
+    assert [sample.max_pixels for sample in table.samples] == [99, 99]
+
+
+@pytest.mark.parametrize("cell", ["cat;?", "?;cat", "? ; dog"])
+def test_csv_labels_are_known_or_unknown_not_both(tmp_path, cell):
+    with pytest.raises(DataError, match=r"data\.csv, line 3: '.*' is known and unknown at once; write either `\?` or"):
+        csv_table(tmp_path, "image,labels", "a.jpg,cat;dog", f"b.jpg,{cell}")
+
+
+def test_csv_unknown_labels_are_a_lone_question_mark(tmp_path):
+    table = csv_table(tmp_path, "image,labels", "a.jpg,cat", "b.jpg,?", "c.jpg, ? ;", "d.jpg,")
+    assert [ids for _, _, ids in facts(table)] == [(1,), None, None, ()]
+
+
+def test_csv_duplicates_name_both_lines(tmp_path):
+    with pytest.raises(DataError, match=r"line 4: the id x/a appears twice; .*data\.csv, line 2 names it already"):
+        csv_table(tmp_path, "image,labels", "x/a.jpg,cat", "y/a.jpg,cat", "x/a.jpg,dog")
+    with pytest.raises(DataError, match=r"line 3: the id x/a appears twice: for a.png, and for a.jpg in .*line 2; ren"):
+        csv_table(tmp_path, "image,labels", "x/a.jpg,cat", "x/./a.png,cat")
+
+
+def test_csv_with_many_mistakes_tells_them_all_and_keeps_the_rest(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    lines = ("good.jpg,cat", "../x.jpg,dgo", ",dog", "a.jpg,cat,train,more", "good.jpg,dog", "b.jpg,cat;?", "c.jpg,dog")
+    (tmp_path / "data.csv").write_text("image,labels,split\n" + "".join(f"{line},train\n" for line in lines))
+    problems = AllProblems()
+    table = load_table(DataSettings(root=tmp_path), problems)
+    assert [sample.id for sample in table.samples] == ["good", "b", "c"]
+    assert [(problem.kind, re.search(r"line (\d)", problem.message)[1]) for problem in problems.errors] == [
+        ("row that can not be read", "5"), ("unknown class", "3"), ("outside the data root", "3"),
+        ("row that can not be read", "4"), ("duplicate id", "6"), ("label that contradicts itself", "7"),
     ]  # fmt: skip
-    images = [sample.image.relative_to(tmp_path).as_posix() for sample in table.samples]
-    assert images == ["JPEGImages/p1.jpg", "JPEGImages/p2.png", "JPEGImages/p3.jpg", "JPEGImages/v1.jpg"]
-    assert [sample.mask is not None for sample in table.samples] == [True, False, False, False]
-
-
-def test_voc_without_a_class_file_has_the_twenty_classes(tmp_path):
-    voc_folder(tmp_path, "p1 tvmonitor aeroplane\n", train=["p1"])
-    table = voc_table(tmp_path, val="")
-    assert table.classes == VOC_CLASSES and len(VOC_CLASSES) == 20
-    assert table.samples[0].class_ids == (1, 20)
-
-
-def test_voc_mistakes_are_named(tmp_path):
-    voc_folder(tmp_path, "p1 cat\np2 cat unicorn\n", train=["p1"])
-    with pytest.raises(DataError, match=r"image_labels\.txt, line 2: unknown class 'unicorn'"):
-        voc_table(tmp_path, val="")
-    (tmp_path / "image_labels.txt").write_text("p1 cat\n")
-    with pytest.raises(DataError, match=r"there is no file .*ImageSets/Segmentation/val\.txt"):
-        voc_table(tmp_path)
-    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("v1\np1\n")
-    with pytest.raises(DataError, match="the id p1 appears twice"):
-        voc_table(tmp_path)
-    (tmp_path / "image_labels.txt").unlink()
-    with pytest.raises(DataError, match=r"there is no file .*image_labels\.txt"):
-        voc_table(tmp_path)
+    assert "did you mean 'dog'?" in problems.errors[1].message
+    with pytest.raises(DataError) as first:
+        load_table(DataSettings(root=tmp_path))
+    assert str(first.value) == problems.errors[0].message

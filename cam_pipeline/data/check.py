@@ -1,0 +1,206 @@
+"""What is in a data set, what is wrong with it, and what a run on it will cost; nothing is written."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from joblib import delayed
+
+from cam_pipeline.config import Config, TrainSettings
+from cam_pipeline.data.batches import EpochBatches
+from cam_pipeline.data.inspection import Inspection, inspect
+from cam_pipeline.data.problems import AllProblems, Problem
+from cam_pipeline.data.readers import load_table
+from cam_pipeline.data.table import Sample, Table, absent_classes, without_labels, without_mask
+from cam_pipeline.errors import DataError
+from cam_pipeline.parallel import joblib_workers, results_of
+from cam_pipeline.progress import track
+
+Inspected = Sequence[tuple[Sample, Inspection]]
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """Counts of one split's images: all, of each class, by number of classes, without labels, with a mask."""
+
+    name: str
+    images: int
+    by_class: Counter[int]
+    by_number: Counter[int]
+    unlabelled: int
+    masks: int
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What `check_data` found. A run fails at any of `errors`; `warnings` are worth a look.
+
+    `sizes` are (height, width) of all images that can be read; `costs` names what a run does, and how much of it.
+    """
+
+    classes: tuple[str, ...]
+    splits: tuple[SplitFacts, ...]
+    sizes: tuple[tuple[int, int], ...]
+    costs: tuple[tuple[str, str], ...]
+    errors: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+
+
+def check_data(config: Config, workers: int) -> DataCheck:
+    """Read the data set of a config and decode every image and mask of it in worker processes.
+
+    What is wrong with images of splits that the config does not use is a warning. Raises UserError only for what is no
+    matter of the data: a library that is missing, say.
+    """
+    problems = AllProblems()
+    try:
+        table = load_table(config.data, problems)
+    except DataError as error:
+        problems.report("data set that can not be read", str(error))
+        return DataCheck((), (), (), (), tuple(problems.errors), tuple(problems.warnings))
+    inspected = _inspect_all(table, workers)
+    used = used_splits(config)
+    for sample, inspection in inspected:
+        found = inspection.problems
+        (problems.errors if sample.split in used else problems.warnings).extend(found.errors)
+        problems.warnings.extend(found.warnings)
+    _check_splits(config, table, problems)
+    _check_training(config, table, problems)
+    _check_pictures(inspected, problems)
+    return DataCheck(
+        table.classes,
+        tuple(_facts(name, table) for name in _split_names(used, table)),
+        tuple(inspection.size for _, inspection in inspected if inspection.size),
+        costs(config, inspected),
+        tuple(problems.errors),
+        tuple(problems.warnings),
+    )
+
+
+def used_splits(config: Config) -> tuple[str, ...]:
+    """The splits whose images a run, or `evaluate` after it, opens."""
+    splits = (config.data.train, config.data.val, *config.cam.splits)
+    return tuple(dict.fromkeys(split for split in splits if split))
+
+
+def _inspect_all(table: Table, workers: int) -> Inspected:
+    task = delayed(partial(inspect, classes=table.classes))
+    found: list[tuple[Sample, Inspection]] = []
+    with (
+        joblib_workers("loky", workers) as parallel,
+        track("check-data", len(table.samples)) as progress,
+        results_of(parallel, (task(sample) for sample in table.samples)) as results,
+    ):
+        for sample, inspection in zip(table.samples, results, strict=True):
+            found.append((sample, inspection))
+            progress.advance()
+    return found
+
+
+def _split_names(used: Sequence[str], table: Table) -> list[str]:
+    """The splits that have images, those that the config uses first."""
+    present = dict.fromkeys(sample.split for sample in table.samples)
+    return [name for name in dict.fromkeys([*used, *present]) if name in present]
+
+
+def _facts(name: str, table: Table) -> SplitFacts:
+    samples = table.split(name)
+    labels = [sample.class_ids for sample in samples if sample.class_ids is not None]
+    return SplitFacts(
+        name=name,
+        images=len(samples),
+        by_class=Counter(class_id for class_ids in labels for class_id in class_ids),
+        by_number=Counter(map(len, labels)),
+        unlabelled=len(samples) - len(labels),
+        masks=sum(sample.mask is not None for sample in samples),
+    )
+
+
+def _check_splits(config: Config, table: Table, problems: AllProblems) -> None:
+    """Every split that the config names must have images; the validation split alone may be missing."""
+    for name in sorted({config.data.train, *config.cam.splits}):
+        try:
+            table.split(name)
+        except DataError as error:
+            problems.report("split without images", f"{error}; see data.train and cam.splits")
+    if config.data.val and not any(sample.split == config.data.val for sample in table.samples):
+        message = f"no images in split '{config.data.val}': no figures will be reported on it; see data.val"
+        problems.warn("split without images", message)
+
+
+def _check_training(config: Config, table: Table, problems: AllProblems) -> None:
+    """What training asks of the images of its split, taken together."""
+    train = [sample for sample in table.samples if sample.split == config.data.train]
+    for sample in train:
+        if sample.class_ids is None:
+            problems.report("training image without labels", without_labels(sample))
+        if config.train_seg.supervision == "masks" and sample.mask is None:
+            problems.report("training image without mask", without_mask(sample))
+    if train and config.segmenter.architecture == "deeplabv3plus" and min(config.train_seg.batch_size, len(train)) < 2:
+        message = f"DeepLabV3+ needs two images in a batch; there are {len(train)}, train_seg.batch_size is "
+        problems.report("too few images", f"{message}{config.train_seg.batch_size}; or set segmenter.architecture")
+    for key, settings in (("train_cls", config.train_cls), ("train_seg", config.train_seg)):
+        if 0 < len(train) < settings.batch_size:
+            message = (
+                f"{len(train)} training images, {key}.batch_size = {settings.batch_size}: each step takes them all"
+            )
+            problems.warn("fewer images than a batch", message)
+    _check_classes(config, table, train, problems)
+
+
+def _check_classes(config: Config, table: Table, train: Sequence[Sample], problems: AllProblems) -> None:
+    absent = absent_classes(table.classes, train) if train else []
+    for name in absent:
+        message = f"{name}: nothing is learned about it; add images, or drop the class"
+        problems.warn("class without a training image", message)
+    for sample in table.samples:
+        if sample.split == config.data.val and sample.class_ids:
+            unseen = [name for name in absent if table.classes.index(name) + 1 in sample.class_ids]
+            if unseen:
+                message = f"image {sample.id}{sample.named_in} shows {', '.join(unseen)}"
+                problems.warn("validation image of a class without training images", message)
+    if len(table.classes) == 1 and train and all(sample.class_ids for sample in train):
+        message = f"{table.classes[0]}: no training image is without it, so that nothing tells it from the background"
+        problems.warn("one class and no negatives", f"{message}; add images with an empty label")
+
+
+def _check_pictures(inspected: Inspected, problems: AllProblems) -> None:
+    """The same file content under two ids: worst where it is trained on and reported on."""
+    first: dict[str, Sample] = {}
+    for sample, inspection in inspected:
+        other = first.setdefault(inspection.digest, sample) if inspection.digest else sample
+        if other is not sample:
+            kind = "picture in two splits" if sample.split != other.split else "picture twice in a split"
+            unlike = "" if sample.class_ids == other.class_ids else ", with other labels"
+            problems.warn(kind, f"{other.image} ({other.split}) and {sample.image} ({sample.split}){unlike}")
+
+
+def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
+    """What a run does, in its order: (stage or file, how much)."""
+    count = sum(sample.split == config.data.train for sample, _ in inspected)
+    mapped = [(sample, one.size) for sample, one in inspected if sample.split in config.cam.splits and one.size]
+    views = len(config.cam.scales) * (2 if config.cam.flip else 1)
+    labels = sum(2 * height * width for _, (height, width) in mapped)
+    scores = sum((1 + len(sample.class_ids or ())) * height * width for sample, (height, width) in mapped)
+    return (
+        ("train_cls", _training_cost(config.train_cls, count)),
+        ("extract_cams", f"{len(mapped) * views:,} forward passes: {len(mapped):,} images in {views} scales and flips"),
+        ("refine_cams", f"{len(mapped):,} images" + (" through the CRF" if config.refine.crf else "")),
+        ("train_seg", _training_cost(config.train_seg, count)),
+        ("scores.h5", f"at most {_megabytes(scores)} (before compression)"),
+        ("pseudo_labels.h5", f"at most {_megabytes(labels)} (before compression)"),
+    )
+
+
+def _training_cost(settings: TrainSettings, count: int) -> str:
+    if not count:
+        return "no images"
+    batches = EpochBatches(count, settings.batch_size, settings.epochs, seed=0)
+    return (
+        f"{len(batches):,} steps: {settings.epochs} epochs of {batches.steps_per_epoch:,}, {batches.batch_size} images"
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else "1 MB"

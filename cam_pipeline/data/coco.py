@@ -1,0 +1,138 @@
+"""Masks drawn from COCO annotations when they are asked for: nothing is written, and no image needs a file of its own.
+
+Where objects overlap, the smaller one (by its drawn pixels) lies on top; of two of one size, the later in the file.
+Crowd regions become 255 (ignore) and lie below all objects: what is outlined inside a crowd is known.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cam_pipeline.errors import LibraryMissing
+from cam_pipeline.ops.labels import IGNORE_INDEX
+
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Outline of one annotation, packed, as there may be a million of them.
+
+    `polygons` are float64 x, y, x, y ... of each part; `runs`, where not empty, stands in their place: uint32 lengths
+    of alternating runs of pixels outside and inside, down the columns.
+    """
+
+    label: int
+    crowd: bool
+    polygons: tuple[bytes, ...] = ()
+    runs: bytes = b""
+
+
+@dataclass(frozen=True)
+class CocoMask:
+    """The regions of one image of `height` x `width` pixels. `source` names file and image, for messages."""
+
+    height: int
+    width: int
+    regions: tuple[Region, ...]
+    source: str
+
+    def __str__(self) -> str:
+        return self.source
+
+    def digest(self) -> str:
+        """Hex digest of all that changes a pixel of the mask."""
+        total = hashlib.sha256(repr((self.height, self.width)).encode())
+        for region in self.regions:
+            sizes = [len(polygon) for polygon in region.polygons]
+            total.update(repr((region.label, region.crowd, sizes, len(region.runs))).encode())
+            total.update(b"".join(region.polygons) + region.runs)
+        return total.hexdigest()
+
+
+def draw(mask: CocoMask) -> UInt8:
+    """Labels (height, width): 0 background, the regions' labels, 255 for crowds. The rule is on top of this file.
+
+    Raises LibraryMissing where polygons can not be drawn.
+    """
+    labels = np.zeros((mask.height, mask.width), np.uint8)
+    shapes = [(region, _inside(region, mask)) for region in mask.regions]
+    # Sorting is stable, so that of two regions of one size the later stays the later.
+    for region, inside in sorted(shapes, key=lambda shape: (not shape[0].crowd, -int(shape[1].sum()))):
+        labels[inside] = IGNORE_INDEX if region.crowd else region.label
+    return labels
+
+
+def _inside(region: Region, mask: CocoMask) -> NDArray[np.bool_]:
+    """(height, width): the pixels of a region."""
+    lengths = np.frombuffer(region.runs, np.uint32) if region.runs else _polygon_runs(region, mask)
+    pixels = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return pixels.reshape(mask.width, mask.height).T
+
+
+def _polygon_runs(region: Region, mask: CocoMask) -> list[int]:
+    tools = _pycocotools()
+    outlines = [np.frombuffer(polygon).tolist() for polygon in region.polygons]
+    merged = tools.merge(tools.frPyObjects(outlines, mask.height, mask.width))
+    return _decompressed(merged["counts"].decode())
+
+
+def _pycocotools() -> Any:
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise LibraryMissing(
+            f"pycocotools draws the outlines of COCO annotations and can not be imported ({error}). "
+            "Install it: pip install pycocotools"
+        ) from error
+    return mask
+
+
+def packed_polygon(coordinates: list[float], height: int, width: int) -> bytes:
+    """One part of an outline. Raises ValueError for what pycocotools would take for something else, or choke on."""
+    if len(coordinates) < 6 or len(coordinates) % 2:
+        raise ValueError(f"a polygon needs three points or more, as x, y, x, y ...; it has {len(coordinates)} numbers")
+    points = np.array(coordinates, np.float64)
+    far = np.abs(points.reshape(-1, 2) - (width / 2, height / 2)) > (width, height)  # half an image beyond the edge
+    if far.any():
+        raise ValueError(f"a polygon has points far outside its image of {width} x {height} pixels (width x height)")
+    return points.tobytes()
+
+
+def packed_runs(counts: list[int] | str, height: int, width: int) -> bytes:
+    """Run lengths, given as numbers or as COCO's compressed text. Raises ValueError unless they fill the image.
+
+    pycocotools would not check that they do, and show whatever lies in memory.
+    """
+    lengths = _decompressed(counts) if isinstance(counts, str) else counts
+    if any(length < 0 for length in lengths) or sum(lengths) != height * width:
+        raise ValueError(f"its run lengths do not fill the image of {width} x {height} pixels (width x height)")
+    return np.array(lengths, np.uint32).tobytes()
+
+
+def _decompressed(text: str) -> list[int]:
+    """Run lengths from COCO's compressed text.
+
+    Each letter less 48 holds five bits, lowest first, and 32 where more follow; from the fourth number on it is the
+    difference to the number two places before.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("its compressed run lengths are damaged")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("its compressed run lengths are damaged")
+    return lengths

@@ -1,0 +1,74 @@
+"""One image and its mask, opened and decoded completely: what it is and what is wrong with it."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cam_pipeline.data.images import sample_image, sample_mask
+from cam_pipeline.data.problems import AllProblems
+from cam_pipeline.data.table import Sample, without_image, without_mask
+from cam_pipeline.errors import DataError
+from cam_pipeline.interrupt import ignore_in_worker
+from cam_pipeline.ops.labels import IGNORE_INDEX
+
+TINY = 32
+"""Pixels. An image whose shorter side is less gives a network of stride 32 less than one cell."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found. `size` is (height, width), None for an image that can not be read; `digest` of its file."""
+
+    size: tuple[int, int] | None = None
+    digest: str = ""
+    problems: AllProblems = field(default_factory=AllProblems)
+
+
+def inspect(sample: Sample, classes: tuple[str, ...]) -> Inspection:
+    """Decode the image and, if there is one, the mask of a sample; runs in a worker process."""
+    ignore_in_worker()
+    problems = AllProblems()
+    if not sample.image.is_file():
+        problems.report("label without image", without_image(sample))
+        return Inspection(problems=problems)
+    try:
+        height, width = sample_image(sample).shape[:2]
+        digest = hashlib.sha256(sample.image.read_bytes()).hexdigest()
+    except (DataError, OSError) as error:
+        problems.report("image that can not be read", _named(error, sample))
+        return Inspection(problems=problems)
+    if min(height, width) < TINY:
+        message = f"{sample.image}: {width} x {height} pixels (width x height); enlarge it, or take it out"
+        problems.warn(f"image with a side of less than {TINY} pixels", message)
+    _inspect_mask(sample, classes, problems)
+    return Inspection((height, width), digest, problems)
+
+
+def _named(error: Exception, sample: Sample) -> str:
+    """The message of an error, with the place where the sample is named unless it says so already."""
+    return str(error) if sample.source in str(error) else f"{error}{sample.named_in}"
+
+
+def _inspect_mask(sample: Sample, classes: tuple[str, ...], problems: AllProblems) -> None:
+    """Decode the mask and compare its classes with the image-level labels."""
+    if sample.mask is None:
+        return
+    if isinstance(sample.mask, Path) and not sample.mask.is_file():
+        problems.report("mask that is not there", f"{without_mask(sample)}{sample.named_in}; restore it")
+        return
+    try:
+        mask = sample_mask(sample, len(classes))
+    except DataError as error:
+        problems.report("mask that can not be used", _named(error, sample))
+        return
+    if sample.class_ids is None:
+        return
+    shown = set(np.unique(mask).tolist()) - {0, IGNORE_INDEX}
+    differences = [("only in the mask", shown - {*sample.class_ids})]
+    if IGNORE_INDEX not in mask:  # a class may hide in pixels that nobody decided
+        differences.append(("only in the labels", {*sample.class_ids} - shown))
+    parts = [f"{', '.join(classes[one - 1] for one in sorted(ids))} {where}" for where, ids in differences if ids]
+    if parts:
+        problems.warn("mask and labels that disagree", f"image {sample.id}{sample.named_in}: {'; '.join(parts)}")

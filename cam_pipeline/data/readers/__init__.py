@@ -1,0 +1,25 @@
+"""Readers from the layouts people have into one table; docs/data.md shows each layout."""
+
+from cam_pipeline.config import DataSettings
+from cam_pipeline.data.problems import Problems
+from cam_pipeline.data.readers.coco import read_coco
+from cam_pipeline.data.readers.csv_table import read_csv
+from cam_pipeline.data.readers.folders import read_folders
+from cam_pipeline.data.readers.voc import VOC_CLASSES, read_voc
+from cam_pipeline.data.table import Table
+from cam_pipeline.errors import DataError
+
+__all__ = ["VOC_CLASSES", "load_table"]
+
+READERS = {"csv": read_csv, "voc": read_voc, "coco": read_coco, "folders": read_folders}
+
+
+def load_table(settings: DataSettings, problems: Problems | None = None) -> Table:
+    """Read the data set that the settings describe.
+
+    Raises DataError, naming file and line, for the first mistake; `AllProblems` collects those after which reading can
+    go on, and the table then lacks the samples that are wrong.
+    """
+    if not settings.root.is_dir():
+        raise DataError(f"data.root: there is no folder {settings.root}; set it with --set data.root=FOLDER")
+    return READERS[settings.format](settings, problems or Problems())

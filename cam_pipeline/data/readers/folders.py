@@ -1,0 +1,69 @@
+"""A folder of images for each class: `root/<split>/<class>/x.jpg`, or `root/<class>/x.jpg`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cam_pipeline.config import DataSettings
+from cam_pipeline.data.problems import Problems
+from cam_pipeline.data.readers.listing import IMAGE_SUFFIXES, Listing, class_names
+from cam_pipeline.data.table import Sample, Table
+from cam_pipeline.errors import DataError
+
+
+def read_folders(settings: DataSettings, problems: Problems) -> Table:
+    """Every image shows the one class that its folder is named by; those in `data.negatives` show none.
+
+    Folders in a class folder count as part of it. The id is the path below the root without suffix: files of one name
+    in two class folders are two images. Without split folders all images are in the training split.
+    """
+    by_split = {split: list(_class_folders(folder)) for split, folder in _split_folders(settings).items()}
+    found = {folder.name for folders in by_split.values() for folder in folders} - {settings.negatives}
+    if not any(by_split.values()):
+        raise DataError(
+            f"{settings.root}: there is no class folder in it; put the images of each class into a folder of its name"
+        )
+    listing = Listing(settings, class_names(settings, sorted(found)), problems)
+    for split, folders in by_split.items():
+        for folder in folders:
+            names = [] if folder.name == settings.negatives else [folder.name]
+            class_ids = listing.class_ids(names, str(folder))
+            for file in _images_in(folder, problems):
+                path = listing.path(file.relative_to(settings.root).as_posix(), str(folder))
+                if path is not None:
+                    sample = Sample(path.with_suffix("").as_posix(), settings.root / path, split, class_ids)
+                    listing.add(sample, str(folder))
+    return listing.table()
+
+
+def _split_folders(settings: DataSettings) -> dict[str, Path]:
+    """Folder of each split. One named like the training split is a class if it holds images itself: trains, say."""
+    train, val = settings.root / settings.train, settings.root / settings.val
+    if not (settings.train and any(_class_folders(train))) or any(_is_image(path) for path in train.iterdir()):
+        return {settings.train: settings.root}
+    splits = {settings.train: train}
+    return splits | {settings.val: val} if settings.val and val.is_dir() else splits
+
+
+def _class_folders(folder: Path) -> Iterator[Path]:
+    """The folders in a folder, by name, but for hidden ones; none where there is no such folder."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return (path for path in paths if path.is_dir() and not path.name.startswith("."))
+
+
+def _images_in(folder: Path, problems: Problems) -> Iterator[Path]:
+    """All image files in a folder and the folders in it, by name; what else there is, is said."""
+    for path in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if _is_image(path):
+            yield path
+        elif path.is_symlink() and path.is_dir():
+            problems.warn(
+                "file left out", f"{path}: links to folders are not followed; put the images themselves there"
+            )
+        elif not path.is_dir():
+            problems.warn("file left out", f"{path}: its ending is none of {' '.join(IMAGE_SUFFIXES)}")
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()

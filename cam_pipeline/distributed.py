@@ -1,0 +1,259 @@
+"""Several processes on one run, started by torchrun: who is who, how they agree, and how they end together.
+
+Without torchrun all of this answers for the one process there is, and torch.distributed is never touched. What
+travels between processes is numbers and JSON: nothing is pickled. See docs/distributed.md.
+"""
+
+import itertools
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cam_pipeline.errors import ConfigError, Interrupted, PeerLost, SaidByAnother, UserError
+from cam_pipeline.interrupt import ignore_from_now_on, listening, raise_if_stopped
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun puts into the environment of each process."""
+JOIN_SECONDS = 300.0
+PATIENCE = timedelta(days=20)  # the others wait while the first process refines or validates for hours
+LEAVE_SECONDS = 3.0
+SECONDS_BETWEEN_LOOKS = 1.0
+LOST = re.compile(
+    r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed out|timeout", re.IGNORECASE
+)
+"""How torch.distributed speaks of a process that is gone; gloo raises no type of its own."""
+
+
+def world_size() -> int:
+    """Number of processes of this run."""
+    return _number("WORLD_SIZE", 1)
+
+
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return _number("RANK", 0) if world_size() > 1 else 0
+
+
+def local_rank() -> int:
+    """This process's number among those on its machine: the number of its GPU."""
+    return _number("LOCAL_RANK", rank()) if world_size() > 1 else 0
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return _number("LOCAL_WORLD_SIZE", world_size())
+
+
+def is_first() -> bool:
+    """True in the process that decides, publishes and speaks."""
+    return rank() == 0
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
+
+@dataclass
+class _Group:
+    """The open connections: `store` holds how the run ended, `patient` carries what processes tell each other."""
+
+    store: Any
+    patient: Any
+    looked: float = 0.0
+
+
+_open: list[_Group] = []
+_numbers = itertools.count()
+
+
+@contextmanager
+def group(device: "torch.device") -> Iterator[None]:
+    """Join the other processes of this run, which call this too; all leave together. Alone: nothing happens.
+
+    What ends one process ends all, and one of them says why: a mistake or a signal leaves the first process that met
+    it as it is, and the others as SaidByAnother; a process that vanishes leaves the others as PeerLost. The process
+    that is leaving by an error hears no more signals: torchrun sends SIGTERM to the rest as soon as one is gone.
+    """
+    if world_size() == 1:
+        yield
+        return
+    _open.append(_join(device))
+    lost = False
+    try:
+        with listening(_raise_if_ended):
+            yield
+            meet(stoppable=True)
+    except BaseException as error:
+        ignore_from_now_on()
+        ending = _ending(error)
+        lost = isinstance(ending, PeerLost)
+        if ending is error:
+            raise
+        raise ending from error
+    finally:
+        _leave(world_size() - lost)
+
+
+def _join(device: "torch.device") -> _Group:
+    import torch.distributed as dist  # late: --help and one process alone do without
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"the environment says WORLD_SIZE={world_size()}, but not {missing[0]}; start the processes by torchrun, "
+            "or unset WORLD_SIZE"
+        )
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.set_device(device)
+    try:
+        place, *_ = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+        store = PrefixStore(f"cam-pipeline-{next(_numbers)}", place)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=PrefixStore("torch", store),
+            rank=rank(),
+            world_size=world_size(),
+        )
+        return _Group(store, dist.new_group(backend="gloo", timeout=PATIENCE))
+    except RuntimeError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise PeerLost(f"the {world_size()} processes of this run did not find each other at {where}: {reason}") from (
+            error
+        )
+
+
+def exchange(*values: float, stoppable: bool = False) -> list[tuple[float, ...]]:
+    """What each process gave, by rank. All call it together, with as many values; it waits for the slowest.
+
+    Only with `stoppable` does a signal end the waiting. Raises SaidByAnother when another process ends.
+    """
+    if world_size() == 1:
+        return [values]
+    import torch
+    import torch.distributed as dist
+
+    mine = torch.tensor(values or (0.0,), dtype=torch.float64)
+    gathered = [torch.empty_like(mine) for _ in range(world_size())]
+    _wait(dist.all_gather(gathered, mine, group=_open[-1].patient, async_op=True), stoppable)
+    return [tuple(row.tolist()[: len(values)]) for row in gathered]
+
+
+def meet(stoppable: bool = False) -> None:
+    """Wait until all processes are here."""
+    exchange(stoppable=stoppable)
+
+
+def first_before_others(work: Callable[[], T]) -> T:
+    """What `work` gives in each process; the others begin when the first is done, which may tidy up for all."""
+    if not is_first():
+        meet(stoppable=True)
+    result = work()
+    if is_first():
+        meet(stoppable=True)
+    return result
+
+
+def from_first(work: Callable[[], T], stoppable: bool = False) -> T:
+    """What `work` gives in the first process, for all. It travels as JSON: tuples arrive as lists."""
+    if world_size() == 1:
+        return work()
+    import torch
+    import torch.distributed as dist
+
+    result = work() if is_first() else None
+    text = json.dumps(result).encode() if is_first() else b""
+    length = int(exchange(len(text), stoppable=stoppable)[0][0])
+    buffer = torch.frombuffer(bytearray(text or bytes(length)), dtype=torch.uint8)
+    _wait(dist.broadcast(buffer, src=0, group=_open[-1].patient, async_op=True), stoppable)
+    answer: Any = result if is_first() else json.loads(bytes(buffer.tolist()))
+    return answer  # type: ignore[no-any-return]
+
+
+def check_shares(key: str, count: int) -> None:
+    """Raise ConfigError, naming the key, when so many images can not be divided evenly over the processes."""
+    if count % world_size():
+        raise ConfigError(
+            f"{key} = {count} can not be divided over {world_size()} processes; make it a multiple of {world_size()}"
+        )
+
+
+def _wait(work: Any, stoppable: bool) -> None:
+    """Wait for a collective in small steps, so that signals and the end of others are heard meanwhile."""
+    pause = 20e-6
+    while not work.is_completed():
+        raise_if_stopped() if stoppable else _raise_if_ended()
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
+    work.wait()  # raises what went wrong
+
+
+def _raise_if_ended() -> None:
+    """Raise SaidByAnother when another process has noted that it ends; looks once a second at most."""
+    here, now = _open[-1], time.monotonic()
+    if now - here.looked > SECONDS_BETWEEN_LOOKS:
+        here.looked = now
+        if here.store.check(["code"]):
+            raise SaidByAnother(int(here.store.get("code")))
+
+
+def _ending(error: BaseException) -> BaseException:
+    """As what this process ends: it speaks when it is the first to note its end, or has met a fault of the program."""
+    if isinstance(error, RuntimeError) and _is_lost_peer(error):
+        logger.debug("lost: %s", error)
+        error = PeerLost(
+            "another process of this run ended without a word; finished work is saved. Start the same command again"
+        )
+    if isinstance(error, SaidByAnother):
+        return error
+    stopped, explained = (Interrupted, KeyboardInterrupt), (UserError, OSError, MemoryError)
+    code = 130 if isinstance(error, stopped) else 2 if isinstance(error, explained) else 1
+    store = _open[-1].store
+    with suppress(RuntimeError):  # the store has gone with the process that held it: speak
+        if store.add("ended", 1) == 1:
+            store.set("code", str(code))
+        elif code != 1:
+            return SaidByAnother(int(store.get("code")))
+    return error
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    import torch
+    import torch.distributed as dist
+
+    of_torch = isinstance(error, dist.DistError) or type(error) is RuntimeError
+    return of_torch and not isinstance(error, torch.OutOfMemoryError) and LOST.search(str(error)) is not None
+
+
+def _leave(alive: int) -> None:
+    """Close the connections. The first process may hold the store: it waits until the others need it no more."""
+    import torch.distributed as dist
+
+    here = _open[-1]
+    with suppress(RuntimeError):
+        gone = here.store.add("left", 1)
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while is_first() and gone < alive and time.monotonic() < deadline:
+            time.sleep(0.02)
+            gone = here.store.add("left", 0)
+    _open.pop()
+    dist.destroy_process_group()

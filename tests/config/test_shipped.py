@@ -1,0 +1,67 @@
+"""The configs of the large data sets: their models can be built, and say what the literature says."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from cam_pipeline.config import ClassifierSettings, Config, SegmenterSettings, load_config
+from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.models.segmenter import Segmenter
+from cam_pipeline.networks import new_classifier, new_segmenter
+
+CLASSES = {"voc12": 20, "voc12-vit": 20, "coco14": 80, "coco14-vit": 80}
+
+
+def without_weights(name: str) -> Config:
+    return load_config(name, ["classifier.weights=none", "segmenter.weights=none"])
+
+
+@cache
+def classifier_of(settings: str) -> Classifier:
+    """Built once for configs that agree: a ViT-B takes seconds."""
+    return new_classifier(ClassifierSettings.model_validate_json(settings), 20)
+
+
+@cache
+def segmenter_of(settings: str) -> Segmenter:
+    return new_segmenter(SegmenterSettings.model_validate_json(settings), 20)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classifiers(name: str) -> None:
+    settings = without_weights(name).classifier
+    classifier = classifier_of(settings.model_dump_json())
+    parameters = sum(one.numel() for one in classifier.backbone.parameters())
+    assert classifier.stride == 16
+    assert (classifier.width, round(parameters / 1e6)) == ((768, 86) if "vit" in name else (2048, 24))
+    assert classifier.freeze_batch_norm == ("vit" not in name)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_segmenters(name: str) -> None:
+    segmenter = segmenter_of(without_weights(name).segmenter.model_dump_json())
+    assert type(segmenter.network).__name__ == "DeepLabV2"
+    assert round(sum(one.numel() for one in segmenter.pretrained_half().parameters()) / 1e6) == 43  # ResNet-101
+    with torch.no_grad():
+        assert segmenter.eval().pretrained_half()(torch.rand(1, 3, 33, 33))[-1].shape == (1, 2048, 5, 5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_settings_of_the_literature(name: str) -> None:
+    config = load_config(name)
+    assert config.classifier.weights == config.segmenter.weights == "pretrained"
+    assert config.cam.flip and set(config.cam.scales) >= {0.5, 1.0, 1.5}
+    assert config.cam.splits == (config.data.train,)
+    images = {"voc12": 10_582, "coco14": 82_783}[name.removesuffix("-vit")]
+    steps = images // config.train_seg.batch_size * config.train_seg.epochs
+    assert steps == pytest.approx({"voc12": 20_000, "coco14": 100_000}[name.removesuffix("-vit")], rel=0.02)
+    if "vit" not in name:
+        train = config.train_cls
+        assert (train.optimizer, train.lr, train.epochs, train.batch_size, train.crop) == ("sgd", 0.1, 5, 16, 512)
+
+
+def test_voc_names_its_classes() -> None:
+    from cam_pipeline.data.readers import VOC_CLASSES
+
+    assert load_config("voc12").data.classes == load_config("voc12-vit").data.classes == VOC_CLASSES

@@ -1,0 +1,109 @@
+import pytest
+
+from cam_pipeline.config import DataSettings
+from cam_pipeline.data.problems import AllProblems
+from cam_pipeline.data.readers import load_table
+from cam_pipeline.errors import DataError
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "data"
+
+
+def put(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def table_of(root, problems=None, **settings):
+    return load_table(DataSettings(root=root, format="folders", **settings), problems)
+
+
+def facts(table):
+    return [(sample.id, sample.split, sample.class_ids) for sample in table.samples]
+
+
+def test_split_folders_with_class_folders(root):
+    put(
+        root,
+        "train/dog/1.jpg",
+        "train/dog/2.PNG",
+        "train/cat/1.jpg",
+        "val/dog/1.jpg",
+        "train/none/n.jpg",
+        "other/x.jpg",
+    )
+    table = table_of(root)
+    assert table.classes == ("cat", "dog")
+    assert facts(table) == [
+        ("train/cat/1", "train", (1,)), ("train/dog/1", "train", (2,)), ("train/dog/2", "train", (2,)),
+        ("train/none/n", "train", ()), ("val/dog/1", "val", (2,)),
+    ]  # fmt: skip
+    assert table.samples[2].image == root / "train/dog/2.PNG"
+    assert {split for _, split, _ in facts(table_of(root, val=""))} == {"train"}
+
+
+def test_class_folders_alone_are_the_training_split(root):
+    put(root, "dog/1.jpg", "cat/1.jpg", "cat/old/2.jpg", "nothing/1.jpg")
+    assert facts(table_of(root, negatives="nothing", train="all")) == [
+        ("cat/1", "all", (1,)), ("cat/old/2", "all", (1,)), ("dog/1", "all", (2,)), ("nothing/1", "all", ()),
+    ]  # fmt: skip
+    assert table_of(root).classes == ("cat", "dog", "nothing")
+
+
+def test_a_class_may_be_named_like_a_split(root):
+    put(root, "train/1.jpg", "bus/1.jpg", "train/steam/2.jpg")
+    table = table_of(root)
+    assert table.classes == ("bus", "train")
+    assert [(sample.id, sample.class_ids) for sample in table.samples] == [
+        ("bus/1", (1,)), ("train/1", (2,)), ("train/steam/2", (2,)),
+    ]  # fmt: skip
+
+
+def test_given_classes_decide_labels_and_what_is_unknown(root):
+    put(root, "dog/1.jpg", "cat/1.jpg")
+    table = table_of(root, classes=("dog", "cat", "eel"))
+    assert table.classes == ("dog", "cat", "eel") and [sample.class_ids for sample in table.samples] == [(2,), (1,)]
+    with pytest.raises(DataError, match=r"data/dog: unknown class 'dog'; did you mean 'dogs'\?"):
+        table_of(root, classes=("cat", "dogs"))
+
+
+def test_files_of_one_stem_in_a_class_folder_are_refused(root):
+    put(root, "cat/1.jpg", "cat/1.png", "dog/1.jpg")
+    with pytest.raises(
+        DataError, match=r"data/cat: the id cat/1 appears twice: for 1.png, and for 1.jpg in .*data/cat"
+    ):
+        table_of(root)
+
+
+def test_what_is_no_image_is_left_out_and_said(root):
+    put(root, "cat/1.jpg", "cat/.DS_Store", "cat/.hidden/2.jpg", "cat/notes.txt", "dog/1.jpg", ".cache/x.jpg")
+    (root / "cat/linked").symlink_to(root / "dog")
+    problems = AllProblems()
+    table = table_of(root, problems)
+    assert [sample.id for sample in table.samples] == ["cat/1", "dog/1"] and not problems.errors
+    assert [problem.message.split(":")[0] for problem in problems.warnings] == [
+        str(root / "cat/linked"), str(root / "cat/notes.txt"),
+    ]  # fmt: skip
+
+
+def test_links_do_not_lead_out_of_the_root(root):
+    put(root, "cat/1.jpg")
+    put(root.parent, "elsewhere/2.jpg")
+    (root / "dog").symlink_to(root.parent / "elsewhere")
+    with pytest.raises(DataError, match=r"data/dog: 'dog/2.jpg' leads out of the data root"):
+        table_of(root)
+    (root / "dog").unlink()
+    (root / "cat/2.jpg").symlink_to(root.parent / "elsewhere/2.jpg")
+    with pytest.raises(DataError, match=r"data/cat: 'cat/2.jpg' leads out of the data root"):
+        table_of(root)
+
+
+def test_an_empty_folder(root):
+    root.mkdir()
+    with pytest.raises(DataError, match=r"data: there is no class folder in it; put the images of each class into"):
+        table_of(root)
+    (root / "cat").mkdir()
+    assert table_of(root).classes == ("cat",) and table_of(root).samples == ()

@@ -1,0 +1,226 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cam_pipeline.config import Config
+from cam_pipeline.data.check import check_data, used_splits
+
+SIZE = (40, 50)  # height, width
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data set without a mistake: three training images with masks and two classes, one image in `val`."""
+    root = tmp_path / "data"
+    root.mkdir()
+    rows = [("a", "cat", "train"), ("b", "cat;dog", "train"), ("c", "", "train"), ("v", "dog", "val")]
+    for number, (name, labels, _) in enumerate(rows):
+        draw(root / f"{name}.png", number)
+        save_mask(root / f"m{name}.png", {"cat": 1, "dog": 2}[label] if (label := labels[:3]) else 0, "dog" in labels)
+    write(root, [f"{name}.png,{labels},m{name}.png,{split}" for name, labels, split in rows])
+    return root
+
+
+def draw(path, seed, size=SIZE):
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+
+
+def save_mask(path, label, dog=False, size=SIZE):
+    mask = np.full(size, label, np.uint8)
+    mask[:5] = 2 if dog else mask[:5]
+    Image.fromarray(mask).save(path)
+
+
+def write(root, rows):
+    (root / "data.csv").write_text("\n".join(["image,labels,mask,split", *rows]) + "\n")
+
+
+def add(root, *rows):
+    with (root / "data.csv").open("a") as file:
+        file.write("".join(f"{row}\n" for row in rows))
+
+
+def check(root, **settings):
+    sections = {"train_cls": {"batch_size": 2}, "train_seg": {"batch_size": 2}} | settings
+    sections["data"] = {"root": root} | sections.get("data", {})
+    return check_data(Config.model_validate(sections), workers=1)
+
+
+def kinds(problems):
+    return [problem.kind for problem in problems]
+
+
+def test_a_sound_data_set(data):
+    before = {path: path.read_bytes() for path in data.parent.rglob("*") if path.is_file()}
+    found = check(data)
+    assert not found.errors and not found.warnings
+    assert found.classes == ("cat", "dog") and found.sizes == (SIZE,) * 4
+    train, val = found.splits
+    assert (train.name, train.images, train.unlabelled, train.masks) == ("train", 3, 0, 3)
+    assert train.by_class == {1: 2, 2: 1} and train.by_number == {0: 1, 1: 1, 2: 1}
+    assert (val.name, val.images, val.by_class) == ("val", 1, {2: 1})
+    assert {path: path.read_bytes() for path in data.parent.rglob("*") if path.is_file()} == before
+
+
+def test_the_cost_of_a_run(data):
+    found = check(
+        data,
+        train_cls={"batch_size": 2, "epochs": 7},
+        train_seg={"batch_size": 3, "epochs": 4},
+        cam={"scales": [1, 2, 3]},
+    )
+    assert dict(found.costs) == {
+        "train_cls": "7 steps: 7 epochs of 1, 2 images",
+        "extract_cams": "18 forward passes: 3 images in 6 scales and flips",
+        "refine_cams": "3 images through the CRF",
+        "train_seg": "4 steps: 4 epochs of 1, 3 images",
+        "scores.h5": "at most 1 MB (before compression)",
+        "pseudo_labels.h5": "at most 1 MB (before compression)",
+    }
+
+
+def test_everything_wrong_is_told_at_once(data):
+    whole = (data / "a.png").read_bytes()
+    (data / "a.png").write_bytes(whole[: len(whole) // 2])
+    (data / "b.png").unlink()
+    save_mask(data / "mc.png", 7)
+    save_mask(data / "mv.png", 2, size=(50, 40))
+    draw(data / "d.png", 9)
+    add(data, "d.png,?,,train", "e.png,cow,,train", "d.png,cat,,val", "d.jpg,cat,,val", "../x.png,cat,,val")
+    add(data, "gone.png,cat,mgone.png,val", "v2.png,cat;?,gone.png,val", "only,two")
+    draw(data / "v2.png", 10)
+    found = check(data, data={"classes": ["cat", "dog"]})
+    messages = {problem.kind: problem.message for problem in found.errors}
+    assert kinds(found.errors) == [
+        "row that can not be read", "unknown class", "duplicate id", "two images with one stem",
+        "outside the data root", "label that contradicts itself",
+        "image that can not be read", "label without image", "mask that can not be used", "mask that can not be used",
+        "label without image", "label without image", "mask that is not there", "training image without labels",
+    ]  # fmt: skip
+    table = data / "data.csv"
+    assert messages["image that can not be read"].startswith(f"{data / 'a.png'} can not be read as an image (")
+    assert messages["image that can not be read"].endswith(f"({table}, line 2)")
+    assert f"({table}, line 11): there is no file {data / 'gone.png'}; restore it" in [
+        problem.message.removeprefix("image gone ").split(", or")[0] for problem in found.errors
+    ]
+    assert "(looked for " in messages["mask that is not there"] and "line 12" in messages["mask that is not there"]
+    masks = [problem.message for problem in found.errors if problem.kind == "mask that can not be used"]
+    assert (
+        "mask value 7 is neither 0..2 nor 255" in masks[0] and "the mask is (50, 40), its image is (40, 50)" in masks[1]
+    )
+    assert "image d of split 'train' has no image-level labels" in messages["training image without labels"]
+
+
+def test_what_stops_reading_is_the_last_mistake(data):
+    assert [problem.message for problem in check(data / "nowhere").errors] == [
+        f"data.root: there is no folder {data / 'nowhere'}; set it with --set data.root=FOLDER"
+    ]
+    write(data, ["only,two"])
+    found = check(data)
+    assert kinds(found.errors) == ["row that can not be read", "data set that can not be read"]
+    assert not found.splits and not found.costs
+
+
+def test_splits_that_the_config_does_not_use_only_give_warnings(data):
+    add(data, "gone.png,cat,,test")
+    found = check(data)
+    assert not found.errors and kinds(found.warnings) == ["label without image"]
+    found = check(data, cam={"splits": ["train", "test"]})
+    assert kinds(found.errors) == ["label without image"] and not found.warnings
+
+
+def test_splits_without_images(data):
+    found = check(data, data={"train": "trian", "val": "vla"}, cam={"splits": ["train"]})
+    assert kinds(found.errors) == ["split without images"]
+    assert "no images in split 'trian' (it has: train, val); see data.train" in found.errors[0].message
+    assert kinds(found.warnings)[0] == "split without images" and "'vla'" in found.warnings[0].message
+    assert dict(found.costs)["train_cls"] == "no images"
+    write(data, [])
+    empty = check(data, data={"classes": ["cat"]})
+    assert "it has no images at all" in empty.errors[0].message and not empty.sizes
+
+
+def test_masks_must_be_there_only_to_train_on_them(data):
+    write(data, ["a.png,cat,,train", "b.png,cat;dog,mb.png,train", "c.png,,,train", "v.png,dog,,val"])
+    assert not check(data).errors
+    found = check(data, train_seg={"batch_size": 2, "supervision": "masks"})
+    assert kinds(found.errors) == ["training image without mask"] * 2
+    assert "image a of split 'train' has no mask" in found.errors[0].message
+
+
+def test_fewer_images_than_a_batch(data):
+    found = check(data, train_cls={"batch_size": 4})
+    assert not found.errors and kinds(found.warnings) == ["fewer images than a batch"]
+    assert "3 training images, train_cls.batch_size = 4: each step takes them all" in found.warnings[0].message
+    write(data, ["b.png,cat;dog,,train", "v.png,dog,,val"])
+    found = check(data)
+    assert (
+        kinds(found.errors) == ["too few images"]
+        and "there are 1, train_seg.batch_size is 2" in found.errors[0].message
+    )
+    assert not check(data, segmenter={"architecture": "deeplabv2"}).errors
+
+
+def test_classes_without_images(data):
+    write(data, ["a.png,cat,,train", "c.png,,,train", "v.png,dog,,val"])
+    found = check(data, data={"classes": ["cat", "dog", "eel"]})
+    assert not found.errors
+    assert [problem.message.split(":")[0] for problem in found.warnings[:2]] == ["dog", "eel"]
+    assert found.warnings[2].message == f"image v ({data / 'data.csv'}, line 4) shows dog"
+
+
+def test_one_class_needs_negatives(data):
+    write(data, ["a.png,cat,,train", "b.png,cat,,train"])
+    found = check(data, data={"val": ""})
+    assert not found.errors and kinds(found.warnings) == ["one class and no negatives"]
+    add(data, "c.png,,,train")
+    assert not check(data, data={"val": ""}).warnings
+
+
+def test_small_images_and_pictures_that_come_twice(data):
+    draw(data / "tiny.png", 5, (31, 200))
+    for name, source in (("copy", "a"), ("leak", "b")):
+        os.link(data / f"{source}.png", data / f"{name}.png")
+    add(data, "tiny.png,cat,,train", "copy.png,dog,,train", "leak.png,cat;dog,,val")
+    found = check(data)
+    assert not found.errors
+    assert kinds(found.warnings) == [
+        "image with a side of less than 32 pixels", "picture twice in a split", "picture in two splits",
+    ]  # fmt: skip
+    assert found.warnings[0].message.startswith(f"{data / 'tiny.png'}: 200 x 31 pixels")
+    assert found.warnings[1].message == f"{data / 'a.png'} (train) and {data / 'copy.png'} (train), with other labels"
+    assert found.warnings[2].message == f"{data / 'b.png'} (train) and {data / 'leak.png'} (val)"
+
+
+def test_masks_and_labels_that_disagree(data):
+    save_mask(data / "ma.png", 2)
+    assert [problem.message for problem in check(data).warnings] == [
+        f"image a ({data / 'data.csv'}, line 2): dog only in the mask; cat only in the labels"
+    ]
+    mask = np.full(SIZE, 2, np.uint8)
+    mask[0, 0] = 255  # which may hide the cat
+    Image.fromarray(mask).save(data / "ma.png")
+    assert "line 2): dog only in the mask" in check(data).warnings[0].message
+    assert "only in the labels" not in check(data).warnings[0].message
+
+
+def test_coco_masks_are_checked_as_well(data):
+    annotations = [{"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9]]}]
+    images = [{"id": 1, "file_name": "a.png", "height": 50, "width": 40}]
+    (data / "x.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]})
+    )
+    settings = {"format": "coco", "annotations": "x.json", "images": "", "val": ""}
+    found = check(data, data=settings, segmenter={"architecture": "deeplabv2"})
+    assert [problem.message for problem in found.errors] == [
+        f"{data / 'x.json'}, image 1: the mask is (50, 40), its image is (40, 50) (height, width)"
+    ]
+
+
+def test_used_splits():
+    config = Config.model_validate({"data": {"val": ""}, "cam": {"splits": ["val", "train"]}})
+    assert used_splits(config) == ("train", "val")
+    assert used_splits(Config()) == ("train", "val")

@@ -1,0 +1,65 @@
+from collections import Counter
+
+from rich.console import Console
+
+from cam_pipeline.data.check import DataCheck, SplitFacts
+from cam_pipeline.data.problems import Problem
+from cam_pipeline.report.data_tables import class_table, cost_table, number_table, problem_lines, size_lines
+
+
+def shown(table):
+    """The cells of each line that holds any."""
+    console = Console(width=100, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return [line.split() for line in capture.get().splitlines() if line.strip(" ─")]
+
+
+def found(*splits, classes=("cat", "[red]dog"), costs=()):
+    return DataCheck(classes, splits, (), costs, (), ())
+
+
+TRAIN = SplitFacts("train", 1300, Counter({1: 1200, 2: 7}), Counter({0: 1, 1: 90, 5: 2, 9: 3}), unlabelled=4, masks=5)
+VAL = SplitFacts("val", 3, Counter({2: 1}), Counter({1: 1}), unlabelled=2, masks=0)
+
+
+def test_images_of_each_class_by_split():
+    assert shown(class_table(found(TRAIN, VAL))) == [
+        ["images", "that", "show", "train", "val"], ["cat", "1,200", "0"], ["[red]dog", "7", "1"],
+        ["none", "of", "them", "1", "0"], ["unknown", "(no", "labels)", "4", "2"], ["all", "images", "1,300", "3"],
+        ["of", "these", "with", "a", "mask", "5", "0"],
+    ]  # fmt: skip
+
+
+def test_images_by_number_of_labels():
+    rows = shown(number_table(found(TRAIN, VAL)))
+    assert rows[1:] == [
+        ["0", "1", "0"], ["1", "90", "1"], ["2", "0", "0"], ["3", "0", "0"], ["4", "0", "0"],
+        ["5", "or", "more", "5", "0"],
+    ]  # fmt: skip
+
+
+def test_not_more_splits_than_fit():
+    splits = [SplitFacts(f"s{number}", 1, Counter(), Counter(), 0, 0) for number in range(50)]
+    assert shown(class_table(found(*splits)))[0][3:] == [f"s{number}" for number in range(6)]
+
+
+def test_sizes():
+    assert list(size_lines([(10, 20), (10, 20), (30, 5), (12, 20)])) == [
+        "height: 10 to 30 pixels, median 11",
+        "width: 5 to 20 pixels, median 20",
+        "most common (width x height): 20 x 10 (2), 5 x 30 (1), 20 x 12 (1)",
+    ]
+    assert list(size_lines([])) == []
+
+
+def test_costs():
+    assert shown(cost_table(found(costs=(("train_cls", "5 steps"),))))[1:] == [["train_cls", "5", "steps"]]
+
+
+def test_ten_problems_of_a_kind_are_shown_unless_all_are_asked_for():
+    problems = [Problem("b", f"message {number}") for number in range(322)] + [Problem("a", "one")]
+    lines = list(problem_lines(problems, every=False))
+    assert lines[0] == ("  ", "b: 322") and lines[1] == ("    ", "message 0") and lines[10] == ("    ", "message 9")
+    assert lines[11:] == [("    ", "and 312 more (--all lists them)"), ("  ", "a: 1"), ("    ", "one")]
+    assert len(list(problem_lines(problems, every=True))) == 325

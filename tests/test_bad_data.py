@@ -1,0 +1,296 @@
+"""Data sets that are wrong: one line, exit code 2, nothing written or lost; those that are odd but sound work.
+
+`check-data` must say the same, and all of it at once.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Mistake = Callable[..., str]
+
+
+@pytest.fixture
+def files(finished: Path) -> Callable[[], dict[str, bytes]]:
+    """Bytes of every file in the workspace, but for those that only tell who worked here last and what was read."""
+    passing = {"run/lock", "run/config.toml", "run/digests.json"}
+
+    def read() -> dict[str, bytes]:
+        paths = {path.relative_to(finished).as_posix(): path for path in finished.rglob("*") if path.is_file()}
+        return {name: path.read_bytes() for name, path in paths.items() if name not in passing}
+
+    return read
+
+
+@pytest.fixture
+def mistake(commands: Any, finished: Path, files: Callable[[], dict[str, bytes]]) -> Mistake:
+    """Runs a command that must fail as a user's mistake: its line. check-data must say the same line, and also fail."""
+
+    def run(*arguments: str) -> str:
+        before = files()
+        ended = commands.run(*arguments, "-c", "tiny.toml", "--quiet", folder=finished)
+        assert ended.code == 2, f"{ended.code}\n{ended.stderr}"
+        assert ended.stderr.startswith("Error: ") and len(ended.stderr.splitlines()) == 1, ended.stderr
+        line = str(ended.stderr.removeprefix("Error: ").strip())
+        checked = commands.run("check-data", "-c", "tiny.toml", "--all", *arguments[1:], folder=finished)
+        assert checked.code == 2, checked.stdout
+        assert checked.stderr.splitlines()[-1].endswith("in the data, see above; a run would fail")
+        assert any(line in shown for shown in checked.stdout.splitlines()), f"{line}\n{checked.stdout}"
+        assert files() == before
+        return line
+
+    return run
+
+
+def rows(workspace: Path) -> list[list[str]]:
+    """The cells of the table, header first: image, labels, mask, split."""
+    return [line.split(",") for line in (workspace / "data" / "data.csv").read_text().splitlines()]
+
+
+def write_rows(workspace: Path, cells: list[list[str]]) -> None:
+    (workspace / "data" / "data.csv").write_text("".join(",".join(row) + "\n" for row in cells))
+
+
+def change(workspace: Path, line: int, **cells: str) -> None:
+    """Replace cells in a line of the table."""
+    table = rows(workspace)
+    for name, value in cells.items():
+        table[line - 1][table[0].index(name)] = value
+    write_rows(workspace, table)
+
+
+def test_label_without_image(commands: Any, finished: Path, files: Callable[[], dict[str, bytes]]) -> None:
+    change(finished, 5, image="images/gone.jpg")
+    before = files()
+    for command in ("run", "train-cls", "make-cams"):
+        ended = commands.run(command, "-c", "tiny.toml", "--quiet", folder=finished)
+        assert ended.code == 2
+        assert ended.stderr == (
+            "Error: data/images/gone.jpg can not be read (No such file or directory); restore it, or take it out of "
+            "the data set (data/data.csv, line 5)\n"
+        )
+    ended = commands.run("check-data", "-c", "tiny.toml", folder=finished)
+    assert ended.code == 2
+    assert (
+        "image images/gone (data/data.csv, line 5): there is no file data/images/gone.jpg; restore it" in ended.stdout
+    )
+    assert files() == before
+
+
+def test_duplicate_id(mistake: Mistake, finished: Path) -> None:
+    table = rows(finished)
+    write_rows(finished, [*table, table[3]])
+    assert mistake("run") == (
+        f"data/data.csv, line {len(table) + 1}: the id images/train_00002 appears twice; "
+        "data/data.csv, line 4 names it already"
+    )
+
+
+def test_two_images_with_one_stem(mistake: Mistake, finished: Path) -> None:
+    shutil.copy(finished / "data/masks/train_00002.png", finished / "data/images/train_00002.png")
+    change(finished, 6, image="images/train_00002.png")
+    assert mistake("run") == (
+        "data/data.csv, line 6: the id images/train_00002 appears twice: for train_00002.png, and for train_00002.jpg "
+        "in data/data.csv, line 4; rename one of the two files"
+    )
+
+
+def test_labels_that_contradict_themselves(mistake: Mistake, finished: Path) -> None:
+    change(finished, 4, labels="car;?")
+    assert mistake("run") == (
+        "data/data.csv, line 4: 'car;?' is known and unknown at once; write either `?` or the labels"
+    )
+
+
+def test_unknown_class_offers_the_nearest(mistake: Mistake, finished: Path) -> None:
+    change(finished, 4, labels="baloon")
+    assert mistake("run") == "data/data.csv, line 4: unknown class 'baloon'; did you mean 'balloon'?"
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_paths_that_leave_the_data_root(mistake: Mistake, finished: Path, column: str) -> None:
+    secret = finished / "secret.png"
+    shutil.copy(finished / "data/masks/train_00002.png", secret)
+    for name in ("../secret.png", str(secret), "images/../../secret.png"):
+        change(finished, 4, **{column: name})
+        assert mistake("run") == (
+            f"data/data.csv, line 4: '{name}' is no path below the data root data; write it without `..` and relative "
+            "to the root"
+        )
+    (finished / "data/link.png").symlink_to(secret)
+    (finished / "data/folder").symlink_to(finished)
+    for name in ("link.png", "folder/secret.png"):
+        change(finished, 4, **{column: name})
+        assert mistake("run") == (
+            f"data/data.csv, line 4: '{name}' leads out of the data root data by a symbolic link; put the files "
+            "themselves there"
+        )
+
+
+def test_a_data_root_that_is_a_link_is_current_as_before(commands: Any, finished: Path) -> None:
+    (finished / "data").rename(finished / "elsewhere")
+    (finished / "data").symlink_to(finished / "elsewhere")
+    ended = commands.run("run", "-c", "tiny.toml", folder=finished)
+    assert ended.code == 0, ended.stderr
+    assert ended.stderr.count("current, nothing to do") == 5
+
+
+def test_empty_data_set(mistake: Mistake, finished: Path) -> None:
+    write_rows(finished, rows(finished)[:1])
+    for command in ("run", "train-cls"):
+        assert mistake(command) == "the data set has no images in split 'train' (it has no images at all)"
+    (finished / "data/classes.txt").unlink()
+    assert mistake("run") == "no class is named: give data.classes, or a file data/classes.txt"
+
+
+def test_one_training_image_is_too_few_for_deeplabv3plus(
+    commands: Any, finished: Path, files: Callable[[], dict[str, bytes]]
+) -> None:
+    table = rows(finished)
+    write_rows(finished, [table[0], table[1], table[-1]])
+    before = files()
+    ended = commands.run(
+        "train-seg", "-c", "tiny.toml", "--quiet", "--set", "train_seg.supervision=masks", folder=finished
+    )
+    assert ended.code == 2 and "DeepLabV3+ needs two images in a batch" in ended.stderr
+    ended = commands.run("check-data", "-c", "tiny.toml", folder=finished)
+    assert ended.code == 2 and "too few images: 1" in ended.stdout
+    assert files() == before
+
+
+def test_everything_at_once_and_nothing_written(commands: Any, workspace: Path) -> None:
+    """12 broken images: ten are listed, and all with --all; no run folder appears."""
+    for number in range(12):
+        (workspace / f"data/images/train_{number:05d}.jpg").write_bytes(b"")
+    change(workspace, 20, labels="baloon")
+    before = sorted(workspace.rglob("*"))
+    ended = commands.run("check-data", "-c", "tiny.toml", folder=workspace)
+    assert ended.code == 2 and ended.stderr.endswith("Error: 13 mistakes in the data, see above; a run would fail\n")
+    assert ended.stdout.count("can not be read as an image") == 10
+    assert "image that can not be read: 12" in ended.stdout and "and 2 more (--all lists them)" in ended.stdout
+    assert "data/images/train_00003.jpg can not be read as an image" in ended.stdout
+    assert "(data/data.csv, line 5)" in ended.stdout and "did you mean 'balloon'?" in ended.stdout
+    every = commands.run("check-data", "-c", "tiny.toml", "--all", "--quiet", folder=workspace)
+    assert every.code == 2 and every.stdout.count("can not be read as an image") == 12
+    assert "images that show" in ended.stdout and "images that show" not in every.stdout
+    assert sorted(workspace.rglob("*")) == before
+
+
+def test_a_sound_data_set_passes(commands: Any, workspace: Path) -> None:
+    ended = commands.run("check-data", "-c", "tiny.toml", folder=workspace)
+    assert ended.code == 0, ended.stdout
+    assert "No mistakes found." in ended.stdout and "6 steps: 2 epochs of 3, 8 images" in ended.stdout
+    assert not (workspace / "run").exists()
+
+
+# What is odd, but works
+
+
+def completed(commands: Any, workspace: Path, *arguments: str) -> Any:
+    """Run everything, and check-data, both of which must succeed; gives what `run` said."""
+    checked = commands.run("check-data", "-c", "tiny.toml", *arguments, folder=workspace)
+    assert checked.code == 0, checked.stdout
+    ended = commands.run("run", "-c", "tiny.toml", *arguments, folder=workspace)
+    assert ended.code == 0, ended.stderr
+    assert (workspace / "run" / "segmenter.safetensors").is_file()
+    return ended
+
+
+def history(workspace: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workspace / "run/logs/train_cls.jsonl").read_text().splitlines()]
+
+
+def test_fewer_images_than_a_batch(commands: Any, workspace: Path) -> None:
+    table = rows(workspace)
+    write_rows(workspace, [*table[:6], *table[-2:]])
+    completed(commands, workspace)
+    assert len(history(workspace)) == 2
+
+
+def test_one_class_only(commands: Any, workspace: Path) -> None:
+    table = rows(workspace)
+    for row in table[1:]:
+        row[1] = "car" if "car" in row[1].split(";") else ""
+        path = workspace / "data" / row[2]
+        with Image.open(path) as mask:
+            mask.point([value if value in (0, 1, 255) else 0 for value in range(256)]).save(path)
+    write_rows(workspace, table)
+    (workspace / "data/classes.txt").write_text("car\n")
+    completed(commands, workspace)
+    ended = commands.run("evaluate", "-c", "tiny.toml", folder=workspace)
+    assert ended.code == 0, ended.stderr
+    assert all(0 <= line["mAP"] <= 1 for line in history(workspace))
+
+
+def test_class_without_images_is_warned_of_once(commands: Any, workspace: Path) -> None:
+    with (workspace / "data/classes.txt").open("a") as file:
+        file.write("zebra\n")
+    ended = completed(commands, workspace)
+    line = "1 of 7 classes have no training image, so that nothing is learned about them: zebra"
+    assert ended.stderr.count("zebra") == 1 and line in ended.stderr.splitlines()
+    assert all(0 <= line["mAP"] <= 1 for line in history(workspace))
+    ended = commands.run("evaluate", "-c", "tiny.toml", folder=workspace)
+    assert ended.code == 0, ended.stderr
+
+
+@pytest.mark.parametrize("layout", ["folders", "coco", "voc"])
+def test_other_layouts_run(commands: Any, workspace: Path, layout: str) -> None:
+    root = workspace / "other"
+    settings = {"folders": as_folders, "coco": as_coco, "voc": as_voc}[layout](workspace, root)
+    arguments = [f"--set=data.{key}={value}" for key, value in ({"root": "other", "format": layout} | settings).items()]
+    completed(commands, workspace, *arguments)
+    ended = commands.run("evaluate", "-c", "tiny.toml", "--quiet", *arguments, folder=workspace)
+    if layout == "folders":
+        assert ended.code == 2 and "no image of this split has a mask" in ended.stderr
+    else:
+        assert ended.code == 0, ended.stderr
+
+
+def as_folders(workspace: Path, root: Path) -> dict[str, str]:
+    for image, labels, _, split in rows(workspace)[1:]:
+        target = root / split / (labels.split(";")[0] or "none") / Path(image).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(workspace / "data" / image, target)
+    return {}
+
+
+def as_coco(workspace: Path, root: Path) -> dict[str, str]:
+    """Every class of a mask becomes one annotation by run lengths."""
+    names = (workspace / "data/classes.txt").read_text().split()
+    content: dict[str, dict[str, list[Any]]] = {}
+    for number, (image, _, mask, split) in enumerate(rows(workspace)[1:]):
+        file = content.setdefault(split, {"images": [], "annotations": [], "categories": []})
+        (root / split).mkdir(parents=True, exist_ok=True)
+        shutil.copy(workspace / "data" / image, root / split)
+        labels = np.asarray(Image.open(workspace / "data" / mask))
+        height, width = labels.shape
+        file["images"].append({"id": number, "file_name": Path(image).name, "height": height, "width": width})
+        for value in sorted({*np.unique(labels).tolist()} - {0, 255}):
+            flat = (labels == value).T.ravel()
+            counts = np.diff([0, *np.flatnonzero(np.diff(flat, prepend=False)), flat.size]).tolist()
+            shape = {"size": [height, width], "counts": counts}
+            file["annotations"].append({"image_id": number, "category_id": 10 * value, "segmentation": shape})
+    for split, file in content.items():
+        file["categories"] = [{"id": 10 * number, "name": name} for number, name in enumerate(names, 1)]
+        (root / f"{split}.json").write_text(json.dumps(file))
+    return {"annotations": "{split}.json"}
+
+
+def as_voc(workspace: Path, root: Path) -> dict[str, str]:
+    for folder in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for image, labels, mask, split in rows(workspace)[1:]:
+        shutil.copy(workspace / "data" / image, root / "JPEGImages")
+        shutil.copy(workspace / "data" / mask, root / "SegmentationClass")
+        objects = "".join(f"<object><name>{name}</name></object>" for name in labels.split(";") if name)
+        (root / "Annotations" / f"{Path(image).stem}.xml").write_text(f"<annotation>{objects}</annotation>")
+        with (root / f"ImageSets/Segmentation/{split}.txt").open("a") as file:
+            file.write(f"{Path(image).stem}\n")
+    shutil.copy(workspace / "data/classes.txt", root)
+    return {"labels": "Annotations"}

@@ -1,0 +1,138 @@
+"""joblib's backends do the same work; what is missing is named."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from joblib import delayed
+
+from cam_pipeline.config import RunSettings
+from cam_pipeline.errors import LibraryMissing
+from cam_pipeline.parallel import joblib_workers, results_of
+
+Differences = Callable[[Path, Path], list[str]]
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def place(_: int) -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("backend", "workers"), [("loky", 1), ("loky", 2), ("threading", 1), ("threading", 2)])
+def test_results_come_in_the_order_of_the_tasks(backend: str, workers: int) -> None:
+    with joblib_workers(backend, workers) as parallel:
+        for count in (5, 0, 3):
+            with results_of(parallel, (delayed(square)(number) for number in range(count))) as results:
+                assert list(results) == [number * number for number in range(count)]
+
+
+def test_processes_end_with_the_work() -> None:
+    with joblib_workers("loky", 2) as parallel, results_of(parallel, map(delayed(place), range(4))) as results:
+        pids = {pid for pid, _ in results}
+    assert pids and os.getpid() not in pids
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_threads_stay_in_this_process() -> None:
+    with joblib_workers("threading", 2) as parallel, results_of(parallel, map(delayed(place), range(4))) as results:
+        found = set(results)
+    assert {pid for pid, _ in found} == {os.getpid()}
+    assert threading.get_ident() not in {thread for _, thread in found}
+
+
+def test_threads_end_with_the_work_although_it_is_broken_off() -> None:
+    before = set(threading.enumerate())
+    seconds = [0, 0.5, 0.5, 300, 300]
+    with (
+        pytest.raises(LookupError),
+        joblib_workers("threading", 2) as parallel,
+        results_of(parallel, map(delayed(time.sleep), seconds)) as results,
+    ):
+        next(results)
+        raise LookupError
+    assert set(threading.enumerate()) == before
+
+
+@pytest.mark.parametrize(("backend", "library"), [("dask", "dask"), ("ray", "ray")])
+def test_a_backend_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, backend: str, library: str) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with (
+        pytest.raises(
+            LibraryMissing,
+            match=rf"run\.backend = '{backend}' needs .* not installed: pip install 'cam-pipeline\[{backend}\]'",
+        ),
+        joblib_workers(backend, 2),
+    ):
+        pytest.fail("it started")
+
+
+def test_every_backend_can_be_chosen() -> None:
+    for backend in ("loky", "threading", "dask", "ray"):
+        assert RunSettings.model_validate({"backend": backend}).backend == backend
+
+
+def remade_scores(commands: Any, folder: Path, *more: str, **options: Any) -> Any:
+    for name in ("scores.h5", "pseudo_labels.h5"):
+        (folder / "run" / name).unlink()
+    return commands.run("make-cams", "-c", "tiny.toml", "--workers", "2", *more, folder=folder, **options)
+
+
+def changed(different: list[str]) -> list[str]:
+    return [name for name in different if not name.endswith("@config")]
+
+
+def test_threads_make_the_same_scores(
+    commands: Any, finished: Path, undisturbed: Path, differences: Differences
+) -> None:
+    ended = remade_scores(commands, finished, "--set", "run.backend=threading")
+    assert ended.code == 0, ended.stderr
+    assert "refine_cams: done" in ended.stderr
+    assert changed(differences(finished / "run", undisturbed / "run")) == []
+    again = commands.run("make-cams", "-c", "tiny.toml", folder=finished)
+    assert again.stderr.count("nothing to do") == 3, "the backend makes nothing stale"
+
+
+def test_a_scheduler_that_does_not_answer_is_named(commands: Any, finished: Path) -> None:
+    address = "tcp://127.0.0.1:9"
+    nobody = {"DASK_SCHEDULER_ADDRESS": address, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "200ms"}
+    ended = remade_scores(commands, finished, "--set", "run.backend=dask", environment=nobody)
+    assert ended.code == 2
+    assert ended.stderr.splitlines()[-1].startswith(
+        f"Error: run.backend = 'dask': no scheduler answers at DASK_SCHEDULER_ADDRESS = {address}; start it"
+    )
+    assert "Traceback" not in ended.stderr and not (finished / "run" / "scores.h5").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_cluster_makes_the_same_scores(
+    finished: Path, undisturbed: Path, differences: Differences, backend: str
+) -> None:
+    """As users run it: from the console script, and with stages behind it that start processes of their own."""
+    pytest.importorskip(backend)
+    for name in ("scores.h5", "pseudo_labels.h5", "segmenter.safetensors"):
+        (finished / "run" / name).unlink()
+    command = [str(Path(sys.executable).with_name("cam-pipeline")), "run", "-c", "tiny.toml", "--workers", "2"]
+    command += ["--set", f"run.backend={json.dumps(backend)}"]
+    done = subprocess.run(command, cwd=finished, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "refine_cams: done" in done.stderr and "train_seg: done" in done.stderr and "Traceback" not in done.stderr
+    assert changed(differences(finished / "run", undisturbed / "run")) == []
