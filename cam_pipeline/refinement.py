@@ -1,5 +1,6 @@
 """Per-pixel scores of one image from its class activation maps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,15 @@ from cam_pipeline.ops.crf import dense_crf
 from cam_pipeline.store.cams import StoredCam
 
 
-def refined_scores(cam: StoredCam, image: UInt8, settings: RefineSettings) -> NDArray[np.float32]:
-    """Background score, then a dense CRF over the present classes: image (H, W, 3) -> scores (1 + n, H, W).
+def refined_scores(cam: StoredCam, read_image: Callable[[], UInt8], settings: RefineSettings) -> NDArray[np.float32]:
+    """Background score, then a dense CRF over the present classes: scores (1 + n, H, W) that sum to 1 over channels.
 
-    They sum to 1 over channels, background first. Raises ValueError when the image is not of `cam.size`.
+    `read_image` gives the image (H, W, 3) and is called only if it is needed. Raises ValueError when the image is not
+    of `cam.size`.
     """
-    if image.shape[:2] != cam.size:
-        raise ValueError(f"the image is {image.shape[:2]}, its class maps are of one of {cam.size} (height, width)")
     scores = with_background(cam_scores(cam.cam, cam.size), settings.background)
     probabilities: NDArray[np.float32] = to_probabilities(scores).numpy()
     if not settings.crf or not cam.class_ids:
         return probabilities
     kernels: dict[str, Any] = settings.model_dump(exclude={"background", "crf", "crf_iterations"})
-    return dense_crf(image, probabilities, iterations=settings.crf_iterations, **kernels)
+    return dense_crf(read_image(), probabilities, iterations=settings.crf_iterations, **kernels)

@@ -78,7 +78,7 @@ class TrainedRun:
             present = tuple(sorted({self._class_id(name) for name in classes}))
         rows = [class_id - 1 for class_id in present]
         stored = StoredCam("", cam[rows], present, size)
-        scores = refined_scores(stored, pixels, config.refine)
+        scores = refined_scores(stored, lambda: pixels, config.refine)
         return Annotation(
             names=tuple(self.classes[row] for row in rows),
             class_ids=present,

@@ -89,4 +89,5 @@ STAGE = Stage(
     data=_data,
     shared=True,
     memory="cam.batch_size",
+    version=2,
 )

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from joblib import delayed
@@ -16,11 +15,10 @@ from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample
 from cam_pipeline.device import worker_count
 from cam_pipeline.interrupt import ignore_in_worker, raise_if_stopped
-from cam_pipeline.ops.cam import cam_scores, to_probabilities, with_background
-from cam_pipeline.ops.crf import dense_crf
 from cam_pipeline.parallel import joblib_workers, results_of
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.progress import track
+from cam_pipeline.refinement import refined_scores
 from cam_pipeline.store.cams import CamStore, StoredCam
 from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
 from cam_pipeline.store.scores import score_record
@@ -39,7 +37,7 @@ def refine_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> N
             table.classes, output.fingerprint, to_toml(config), background=settings.background
         )
         writer = PartWriter(output.path, "scores", attributes, chunks)
-        refine = delayed(partial(refined_scores, settings=settings))
+        refine = delayed(partial(refined, settings=settings))
         with track("refine_cams", writer.total, done=writer.done) as progress:
             for number in writer.pending():
                 stored = [cams.read(name) for name in chunks[number]]
@@ -53,15 +51,10 @@ def refine_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> N
         writer.join(cams.names)
 
 
-def refined_scores(cam: StoredCam, sample: Sample, settings: RefineSettings) -> NDArray[np.float32]:
-    """Scores (1 + n, H, W) of one image, summing to 1 over channels; runs in a worker process."""
+def refined(cam: StoredCam, sample: Sample, settings: RefineSettings) -> NDArray[np.float32]:
+    """Scores (1 + n, H, W) of one image; runs in a worker process."""
     ignore_in_worker()
-    scores = with_background(cam_scores(cam.cam, cam.size), settings.background)
-    probabilities: NDArray[np.float32] = to_probabilities(scores).numpy()
-    if not settings.crf or not cam.class_ids:
-        return probabilities
-    kernels: dict[str, Any] = settings.model_dump(exclude={"background", "crf", "crf_iterations"})
-    return dense_crf(sample_image(sample), probabilities, iterations=settings.crf_iterations, **kernels)
+    return refined_scores(cam, partial(sample_image, sample), settings)
 
 
 def _data(config: Config, digests: FileDigests) -> str:

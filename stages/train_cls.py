@@ -99,4 +99,5 @@ STAGE = Stage(
     data=_data,
     shared=True,
     divides="train_cls.batch_size",
+    version=2,
 )

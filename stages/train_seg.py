@@ -134,4 +134,5 @@ STAGE = Stage(
     data=_data,
     shared=True,
     divides="train_seg.batch_size",
+    version=2,
 )

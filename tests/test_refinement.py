@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cam_pipeline import refinement
+from cam_pipeline.config import RefineSettings
+from cam_pipeline.data.images import read_image
+from cam_pipeline.refinement import refined_scores
+from cam_pipeline.store.cams import StoredCam
+
+SIZE = (24, 36)
+
+
+@pytest.fixture
+def image(tmp_path):
+    """Gives an image whose left half is red."""
+    pixels = np.zeros((*SIZE, 3), np.uint8)
+    pixels[:, : SIZE[1] // 2, 0] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    return lambda: read_image(tmp_path / "a.png")
+
+
+def stored(cam, class_ids):
+    return StoredCam("a", torch.tensor(cam), class_ids, SIZE)
+
+
+def test_without_crf_scores_are_shares_with_the_background_first(image):
+    cam = stored([[[4.0, 0.0]], [[0.0, 9.0]]], (2, 1))
+    scores = refined_scores(cam, image, RefineSettings(background=0.25, crf=False))
+    assert scores.shape == (3, *SIZE) and scores.dtype == np.float32
+    np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-6)
+    np.testing.assert_allclose(scores[:, 5, 0], [0.2, 0.8, 0], atol=1e-4)  # 1/4 beside 1 and 0
+    np.testing.assert_allclose(scores[:, 5, -1], [0.2, 0, 0.8], atol=1e-4)
+
+
+def test_the_crf_moves_borders_to_those_of_the_image(image):
+    cam = stored([[[6.0, 5.0, 0.0, 0.0]]], (2,))  # reaches too far: a part of the right half as well
+    settings = RefineSettings(background=0.3, bilateral_sxy=20, bilateral_srgb=10)
+    plain = refined_scores(cam, image, settings.model_copy(update={"crf": False}))
+    refined = refined_scores(cam, image, settings)
+    truth = np.zeros(SIZE, bool)
+    truth[:, : SIZE[1] // 2] = True
+    errors = [int((scores.argmax(axis=0) != truth).sum()) for scores in (plain, refined)]
+    assert errors[0] > 20 and errors[1] == 0
+    np.testing.assert_allclose(refined.sum(axis=0), 1, atol=1e-5)
+
+
+def test_crf_settings_reach_the_crf(image, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        refinement, "dense_crf", lambda image, probabilities, **rest: (seen.append(rest), probabilities)[1]
+    )
+    chosen = dict(gaussian_sxy=1.0, gaussian_weight=2.0, bilateral_sxy=3.0, bilateral_srgb=4.0, bilateral_weight=5.0)
+    refined_scores(stored([[[1.0, 0.0]]], (2,)), image, RefineSettings(crf_iterations=6, **chosen))
+    assert seen == [{"iterations": 6, **chosen}]
+
+
+def test_an_image_without_classes_is_background(image):
+    cam = StoredCam("a", torch.zeros(0, 2, 3), (), SIZE)
+    assert (refined_scores(cam, image, RefineSettings()) == 1).all()
+
+
+def test_an_image_that_is_not_needed_is_not_read():
+    def read():
+        raise AssertionError
+
+    cam = stored([[[4.0, 0.0]]], (2,))
+    assert refined_scores(cam, read, RefineSettings(crf=False)).shape == (2, *SIZE)
+
+
+def test_an_image_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="image"):
+        refined_scores(stored([[[4.0, 0.0]]], (2,)), lambda: np.zeros((3, 4, 3), np.uint8), RefineSettings())
