@@ -1,9 +1,18 @@
 """Where a CNN's feature cells lie: lower its stride without touching dilation, and find the cells' displacement."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+class Shrinking(NamedTuple):
+    """A layer that shrinks its input from `before` to `after` rows in a trial pass; `channels` of its input."""
+
+    layer: nn.Module
+    channels: int
+    before: int
+    after: int
 
 
 @torch.no_grad()
@@ -13,32 +22,14 @@ def reduce_stride(backbone: nn.Module, stride: int, size: int = 128) -> None:
     A trial input finds the layers: those that shrink their input although it is already at 1/`stride`. Kernels and
     weights stay as they are. Raises ValueError when the result has another stride, or none (a model of unusual layers).
     """
-    shrinking: list[nn.Module] = []
-
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and isinstance(inputs[0], Tensor) and output.dim() == inputs[0].dim() == 4:
-            before, after = inputs[0].shape[-2], output.shape[-2]
-            if after < before and before <= size // stride and module not in shrinking:
-                shrinking.append(module)
-
-    layers = [module for module in backbone.modules() if not list(module.children())]
-    handles = [module.register_forward_hook(watch) for module in layers]
-    training = backbone.training
-    backbone.eval()
     try:
-        backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]  # every timm model has it
-        for handle in handles:
-            handle.remove()
         names = {module: name for name, module in backbone.named_modules()}
-        for module in shrinking:
-            _undo(backbone, names[module], module)
-        out: Any = backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+        found = [one.layer for one in _shrinking(backbone, size) if one.before <= size // stride]
+        for layer in dict.fromkeys(found):
+            _undo(backbone, names[layer], layer)
+        out = _features(backbone, size)
     except RuntimeError as error:
         raise ValueError(f"can not be brought to stride {stride}: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        backbone.train(training)
     if out.dim() != 4 or out.shape[-2] * stride != size:
         raise ValueError(
             f"can not be brought to stride {stride}: {size} pixels give features of shape {tuple(out.shape)}"
@@ -54,29 +45,44 @@ def cell_offset(backbone: nn.Module, size: int = 256) -> float:
     one doubles that: a ResNet of stride 32 sees everything 15.5 pixels too far left and up. Every layer that shrinks
     its input in a trial pass is asked for its windows; parallel branches count with their mean.
     """
-    shrinking: dict[int, list[float]] = {}
+    shifts: dict[int, list[float]] = {}
+    for layer, channels, before, after in _shrinking(backbone, size):
+        if before % after == 0:
+            stride = before // after
+            shift = _window_centre(layer, channels, stride) - (stride - 1) / 2
+            shifts.setdefault(before, []).append(size / before * shift)
+    return sum(sum(branches) / len(branches) for branches in shifts.values())
 
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and isinstance(inputs[0], Tensor) and output.dim() == inputs[0].dim() == 4:
-            before, after = inputs[0].shape[-2], output.shape[-2]
-            if after < before and before % after == 0:
-                found.append((module, inputs[0].shape[1], before, before // after))
 
-    found: list[tuple[nn.Module, int, int, int]] = []
-    layers = [module for module in backbone.modules() if not list(module.children())]
-    handles = [module.register_forward_hook(watch) for module in layers]
+def _features(backbone: nn.Module, size: int) -> Tensor:
+    """What a backbone makes of a black image of size x size, in evaluation mode."""
     training = backbone.training
     backbone.eval()
     try:
-        backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]  # every timm model has it
+        out: Tensor = backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]  # all have it
+        return out
+    finally:
+        backbone.train(training)
+
+
+def _shrinking(backbone: nn.Module, size: int) -> list[Shrinking]:
+    """The layers that shrink their input, in the order in which a trial pass meets them."""
+    found: list[Shrinking] = []
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and isinstance(inputs[0], Tensor) and output.dim() == inputs[0].dim() == 4:
+            _, channels, before, _ = inputs[0].shape
+            if output.shape[-2] < before:
+                found.append(Shrinking(module, channels, before, output.shape[-2]))
+
+    layers = [module for module in backbone.modules() if not list(module.children())]
+    handles = [module.register_forward_hook(watch) for module in layers]
+    try:
+        _features(backbone, size)
     finally:
         for handle in handles:
             handle.remove()
-        backbone.train(training)
-    for module, channels, before, stride in found:
-        pixels = size / before
-        shrinking.setdefault(before, []).append(pixels * (_window_centre(module, channels, stride) - (stride - 1) / 2))
-    return sum(sum(shifts) / len(shifts) for shifts in shrinking.values())
+    return found
 
 
 def _window_centre(layer: nn.Module, channels: int, stride: int) -> float:
