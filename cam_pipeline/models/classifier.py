@@ -173,7 +173,7 @@ def _stride_of(backbone: nn.Module) -> int:
         else:
             stride = side // out.shape[2 if out.shape[1] == feature_width(backbone) else 1]
         out = forward(torch.zeros(1, 3, 2 * stride, 3 * stride))
-    except (AssertionError, AttributeError, RuntimeError) as error:
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(f"does not take images of any size: {error}") from error
     finally:
         backbone.train(training)

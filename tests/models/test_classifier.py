@@ -147,6 +147,7 @@ def test_building_leaves_the_backbone_in_training_mode_and_untouched():
         (dict(backbone="resnet18", stride=12), "classifier.stride: .* brought to stride 12"),
         (dict(backbone="hrnet_w18_small", stride=16), "classifier.stride: .* brought to stride 16"),
         (dict(backbone="levit_128s"), "'levit_128s' does not take images of any size"),
+        (dict(backbone="mvitv2_tiny"), "'mvitv2_tiny' does not take images of any size"),
         (dict(backbone="maxvit_pico_rw_256"), "'maxvit_pico_rw_256' does not take images of any size"),
         (dict(backbone="inception_v3"), "'inception_v3' does not cut images into whole cells"),
     ],
