@@ -27,6 +27,7 @@ from cam_pipeline.data.synthetic import generate
 from cam_pipeline.device import place
 from cam_pipeline.models.cams import multi_scale_cams
 from cam_pipeline.models.classifier import Classifier, build_classifier
+from cam_pipeline.ops.cam import classifier_cam
 from cam_pipeline.store.cams import StoredCam, cam_record
 from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
 
@@ -83,14 +84,19 @@ def seconds(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - started
 
 
-def agreement(mine: list[Tensor], theirs: list[Tensor]) -> float:
-    """Median correlation of the two sides' maps at image size: they must have computed the same thing."""
-    values = []
-    for one, other in zip(mine, theirs, strict=True):
-        full = F.interpolate(one[None], other.shape[-2:], mode="bilinear", align_corners=False)[0]
-        for a, b in zip(full, other, strict=True):
-            values.append(float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]))
-    return statistics.median(values)
+@torch.no_grad()
+def agreement(classifier: Classifier, gradcam: GradCAM, image: Tensor, present: tuple[int, ...], device: str) -> float:
+    """Least correlation of the two sides' maps of one view, where they show the same: both compute one thing."""
+    features = classifier(image[None].to(device)).features
+    maps = classifier_cam(features, classifier.head.weight)[0].relu().cpu()
+    correlations = []
+    for class_id in present:
+        with torch.enable_grad():
+            other = gradcam(input_tensor=image[None], targets=[ClassifierOutputTarget(class_id - 1)])
+        mine = F.interpolate(maps[None, None, class_id - 1], image.shape[-2:], mode="bilinear", align_corners=False)
+        if mine.any():
+            correlations.append(float(np.corrcoef(mine.flatten(), other.flatten())[0, 1]))
+    return min(correlations, default=1.0)
 
 
 def bytes_per_image(maps: list[Tensor], class_ids: list[tuple[int, ...]], sizes: list[tuple[int, int]]) -> list[float]:
@@ -127,7 +133,8 @@ def main() -> None:
     ]
     gradcam = GradCAM(model=Logits(classifier), target_layers=[classifier.backbone.bn2])
     times: dict[str, list[float]] = {"ours": [], "peer": []}
-    mine, theirs = ours(classifier, images, class_ids, device), peer(gradcam, images[:4], class_ids[:4], device)  # warm
+    mine = ours(classifier, images, class_ids, device)  # also warms up
+    peer(gradcam, images[:4], class_ids[:4], device)
     for _ in range(ROUNDS):
         times["ours"].append(seconds(lambda: ours(classifier, images, class_ids, device), device))
         times["peer"].append(seconds(lambda: peer(gradcam, images, class_ids, device), device))
@@ -137,9 +144,11 @@ def main() -> None:
     print(f"  cam-pipeline      {rate['ours']:7.2f} images/s")
     print(f"  pytorch-grad-cam  {rate['peer']:7.2f} images/s")
     print(f"  ratio             {rate['ours'] / rate['peer']:7.2f}   (target: 2 on the CPU, 10 with CUDA)")
-    print(f"  median correlation of the two sides' maps: {agreement(mine[:4], theirs):.4f}")
-    stored, plain = bytes_per_image(mine, class_ids, sizes)
-    print(f"cams.h5: {stored:,.0f} bytes an image; float32 .npy at image size: {plain:,.0f}")
+    alike = min(agreement(classifier, gradcam, images[i], class_ids[i], device) for i in range(8))
+    print(f"  least correlation of the two sides' maps of one view: {alike:.4f}")
+    noise = [torch.rand_like(cam) for cam in mine]  # does not compress: no trained network gives larger records
+    stored, plain = bytes_per_image(noise, class_ids, sizes)
+    print(f"cams.h5: at most {stored:,.0f} bytes an image; float32 .npy at image size: {plain:,.0f}")
     print(f"  ratio             1 / {plain / stored:.0f}   (target: at most 1 / 20)")
 
 
