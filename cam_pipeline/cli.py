@@ -229,11 +229,12 @@ def status(options: Options) -> None:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     pipeline = options.pipeline()
     grid = Table("stage", "state", "why", "file")
     for name, state in pipeline.states(["train_seg"]).items():
-        grid.add_row(name, state.kind, state.reason, str(pipeline.path(name)))
+        grid.add_row(name, state.kind, Text(state.reason), Text(str(pipeline.path(name))))
     Console().print(grid)
 
 
@@ -314,6 +315,7 @@ def show(report: Mapping[str, Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     seeds = ", ".join(sorted({str(row["seed"]) for row in report["rows"]}))
     grid = Table(box=box.SIMPLE, padding=(0, 1), caption=f"percent of the complete label map; seed {seeds}")
@@ -328,7 +330,8 @@ def show(report: Mapping[str, Any]) -> None:
         ]
         decided = "" if row["coverage"] is None else f"{100 * row['coverage']:.1f}"
         background = "" if row["background"] is None else f"{row['background']:.2f}"
-        grid.add_row(row["map"], *shares, decided, background, f"{row['split']}, {row['images']} images", row["used"])
+        compared = Text(f"{row['split']}, {row['images']} images")
+        grid.add_row(row["map"], *shares, decided, background, compared, row["used"])
     Console(width=None if Console().is_terminal else 120).print(grid)
 
 
@@ -337,13 +340,14 @@ def show_classes(report: Mapping[str, Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table("IoU %", box=box.SIMPLE, padding=(0, 1))
     for row in report["rows"]:
         grid.add_column(row["map"], justify="right")
     for name in report["rows"][0]["IoU"]:
         values = [row["IoU"][name] for row in report["rows"]]
-        grid.add_row(name, *("-" if value is None else f"{100 * value:.1f}" for value in values))
+        grid.add_row(Text(name), *("-" if value is None else f"{100 * value:.1f}" for value in values))
     Console().print(grid)
 
 

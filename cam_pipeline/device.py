@@ -64,7 +64,7 @@ def memory_errors_named(what: str, key: str, value: object) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch has a class for the GPU (a RuntimeError), none for the CPU
-        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
         if not on_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
         place = "the GPU" if on_gpu else "this machine"

@@ -72,4 +72,7 @@ def check_crop(network: PretrainedHalf, crop: int, key: str) -> None:
 def _check_classes(stored: StoredModel, classes: tuple[str, ...], path: Path) -> None:
     made_for = tuple(stored.metadata["classes"])
     if made_for != classes:
-        raise WeightsError(f"{path} was made for the classes {', '.join(made_for)}, the data has {', '.join(classes)}")
+        raise WeightsError(
+            f"{path} was made for the classes {', '.join(made_for)}, the data has {', '.join(classes)}; "
+            "set data.classes to the former, or make it again with --force"
+        )

@@ -25,7 +25,7 @@ from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.device import keep_freed_memory, memory_errors_named, pick_device
 from cam_pipeline.distributed import check_shares, from_first, group, is_first, world_size
-from cam_pipeline.errors import DamagedFile, StageNotReady
+from cam_pipeline.errors import ConfigError, DamagedFile, StageNotReady
 from cam_pipeline.interrupt import graceful_stop
 from cam_pipeline.store.lock import held
 
@@ -185,6 +185,23 @@ class Pipeline:
 
     def _partial(self, name: str, fingerprint: str) -> Path:
         return self.folder / "partial" / f"{name}-{fingerprint}"
+
+    def made_with(self) -> Config:
+        """The config with which the results in the run folder were made, which need not be the one of today.
+
+        Settings that no result depends on are those of today. Raises ConfigError for results of an older version.
+        """
+        values = self.config.model_dump(mode="json")
+        for manifest in filter(None, map(self._manifest, self.stages)):
+            for path, value in manifest["facts"]["params"].items():
+                section, _, key = path.partition(".")
+                values[section] |= {key: value} if key else value
+        try:
+            return Config.model_validate(values)
+        except ValueError as error:
+            raise ConfigError(f"{self.folder} was made by another version; make its results again with --force") from (
+                error
+            )
 
     def ensure(self, name: str) -> Path:
         """Path of a current result. Raises StageNotReady, naming the command to run, when it is not current."""

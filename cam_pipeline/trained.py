@@ -7,9 +7,9 @@ found = run.annotate("photo.jpg")
 print(found.names, found.labels.shape)
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,15 @@ from torch import Tensor
 
 from cam_pipeline.config import Config, load_config, toml_value
 from cam_pipeline.data.images import UInt8, grid_size, read_image, resize_to_grid, to_tensor
+from cam_pipeline.data.table import unknown_class
 from cam_pipeline.device import autocast, image_batch, pick_device, place
 from cam_pipeline.errors import DataError, StageNotReady
 from cam_pipeline.models.cams import multi_scale_cams, predicted_classes
+from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.networks import load_classifier, load_segmenter
 from cam_pipeline.ops.cam import cam_scores
 from cam_pipeline.ops.labels import labels_from_scores
+from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.prediction import predict_image
 from cam_pipeline.refinement import refined_scores
 from cam_pipeline.store.cams import StoredCam
@@ -75,7 +78,7 @@ class TrainedRun:
         if classes is None:
             present = predicted_classes(chances, config.cam.presence_threshold)
         else:
-            present = tuple(sorted({self._class_id(name) for name in classes}))
+            present = tuple(sorted({self._class_id(name) for name in _listed(classes)}))
         rows = [class_id - 1 for class_id in present]
         stored = StoredCam("", cam[rows], present, size)
         scores = refined_scores(stored, lambda: pixels, config.refine)
@@ -90,12 +93,16 @@ class TrainedRun:
 
     def segment(self, image: Path | str | UInt8) -> UInt8:
         """The trained segmenter's label map (H, W) uint8, complete. Raises StageNotReady where there is none."""
+        return predict_image(self._segmenter, _pixels(image, self.config.data.max_pixels), self.config).numpy()
+
+    @cached_property
+    def _segmenter(self) -> Segmenter:
         path = self.config.folder / "segmenter.safetensors"
         if not path.is_file():
             raise StageNotReady(f"{self.config.folder} holds no segmenter. Run: cam-pipeline train-seg")
         segmenter = load_segmenter(self.config.segmenter, path, self.classes)
         place(segmenter, self.device)
-        return predict_image(segmenter, _pixels(image, self.config.data.max_pixels), self.config).numpy()
+        return segmenter
 
     @torch.inference_mode()
     def _class_maps(self, pixels: UInt8) -> tuple[Tensor, Tensor]:
@@ -109,9 +116,7 @@ class TrainedRun:
 
     def _class_id(self, name: str) -> int:
         if name not in self.classes:
-            near = difflib.get_close_matches(name, self.classes, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"the classes are {', '.join(self.classes)}"
-            raise DataError(f"unknown class '{name}'; {hint}")
+            raise DataError(unknown_class(str(name), self.classes))
         return self.classes.index(name) + 1
 
 
@@ -121,12 +126,21 @@ def open_run(folder: Path | str, device: str = "auto") -> TrainedRun:
     if not path.is_file():
         raise StageNotReady(f"{folder} is no run folder: it has no config.toml. Run: cam-pipeline train-cls")
     here = {"output.dir": str(folder), "run.device": device}  # the folder may have been moved since
-    return TrainedRun(load_config(path, [f"{key}={toml_value(value)}" for key, value in here.items()]))
+    config = load_config(path, [f"{key}={toml_value(value)}" for key, value in here.items()])
+    return TrainedRun(Pipeline(config).made_with())  # a command that failed may have left another config there
+
+
+def _listed(classes: Sequence[str]) -> Sequence[str]:
+    if isinstance(classes, str):
+        raise DataError(f"classes must be a list of names; write ['{classes}']")
+    return classes
 
 
 def _pixels(image: Path | str | UInt8, max_pixels: int) -> UInt8:
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, str | Path):
         return read_image(Path(image), max_pixels)
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"an image is a path or an array (H, W, 3) uint8 RGB, not {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise DataError(f"an image array must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
     return image

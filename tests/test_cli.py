@@ -254,3 +254,33 @@ def test_module_runs_as_a_program(tmp_path: Path) -> None:
 def test_options_load_the_shipped_demo_config() -> None:
     assert Options("demo", ("run.seed=5",)).load().run.seed == 5
     assert cli.MAKE_CAMS == ("extract_cams", "refine_cams", "make_labels")
+
+
+# Tables
+
+
+def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """To rich they would be markup."""
+    figures = dict.fromkeys(("mIoU", "precision", "recall", "false_positive", "false_negative"), 0.5)
+    row = {"map": "CAM", "split": "[/i]val", "images": 3, "seed": 0, "used": "masks", "background": None}
+    report = {"rows": [row | figures | {"coverage": None, "IoU": {"[/b]duck": 0.25, "[red]car": None}}]}
+    cli.show(report)
+    cli.show_classes(report)
+    shown = capsys.readouterr().out
+    assert "[/b]duck" in shown and "[red]car" in shown and "[/i]val, 3 images" in shown
+
+
+def test_status_of_a_folder_with_brackets(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "data.csv").write_text("image,labels\na.jpg,cat\n")
+    path = tmp_path / "mine.toml"
+    path.write_text(f"[data]\nroot = '{tmp_path}'\n[classifier]\nweights = 'none'\n[segmenter]\nweights = 'none'\n")
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(main, ["status", "-c", str(path), "--set", "output.dir=r[/b]n"])
+    assert result.exit_code == 0, result.output
+    assert "r[/b]n/cams.h5" in result.output
+
+
+def test_a_device_number_has_two_digits_at_most(config_file: str) -> None:
+    result = call("train-cls", "-c", config_file, "--device", "cuda:99999999999999999999")
+    assert result.exit_code == 2
+    assert "run.device" in result.output

@@ -21,7 +21,8 @@ FLOORS = {
     "3a": ["config"],
     "3b": ["data", "store", "device"],
     "3c": ["networks", "prediction", "refinement"],
-    "4": ["pipeline", "training", "evaluation", "report", "export", "trained"],
+    "4": ["pipeline", "training", "evaluation", "report", "export"],
+    "4b": ["trained"],
     "5": ["stages"],
     "6": ["cli", "cam_pipeline"],
 }

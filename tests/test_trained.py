@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 import cam_pipeline
 from cam_pipeline import open_run
 from cam_pipeline.data.images import read_image
-from cam_pipeline.errors import DataError, StageNotReady
+from cam_pipeline.errors import ConfigError, DataError, StageNotReady
 from cam_pipeline.ops.cam import cam_scores
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore
@@ -94,10 +95,37 @@ def test_a_model_is_left_as_it_came(run: cam_pipeline.TrainedRun, folder: Path) 
     assert all(torch.equal(value, before[key]) for key, value in run.classifier.state_dict().items())
 
 
+def test_a_failed_command_leaves_the_run_as_it_was_made(
+    commands: Any, folder: Path, finished: Path, run: cam_pipeline.TrainedRun
+) -> None:
+    """It wrote its config into the run folder before it failed; the results were made with another."""
+    other = ("--set", "classifier.stride=8", "--set", "cam.scales=[0.5]", "--set", "refine.background=0.9")
+    assert commands.run("train-seg", "-c", "tiny.toml", *other, folder=finished).code == 2
+    assert "stride = 8" in (finished / "run" / "config.toml").read_text()
+    expected = run.annotate(folder / "photo.jpg")
+    found = open_run(finished / "run", device="cpu").annotate(folder / "photo.jpg")
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_results_of_another_version_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "moved", tmp_path / "old")
+    manifest = tmp_path / "old" / "cams.h5.manifest.json"
+    manifest.write_text(manifest.read_text().replace('"scales"', '"scale_list"'))
+    with pytest.raises(ConfigError, match="was made by another version; make its results again with --force"):
+        open_run(tmp_path / "old")
+
+
 def test_mistakes_are_one_line(run: cam_pipeline.TrainedRun, folder: Path, tmp_path: Path) -> None:
     near = run.classes[0][:-1] + "z"
     with pytest.raises(DataError, match=f"unknown class '{near}'; did you mean '{run.classes[0]}'"):
         run.annotate(folder / "photo.jpg", classes=[near])
+    with pytest.raises(DataError, match=r"classes must be a list of names; write \['car'\]"):
+        run.annotate(folder / "photo.jpg", classes="car")
+    with pytest.raises(DataError, match="unknown class '1'"):
+        run.annotate(folder / "photo.jpg", classes=[1])
+    with pytest.raises(DataError, match=r"not NoneType"):
+        run.annotate(None)
     with pytest.raises(DataError, match="there is no image file"):
         run.annotate(tmp_path / "absent.jpg")
     with pytest.raises(DataError, match=r"must be \(H, W, 3\) uint8 RGB, not \(4, 4\) float64"):

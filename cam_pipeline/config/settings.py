@@ -210,7 +210,7 @@ class RunSettings(Section):
         0, ge=0, le=2**32 - 1, description="seed of initial weights, order of images, augmentation and dropout"
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu` or `cuda[:n]` (also `--device`)"
+        "auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$", description="`auto`, `cpu` or `cuda[:n]` (also `--device`)"
     )
     workers: int = Field(
         0,

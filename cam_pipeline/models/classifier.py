@@ -75,7 +75,7 @@ class Classifier(PretrainedHalf):
         self.backbone = backbone
         self.prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0))
         self.stride = stride
-        self.offset = cell_offset(backbone, 8 * stride) / stride
+        self.offset = cell_offset(backbone, stride) / stride
         self.width = feature_width(backbone)
         self.head = nn.Linear(self.width, num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=0.01)

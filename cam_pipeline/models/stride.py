@@ -37,7 +37,7 @@ def reduce_stride(backbone: nn.Module, stride: int, size: int = 128) -> None:
 
 
 @torch.no_grad()
-def cell_offset(backbone: nn.Module, size: int = 256) -> float:
+def cell_offset(backbone: nn.Module, stride: int) -> float:
     """How far the centres of the feature cells lie right of and below where an even division puts them, in pixels.
 
     Cell i of stride s should be centred at s * i + (s - 1) / 2. A convolution of stride 2 and odd kernel centres it
@@ -45,11 +45,13 @@ def cell_offset(backbone: nn.Module, size: int = 256) -> float:
     one doubles that: a ResNet of stride 32 sees everything 15.5 pixels too far left and up. Every layer that shrinks
     its input in a trial pass is asked for its windows; parallel branches count with their mean.
     """
+    cells = 8
+    size = cells * stride
     shifts: dict[int, list[float]] = {}
     for layer, channels, before, after in _shrinking(backbone, size):
-        if before % after == 0:
-            stride = before // after
-            shift = _window_centre(layer, channels, stride) - (stride - 1) / 2
+        if after >= cells and before % after == 0:
+            step = before // after
+            shift = _window_centre(layer, channels, step) - (step - 1) / 2
             shifts.setdefault(before, []).append(size / before * shift)
     return sum(sum(branches) / len(branches) for branches in shifts.values())
 
@@ -66,23 +68,32 @@ def _features(backbone: nn.Module, size: int) -> Tensor:
 
 
 def _shrinking(backbone: nn.Module, size: int) -> list[Shrinking]:
-    """The layers that shrink their input, in the order in which a trial pass meets them."""
-    found: list[Shrinking] = []
+    """The layers that shrink their input, in the order in which a trial pass meets them.
+
+    Not those inside a module that gives back the shape it was given: they look aside only, as an attention with pooled
+    keys or a squeeze and excitation does.
+    """
+    found: list[tuple[str, Shrinking]] = []
+    keeping: list[str] = []
+    names = {module: name for name, module in backbone.named_modules()}
 
     def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and isinstance(inputs[0], Tensor) and output.dim() == inputs[0].dim() == 4:
+        if not (inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)):
+            return
+        if inputs[0].shape == output.shape:
+            keeping.append(names[module] + ".")
+        elif not list(module.children()) and output.dim() == inputs[0].dim() == 4:
             _, channels, before, _ = inputs[0].shape
             if output.shape[-2] < before:
-                found.append(Shrinking(module, channels, before, output.shape[-2]))
+                found.append((names[module], Shrinking(module, channels, before, output.shape[-2])))
 
-    layers = [module for module in backbone.modules() if not list(module.children())]
-    handles = [module.register_forward_hook(watch) for module in layers]
+    handles = [module.register_forward_hook(watch) for module in backbone.modules()]
     try:
         _features(backbone, size)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return [layer for name, layer in found if not name.startswith(tuple(keeping))]
 
 
 def _window_centre(layer: nn.Module, channels: int, stride: int) -> float:

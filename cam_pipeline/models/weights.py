@@ -22,9 +22,7 @@ class UnknownArgument(ConfigError):
 
 def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Module:
     """`timm.create_model` with `weights` "pretrained" or anything else (then without). Errors name what to do."""
-    if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ConfigError(f"timm has no model '{name}'; near: {', '.join(near) or 'none, see timm.list_models()'}")
+    check_name(name)
     try:
         return timm.create_model(name, pretrained=weights == "pretrained", **arguments)
     except TypeError as error:
@@ -39,6 +37,13 @@ def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Mod
             f"the pretrained weights of '{name}' can not be had ({reason}); "
             "connect to the network once, or set weights to a file, or to 'none' to start from random weights"
         ) from error
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError, with names that are near, unless timm has a model of this name. Nothing is built."""
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ConfigError(f"timm has no model '{name}'; near: {', '.join(near) or 'none, see timm.list_models()'}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
