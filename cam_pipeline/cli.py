@@ -162,7 +162,7 @@ def main() -> None:
 def check_data(options: Options, every: bool) -> None:
     """Open every image and mask, list what is wrong, what there is, and what a run will cost; writes nothing.
 
-    Exit code 2 when a run, or evaluate after it, would fail.
+    Exit code 2 when a run would fail, or evaluate after it at a mask. A split without any masks is a warning.
 
     Example: cam-pipeline check-data -c my.toml
     """
@@ -174,7 +174,8 @@ def check_data(options: Options, every: bool) -> None:
     show_check(found, every, quiet=options.quiet)
     if found.errors:
         count = len(found.errors)
-        raise UserError(f"{count:,} mistake{'' if count == 1 else 's'} in the data, see above; a run would fail")
+        mistakes = f"{count:,} mistake{'' if count == 1 else 's'}"
+        raise UserError(f"{mistakes} in the data or the config, see above; a run would fail")
 
 
 @main.command("train-cls")

@@ -9,6 +9,7 @@ UserError              base; the command line prints its message and exits with 
   LibraryMissing       install the named library, or do without that part
   CannotWrite          make room on the disk, or get the permission to write
   OutOfMemory          lower the named batch size
+  WorkerLost           the system killed a worker process: use fewer of them
   RunFolderBusy        another process works in this run folder
   TrainingDiverged     the loss is not finite: lower the learning rate
   PeerLost             of several processes another is gone: start the same command again
@@ -51,6 +52,10 @@ class CannotWrite(UserError):
 
 class OutOfMemory(UserError):
     """The memory of the GPU or of the machine does not suffice."""
+
+
+class WorkerLost(UserError):
+    """A worker process was killed from outside, most often because the memory of the machine did not suffice."""
 
 
 class RunFolderBusy(UserError):

@@ -84,6 +84,23 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
+def child_handler_kept() -> Iterator[None]:
+    """No handler hears of child processes that end inside, and one that is set inside is gone at the end.
+
+    Only the main thread may set handlers; in another nothing changes.
+    """
+    before = signal.getsignal(signal.SIGCHLD)  # None: not set from Python, it could not be put back
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@contextmanager
 def workers_start_deaf() -> Iterator[None]:
     """Let processes that start inside never hear Ctrl-C and SIGTERM, not even before they can call `ignore_in_worker`.
 

@@ -10,20 +10,31 @@ from typing import Any
 from joblib import Parallel, parallel_config
 from joblib.externals.loky import get_reusable_executor
 
-from cam_pipeline.errors import ConfigError, LibraryMissing
+from cam_pipeline.errors import ConfigError, LibraryMissing, WorkerLost
 from cam_pipeline.interrupt import workers_start_deaf
+
+LOST = ("BrokenProcessPool", "KilledWorker", "WorkerCrashedError")
+"""What loky, Dask and Ray raise when a worker process is gone; by name, as two of them are optional."""
 
 
 @contextmanager
 def joblib_workers(backend: str, workers: int) -> Iterator[Parallel]:
     """A `joblib.Parallel` for `results_of`. Backends as in `run.backend`; a cluster has workers of its own number.
 
-    Raises LibraryMissing for a backend that is not installed, ConfigError where no Dask scheduler answers.
+    Raises LibraryMissing for a backend that is not installed, ConfigError where no Dask scheduler answers, WorkerLost
+    when a worker process is gone before its work is done.
     """
     before = set(threading.enumerate())
     try:
         with _started(backend, workers), _parallel(backend, workers) as parallel:
             yield parallel
+    except Exception as error:
+        if not any(kind.__name__ in LOST for kind in type(error).__mro__):
+            raise
+        raise WorkerLost(
+            "a worker process was killed, most often for lack of memory; use fewer (--workers 1), then start the same "
+            "command again: finished work is kept"
+        ) from error
     finally:
         # The image that a thread is at can not be dropped, and a thread inside the CRF would crash Python's exit.
         for thread in set(threading.enumerate()) - before if backend == "threading" else ():

@@ -24,6 +24,7 @@ def predict_labels(segmenter: Segmenter, samples: Sequence[Sample], config: Conf
         max_side=config.segmenter.max_side,
         batch_size=config.cam.batch_size,
         workers=worker_count(config.run),
+        device=device,
     )
     for indices, images in zip(batches, loader, strict=True):
         with autocast(config.run, device):

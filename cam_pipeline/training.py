@@ -120,7 +120,7 @@ class Trainer:
         loss: LossFunction | None = None
         saved = time.monotonic()
         workers = worker_count(self.run, local_world_size())
-        loader = training_batches(self.views, plan, workers) if step < total else ()
+        loader = training_batches(self.views, plan, workers, device) if step < total else ()
         with compiled(self.network, self.run), track(self.name, total, "steps", done=step) as progress:
             for loaded in loader:
                 batch = on_device(loaded, device)

@@ -49,7 +49,7 @@ def extract_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> 
     pending = [number for number in own if number in writer.pending()]
     images_of = GridImages(samples, grids, classifier.stride)
     left = [batch for number in pending for batch in parts[number]]
-    loaded = loader_over(images_of, left, worker_count(config.run, local_world_size()))
+    loaded = loader_over(images_of, left, worker_count(config.run, local_world_size()), device)
     total = sum(len(ids[number]) for number in own)
     with track("extract_cams", total, done=total - sum(len(batch) for batch in left)) as progress:
         for number in pending:

@@ -75,6 +75,7 @@ def validate(classifier: Classifier, samples: list[Sample], config: Config) -> d
         max_side=config.cam.max_side,
         batch_size=config.cam.batch_size,
         workers=worker_count(config.run),
+        device=device,
     )
     for indices, images in zip(batches, loader, strict=True):
         with autocast(config.run, device):

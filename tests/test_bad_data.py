@@ -113,6 +113,23 @@ def test_unknown_class_offers_the_nearest(mistake: Mistake, finished: Path) -> N
     assert mistake("run") == "data/data.csv, line 4: unknown class 'baloon'; did you mean 'balloon'?"
 
 
+def test_a_cell_with_a_line_break(mistake: Mistake, finished: Path) -> None:
+    change(finished, 4, labels='"car\nballoon"')
+    assert mistake("run") == (
+        "data/data.csv, line 4: a line break in a cell; take it out, or is a quotation mark missing?"
+    )
+
+
+def test_a_class_name_that_is_no_text(mistake: Mistake, finished: Path) -> None:
+    with (finished / "data/classes.txt").open("a") as file:
+        file.write("do\x1b[31mg\n")
+    assert mistake("run") == "the class name 'do\\x1b[31mg' is no printable text; rename it"
+
+
+def test_a_weights_file_that_is_not_there(mistake: Mistake, finished: Path) -> None:
+    assert mistake("train-cls", "--set=classifier.weights=gone.pth") == "there is no weights file gone.pth"
+
+
 @pytest.mark.parametrize("column", ["image", "mask"])
 def test_paths_that_leave_the_data_root(mistake: Mistake, finished: Path, column: str) -> None:
     secret = finished / "secret.png"
@@ -171,7 +188,8 @@ def test_everything_at_once_and_nothing_written(commands: Any, workspace: Path) 
     change(workspace, 20, labels="baloon")
     before = sorted(workspace.rglob("*"))
     ended = commands.run("check-data", "-c", "tiny.toml", folder=workspace)
-    assert ended.code == 2 and ended.stderr.endswith("Error: 13 mistakes in the data, see above; a run would fail\n")
+    assert ended.code == 2
+    assert ended.stderr.endswith("Error: 13 mistakes in the data or the config, see above; a run would fail\n")
     assert ended.stdout.count("can not be read as an image") == 10
     assert "image that can not be read: 12" in ended.stdout and "and 2 more (--all lists them)" in ended.stdout
     assert "data/images/train_00003.jpg can not be read as an image" in ended.stdout

@@ -146,8 +146,9 @@ def test_wrong_values_and_files(mistake: Callable[..., str]) -> None:
     assert line == "tiny.toml: train_cls.epochs must be a whole number, given 'ten'\n"
     assert "data is a folder; give a TOML file" in mistake("run", config="data")
     assert "there is no config file" in mistake("run", config="absent.toml")
-    assert "resnt18" in mistake("run", "--set", "classifier.backbone=resnt18")
-    assert "resnt18" in mistake("train-seg", "--set", "segmenter.encoder=resnt18")
+    near = "timm has no model 'resnt18'; near: resnet18"
+    assert near in mistake("run", "--set", "classifier.backbone=resnt18")
+    assert near in mistake("train-seg", "--set", "segmenter.encoder=resnt18")
     assert "classifier.stride" in mistake("run", "--set", "classifier.stride=5")
 
 

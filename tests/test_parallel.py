@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 from joblib import delayed
 
 from cam_pipeline.config import RunSettings
-from cam_pipeline.errors import LibraryMissing
+from cam_pipeline.errors import LibraryMissing, WorkerLost
 from cam_pipeline.parallel import joblib_workers, results_of
 
 Differences = Callable[[Path, Path], list[str]]
@@ -69,6 +70,86 @@ def test_threads_end_with_the_work_although_it_is_broken_off() -> None:
         next(results)
         raise LookupError
     assert set(threading.enumerate()) == before
+
+
+def kill_own_process(number: int) -> int:
+    """As the system does it with a process that takes too much memory."""
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.parametrize(
+    "backend", ["loky", pytest.param("dask", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.slow)]
+)
+def test_a_worker_that_is_killed_is_told_of(backend: str) -> None:
+    if backend != "loky":
+        pytest.importorskip(backend)
+    with (
+        pytest.raises(WorkerLost, match=r"^a worker process was killed, .*--workers 1.* same command again: finished"),
+        joblib_workers(backend, 2) as parallel,
+        results_of(parallel, map(delayed(kill_own_process), range(50))) as results,
+    ):
+        for _ in results:
+            pass
+    with joblib_workers("loky", 2) as parallel, results_of(parallel, map(delayed(square), range(3))) as results:
+        assert list(results) == [0, 1, 4], "the next work finds workers"
+
+
+def test_another_error_of_a_task_stays_what_it_is() -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        joblib_workers("loky", 2) as parallel,
+        results_of(parallel, map(delayed(divmod), range(3), range(3))) as results,
+    ):
+        list(results)
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = path.read_text().rpartition(") ")
+            if int(rest.split()[1]) == pid:
+                found.append(int(name.split()[0]))
+    return found
+
+
+def workers_of(pid: int, kind: str) -> list[int]:
+    """Child processes that work; loky's and multiprocessing's helpers are others."""
+    found = []
+    for child in children(pid):
+        with contextlib.suppress(OSError):
+            line = Path(f"/proc/{child}/cmdline").read_text()
+            if kind in line and "tracker" not in line:
+                found.append(child)
+    return found
+
+
+LONG = {
+    "training": (("train-cls", "--set", "train_cls.epochs=400"), "command_server", "a process that loads images"),
+    "the CRF": (("make-cams", "--set", "refine.crf_iterations=10000"), "loky", "a worker process"),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes by /proc")
+@pytest.mark.parametrize("kind", LONG)
+def test_a_command_whose_worker_is_killed_ends_in_one_line(commands: Any, finished: Path, kind: str) -> None:
+    arguments, name, whose = LONG[kind]
+    pid = commands.start(*arguments, "-c", "tiny.toml", "--workers", "2", "--quiet", folder=finished)
+    deadline = time.monotonic() + 60
+    while len(workers := workers_of(pid, name)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(1)  # so that they are at work
+    assert len(workers) == 2
+    begun = time.monotonic()
+    os.kill(workers[0], signal.SIGKILL)
+    ended = commands.wait(pid, 60)
+    assert ended.code == 2, ended.stderr
+    assert ended.stderr.startswith(f"Error: {whose} was killed, most often for lack of memory; use fewer (--workers 1)")
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert time.monotonic() - begun < 30
+    assert not any(alive(worker) for worker in workers)
 
 
 @pytest.mark.parametrize(("backend", "library"), [("dask", "dask"), ("ray", "ray")])

@@ -1,9 +1,11 @@
 """What is in a data set, what is wrong with it, and what a run on it will cost; nothing is written."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from joblib import delayed
 
@@ -13,7 +15,8 @@ from cam_pipeline.data.inspection import Inspection, inspect
 from cam_pipeline.data.problems import AllProblems, Problem
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, absent_classes, without_labels, without_mask
-from cam_pipeline.errors import DataError
+from cam_pipeline.errors import ConfigError, DataError
+from cam_pipeline.models.weights import check_name
 from cam_pipeline.parallel import joblib_workers, results_of
 from cam_pipeline.progress import track
 
@@ -34,7 +37,7 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What `check_data` found. A run fails at any of `errors`; `warnings` are worth a look.
+    """What `check_data` found. A run, or `evaluate` after it, fails at any of `errors`; `warnings` are worth a look.
 
     `sizes` are (height, width) of all images that can be read; `costs` names what a run does, and how much of it.
     """
@@ -54,6 +57,7 @@ def check_data(config: Config, workers: int) -> DataCheck:
     matter of the data: a library that is missing, say.
     """
     problems = AllProblems()
+    _check_models(config, problems)
     try:
         table = load_table(config.data, problems)
     except DataError as error:
@@ -117,6 +121,20 @@ def _facts(name: str, table: Table) -> SplitFacts:
     )
 
 
+def _check_models(config: Config, problems: AllProblems) -> None:
+    """Names of networks and weights files, which a run would miss only when it gets to them; nothing is built."""
+    classifier, segmenter = config.classifier, config.segmenter
+    for key, name in (("classifier.backbone", classifier.backbone), ("segmenter.encoder", segmenter.encoder)):
+        try:
+            check_name(name)
+        except ConfigError as error:
+            problems.report("network that timm lacks", f"{key}: {error}")
+    for key, weights in (("classifier.weights", classifier.weights), ("segmenter.weights", segmenter.weights)):
+        if weights not in ("pretrained", "none") and not Path(weights).is_file():
+            message = f"{key}: there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
+            problems.report("weights file that is not there", message)
+
+
 def _check_splits(config: Config, table: Table, problems: AllProblems) -> None:
     """Every split that the config names must have images; the validation split alone may be missing."""
     for name in sorted({config.data.train, *config.cam.splits}):
@@ -127,6 +145,12 @@ def _check_splits(config: Config, table: Table, problems: AllProblems) -> None:
     if config.data.val and not any(sample.split == config.data.val for sample in table.samples):
         message = f"no images in split '{config.data.val}': no figures will be reported on it; see data.val"
         problems.warn("split without images", message)
+    compared = [config.data.train] * (config.data.train in config.cam.splits) + [config.data.val or config.data.train]
+    for name in dict.fromkeys(compared):
+        samples = [sample for sample in table.samples if sample.split == name]
+        if samples and all(sample.mask is None for sample in samples):
+            message = f"no image of split '{name}' has a mask: evaluate has nothing to compare with there"
+            problems.warn("split without masks", message)
 
 
 def _check_training(config: Config, table: Table, problems: AllProblems) -> None:
@@ -150,6 +174,7 @@ def _check_training(config: Config, table: Table, problems: AllProblems) -> None
 
 
 def _check_classes(config: Config, table: Table, train: Sequence[Sample], problems: AllProblems) -> None:
+    _check_names(table.classes, problems)
     absent = absent_classes(table.classes, train) if train else []
     for name in absent:
         message = f"{name}: nothing is learned about it; add images, or drop the class"
@@ -163,6 +188,16 @@ def _check_classes(config: Config, table: Table, train: Sequence[Sample], proble
     if len(table.classes) == 1 and train and all(sample.class_ids for sample in train):
         message = f"{table.classes[0]}: no training image is without it, so that nothing tells it from the background"
         problems.warn("one class and no negatives", f"{message}; add images with an empty label")
+
+
+def _check_names(classes: Sequence[str], problems: AllProblems) -> None:
+    """Two names that a reader would take for one are two classes to the program."""
+    first: dict[str, str] = {}
+    for name in classes:
+        other = first.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            message = f"'{other}' and '{name}' differ by case or Unicode form alone; write one of them if they are one"
+            problems.warn("classes of nearly one name", message)
 
 
 def _check_pictures(inspected: Inspected, problems: AllProblems) -> None:

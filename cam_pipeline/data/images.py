@@ -1,8 +1,10 @@
 """Decode image and mask files; bring images to the sizes that networks see."""
 
+import os
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,6 @@ UInt8 = NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
 """Kinds of files that are opened. Pillow knows more; for some it starts other programs (EPS: Ghostscript)."""
 
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of damaged EXIF data, in no file named
-Image.MAX_IMAGE_PIXELS = None  # `data.max_pixels` takes its place; Pillow's own limit can not be given for a call
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,6 +34,39 @@ UPRIGHT = {
 """What makes an image of this EXIF orientation upright."""
 
 
+class _PillowSettings:
+    """While any thread is inside: Pillow has no limit of its own, and nobody hears what it warns of.
+
+    Both belong to the whole process and can not be given for a call, so the last thread that leaves puts back what
+    the first one found. What other threads do with Pillow meanwhile is without its limit, too.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.found = threading.Lock(), 0, ExitStack()
+        # A process that is forked while another thread is in these few lines would wait for it for ever.
+        os.register_at_fork(
+            before=self.lock.acquire, after_in_parent=self.lock.release, after_in_child=self.lock.release
+        )
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.found.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of EXIF data, no file named
+                self.found.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+                Image.MAX_IMAGE_PIXELS = None  # `data.max_pixels` takes its place
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.found.close()
+
+
+_our_pillow_settings = _PillowSettings()
+
+
 @contextmanager
 def opened(path: Path, max_pixels: int, kind: str = "image") -> Iterator[Image.Image]:
     """An image file, opened but not decoded.
@@ -42,7 +75,7 @@ def opened(path: Path, max_pixels: int, kind: str = "image") -> Iterator[Image.I
     decoded when it has more than `max_pixels` pixels.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with _our_pillow_settings, Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(
@@ -96,18 +129,24 @@ def read_mask(path: Path, num_classes: int, max_pixels: int = MAX_PIXELS) -> UIn
     """
     with opened(path, max_pixels, "mask") as image:
         if image.mode not in ("P", "L"):
-            raise DataError(f"{path}: a mask must be an indexed or greyscale PNG, this one has mode {image.mode}")
+            raise DataError(
+                f"{path}: a mask must be an indexed or greyscale PNG, this one has mode {image.mode}; "
+                "save class numbers in place of colours"
+            )
         mask = np.asarray(image, dtype=np.uint8)
     wrong = set(np.unique(mask).tolist()) - {*range(num_classes + 1), 255}
     if wrong:
-        raise DataError(f"{path}: mask value {min(wrong)} is neither 0..{num_classes} nor 255 (ignore)")
+        raise DataError(
+            f"{path}: mask value {min(wrong)} is neither 0..{num_classes} nor 255 (ignore); "
+            "write class numbers into the mask, or add the class to data.classes"
+        )
     return mask
 
 
 def sample_mask(sample: Sample, num_classes: int) -> UInt8:
     """The mask of a sample, see `read_mask`. Raises DataError also when there is none or its size is another."""
     if sample.mask is None:
-        raise DataError(f"image {sample.id} has no mask")
+        raise DataError(f"image {sample.id} has no mask{sample.named_in}; add one, or take the image out of the split")
     if isinstance(sample.mask, CocoMask):
         _check_size(sample, (sample.mask.height, sample.mask.width))  # first: a wrong size could fill the memory
         return draw(sample.mask)
@@ -120,7 +159,20 @@ def _check_size(sample: Sample, shape: tuple[int, ...]) -> None:
     """Raise DataError unless the mask has the size of its image."""
     size = sample_size(sample)
     if shape != size:
-        raise DataError(f"{sample.mask}: the mask is {shape}, its image is {size} (height, width)")
+        remedy = "mend height and width of the entry" if isinstance(sample.mask, CocoMask) else "make the mask anew"
+        turned = "; the image is turned upright by its EXIF orientation, its mask must be, too" * is_turned(sample)
+        raise DataError(
+            f"{sample.mask}: the mask is {shape}, its image is {size} (height, width){turned}; "
+            f"{remedy}, or replace the image"
+        )
+
+
+def is_turned(sample: Sample) -> bool:
+    """Whether the file of a sample's image has an EXIF orientation, by which it is turned upright."""
+    with opened(sample.image, sample.max_pixels) as image:
+        if image.format == "PNG":
+            image.load()  # see `image_size`
+        return _orientation(image) != 1
 
 
 def sample_image(sample: Sample) -> UInt8:
@@ -136,8 +188,8 @@ def sample_size(sample: Sample) -> tuple[int, int]:
 def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) as `read_image` would return; a JPEG is not decoded for it. Raises DataError like it."""
     with opened(path, max_pixels) as image:
-        if image.format == "TIFF" and _orientation(image) != 1:
-            image.load()  # turns it upright, from some version of Pillow on
+        if image.format == "PNG" or (image.format == "TIFF" and _orientation(image) != 1):
+            image.load()  # a PNG may tell its orientation at its end; newer versions of Pillow turn a TIFF upright here
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cam_pipeline.data.images import sample_image, sample_mask
+from cam_pipeline.data.coco import CocoMask
+from cam_pipeline.data.images import is_turned, sample_image, sample_mask
 from cam_pipeline.data.problems import AllProblems
 from cam_pipeline.data.table import Sample, without_image, without_mask
 from cam_pipeline.errors import DataError
@@ -56,13 +57,16 @@ def _inspect_mask(sample: Sample, classes: tuple[str, ...], problems: AllProblem
     if sample.mask is None:
         return
     if isinstance(sample.mask, Path) and not sample.mask.is_file():
-        problems.report("mask that is not there", f"{without_mask(sample)}{sample.named_in}; restore it")
+        problems.report("mask that is not there", without_mask(sample))
         return
     try:
         mask = sample_mask(sample, len(classes))
     except DataError as error:
         problems.report("mask that can not be used", _named(error, sample))
         return
+    if isinstance(sample.mask, CocoMask) and is_turned(sample):
+        message = f"{sample.image}: EXIF turns it upright; see that its outlines are those of the upright image"
+        problems.warn("COCO image that is turned by EXIF", f"{message}{sample.named_in}")
     if sample.class_ids is None:
         return
     shown = set(np.unique(mask).tolist()) - {0, IGNORE_INDEX}

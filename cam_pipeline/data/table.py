@@ -89,7 +89,8 @@ def without_mask(sample: Sample) -> str:
     """What is wrong with an image that has no mask where one is needed."""
     return (
         f"image {sample.id} of split '{sample.split}' has no mask "
-        f"(looked for {sample.mask or 'a mask column, file or outlines'})"
+        f"(looked for {sample.mask or 'a mask column, file or outlines'}){sample.named_in}; "
+        "add it, or take the image out of the split"
     )
 
 

@@ -1,10 +1,17 @@
 """What a batch holds depends on seed, epoch and image: not on workers, restarts or torch's random state."""
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from cam_pipeline.data import batches as batches_module
 from cam_pipeline.data.batches import (
     EpochBatches,
     GridImages,
@@ -15,7 +22,7 @@ from cam_pipeline.data.batches import (
     training_batches,
 )
 from cam_pipeline.data.table import Sample
-from cam_pipeline.errors import DataError
+from cam_pipeline.errors import DataError, WorkerLost
 
 SIZES = [(12, 20), (20, 12), (12, 20), (13, 21), (40, 20)]  # (height, width)
 
@@ -164,3 +171,54 @@ def test_an_unreadable_image_is_named_by_the_error_itself(samples, workers, tmp_
 
 def test_a_loader_over_nothing_is_empty(samples):
     assert list(loader_over(GridImages(samples, [(3, 5)] * 5, 4), [], workers=2)) == []
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_worker_that_is_killed_is_told_of_and_none_stays(samples, busy):
+    """`busy`: it is killed while the next batch is waited for, not between two batches."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    before = set(multiprocessing.active_children())
+    loaded = training_batches(make_views(samples), EpochBatches(5, 1, epochs=10_000, seed=0), workers=2)
+    next(loaded)
+    victim, other = set(multiprocessing.active_children()) - before
+    begun = time.monotonic()
+    killing = threading.Timer(0.2 if busy else 0, os.kill, (victim.pid, signal.SIGKILL))
+    killing.start()
+    if not busy:
+        killing.join()
+    with pytest.raises(
+        WorkerLost, match=r"^a process that loads images was killed, .*--workers 1.* same command again"
+    ):
+        for _ in loaded:
+            pass
+    assert time.monotonic() - begun < 30
+    assert not victim.is_alive() and not other.is_alive()
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+def test_what_is_left_of_the_workers_ends_with_a_loading_that_is_broken_off(samples):
+    before = set(multiprocessing.active_children())
+    loaded = training_batches(make_views(samples), EpochBatches(5, 1, epochs=10_000, seed=0), workers=2)
+    next(loaded)
+    workers = set(multiprocessing.active_children()) - before
+    stopped = next(iter(workers))
+    os.kill(stopped.pid, signal.SIGSTOP)  # hears neither the end of the work nor SIGTERM
+    loaded.close()
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_memory_is_pinned_for_a_gpu_that_is_used_not_for_one_that_is_there(samples, monkeypatch, device, pinned):
+    asked = []
+
+    def spy(*arguments, pin_memory, **named):
+        asked.append(pin_memory)
+        return []
+
+    monkeypatch.setattr(batches_module, "DataLoader", spy)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    place = torch.device(device)
+    list(training_batches(make_views(samples), EpochBatches(5, 2, epochs=1, seed=0), 0, place))
+    list(loader_over(GridImages(samples, [(3, 5)] * 5, 4), [[0], [2, 1]], 0, place))
+    list(grid_batches(samples, stride=4, max_side=30, batch_size=2, workers=0, device=place)[1])
+    assert asked == [pinned] * 3

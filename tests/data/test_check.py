@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.check import check_data, used_splits
@@ -151,6 +151,44 @@ def test_masks_must_be_there_only_to_train_on_them(data):
     assert "image a of split 'train' has no mask" in found.errors[0].message
 
 
+def test_a_split_without_any_mask_is_warned_of(data):
+    write(data, ["a.png,cat,ma.png,train", "b.png,cat;dog,,train", "c.png,,,train", "v.png,dog,,val"])
+    found = check(data)
+    assert not found.errors and [(one.kind, one.message) for one in found.warnings] == [
+        ("split without masks", "no image of split 'val' has a mask: evaluate has nothing to compare with there")
+    ]
+    assert not check(data, data={"val": ""}).warnings
+    write(data, ["a.png,cat,,train", "b.png,cat;dog,,train", "c.png,,,train", "v.png,dog,mv.png,val"])
+    assert kinds(check(data).warnings) == ["split without masks"]
+    assert not check(data, cam={"splits": ["val"]}).warnings  # evaluate opens only masks of val then
+
+
+def test_networks_and_weights_files_are_looked_up(data, tmp_path):
+    weights = tmp_path / "w.pth"
+    found = check(
+        data,
+        classifier={"backbone": "resnt18", "weights": str(weights)},
+        segmenter={"encoder": "nothing_like_it", "weights": str(weights)},
+    )
+    remedy = f"there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
+    assert [problem.message.split("near: ")[0] for problem in found.errors] == [
+        "classifier.backbone: timm has no model 'resnt18'; ",
+        "segmenter.encoder: timm has no model 'nothing_like_it'; ",
+        f"classifier.weights: {remedy}", f"segmenter.weights: {remedy}",
+    ]  # fmt: skip
+    weights.touch()
+    known = {"weights": str(weights)}
+    assert not check(data, classifier={"backbone": "resnet18.a1_in1k"} | known, segmenter=known).errors
+
+
+def test_classes_whose_names_are_nearly_alike(data):
+    write(data, ["a.png,cat,ma.png,train", "b.png,Cat;é,,train", "c.png,e\u0301,,train", "v.png,cat,mv.png,val"])
+    found = check(data, data={"classes": ["cat", "Cat", "é", "e\u0301"]})
+    alike = [one.message for one in found.warnings if one.kind == "classes of nearly one name"]
+    assert len(alike) == 2 and alike[0].startswith("'cat' and 'Cat' differ by case or Unicode form alone; write one")
+    assert alike[1].startswith("'é' and 'e\u0301' differ")
+
+
 def test_fewer_images_than_a_batch(data):
     found = check(data, train_cls={"batch_size": 4})
     assert not found.errors and kinds(found.warnings) == ["fewer images than a batch"]
@@ -168,12 +206,14 @@ def test_classes_without_images(data):
     write(data, ["a.png,cat,,train", "c.png,,,train", "v.png,dog,,val"])
     found = check(data, data={"classes": ["cat", "dog", "eel"]})
     assert not found.errors
-    assert [problem.message.split(":")[0] for problem in found.warnings[:2]] == ["dog", "eel"]
-    assert found.warnings[2].message == f"image v ({data / 'data.csv'}, line 4) shows dog"
+    warnings = [problem for problem in found.warnings if problem.kind != "split without masks"]
+    assert [problem.message.split(":")[0] for problem in warnings[:2]] == ["dog", "eel"]
+    assert warnings[2].message == f"image v ({data / 'data.csv'}, line 4) shows dog"
 
 
 def test_one_class_needs_negatives(data):
-    write(data, ["a.png,cat,,train", "b.png,cat,,train"])
+    write(data, ["a.png,cat,ma.png,train", "b.png,cat,,train"])
+    save_mask(data / "ma.png", 1)
     found = check(data, data={"val": ""})
     assert not found.errors and kinds(found.warnings) == ["one class and no negatives"]
     add(data, "c.png,,,train")
@@ -216,8 +256,27 @@ def test_coco_masks_are_checked_as_well(data):
     settings = {"format": "coco", "annotations": "x.json", "images": "", "val": ""}
     found = check(data, data=settings, segmenter={"architecture": "deeplabv2"})
     assert [problem.message for problem in found.errors] == [
-        f"{data / 'x.json'}, image 1: the mask is (50, 40), its image is (40, 50) (height, width)"
+        f"{data / 'x.json'}, image 1: the mask is (50, 40), its image is (40, 50) (height, width); "
+        "mend height and width of the entry, or replace the image"
     ]
+
+
+@pytest.mark.parametrize(("orientation", "expected"), [(3, ["COCO image that is turned by EXIF"]), (1, [])])
+def test_coco_images_that_exif_turns_are_told(data, orientation, expected):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with Image.open(data / "a.png") as image:
+        image.save(data / "a.png", exif=exif)
+    annotations = [{"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 49, 0, 49, 39]]}]
+    images = [
+        {"id": number, "file_name": f"{name}.png", "height": 40, "width": 50} for number, name in enumerate("ab", 1)
+    ]
+    (data / "x.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]})
+    )
+    found = check(data, data={"format": "coco", "annotations": "x.json", "images": "", "val": ""})
+    assert not found.errors and kinds(found.warnings) == expected
+    assert all(f"{data / 'a.png'}: EXIF turns it upright" in problem.message for problem in found.warnings)
 
 
 def test_used_splits():

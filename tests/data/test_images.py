@@ -1,14 +1,20 @@
 import struct
+import subprocess
+import sys
+import threading
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cam_pipeline.data.images import (
     grid_size,
     image_size,
+    is_turned,
+    opened,
     read_image,
     read_mask,
     resize_to_grid,
@@ -19,8 +25,6 @@ from cam_pipeline.data.images import (
 )
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # pytest resets what the module says of them
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10  # 2 rows, 3 columns, RGB: no two values are equal
 
@@ -73,6 +77,24 @@ def test_damaged_exif_data_do_not_cost_an_image(tmp_path, kept):
     Image.fromarray(PIXELS).save(path, exif=exif.tobytes()[:kept] + b"\xff" * 9)
     assert sorted(read_image(path).ravel()) == sorted(PIXELS.ravel())
     assert image_size(path) == read_image(path).shape[:2]
+
+
+LATE = b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_png_that_tells_its_orientation_behind_the_pixels(tmp_path, early):
+    """Pillow looks for it there unless it has seen EXIF data before them, which need not tell it."""
+    path, exif = tmp_path / "a.png", Image.Exif()
+    exif[0x010E] = "no orientation"
+    Image.fromarray(PIXELS).save(path, **({"exif": exif} if early else {}))
+    content = path.read_bytes()
+    late = struct.pack(">I", len(LATE)) + b"iTXt" + LATE + struct.pack(">I", zlib.crc32(b"iTXt" + LATE))
+    path.write_bytes(content[:-12] + late + content[-12:])  # before the end mark
+    image = read_image(path)
+    np.testing.assert_array_equal(image, UPRIGHT[6](PIXELS))
+    assert image_size(path) == image.shape[:2] == (3, 2)
+    assert is_turned(Sample("a", path, "train"))
 
 
 def test_grey_becomes_rgb(tmp_path):
@@ -250,6 +272,56 @@ def test_a_decompression_bomb_is_refused_by_default(tmp_path):
             read(path)
 
 
+def test_the_settings_of_pillow_are_those_of_the_host_program(tmp_path, monkeypatch):
+    """Its limit and what is done with warnings, also when an image is refused."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path)
+    before = list(warnings.filters)
+    assert read_image(path).shape == PIXELS.shape and image_size(path) == (2, 3)
+    with pytest.raises(DataError, match=r"are more than data\.max_pixels \(5\)"):
+        read_image(path, max_pixels=5)
+    assert Image.MAX_IMAGE_PIXELS == 2 and list(warnings.filters) == before
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+
+
+def test_importing_the_library_changes_nothing_of_pillow():
+    program = """
+import warnings, torch, PIL.Image
+before = PIL.Image.MAX_IMAGE_PIXELS, [filter for filter in warnings.filters]
+import cam_pipeline.data.images
+assert PIL.Image.MAX_IMAGE_PIXELS == before[0] is not None
+assert not [filter for filter in warnings.filters if filter not in before[1] and "PIL" in str(filter)]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_threads_that_read_at_a_time_put_back_what_the_first_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path)
+    before = list(warnings.filters)
+    entered, go_on = threading.Event(), threading.Event()
+    limits = []
+
+    def other():
+        with opened(path, 100):
+            entered.set()
+            go_on.wait(60)
+            limits.append(Image.MAX_IMAGE_PIXELS)
+
+    thread = threading.Thread(target=other)
+    with opened(path, 100):
+        thread.start()
+        assert entered.wait(60)
+    assert Image.MAX_IMAGE_PIXELS is None, "the other thread still reads"
+    go_on.set()
+    thread.join()
+    assert limits == [None]
+    assert Image.MAX_IMAGE_PIXELS == 2 and list(warnings.filters) == before
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_large_image_is_no_matter_for_a_warning_of_pillow(tmp_path):
     path = tmp_path / "a.png"
@@ -273,11 +345,15 @@ def test_masks_are_indexed_or_grey(tmp_path):
 def test_masks_with_other_values_or_modes_are_refused(tmp_path):
     path = tmp_path / "m.png"
     Image.fromarray(np.array([[0, 3, 7]], dtype=np.uint8)).save(path)
-    with pytest.raises(DataError, match=r"m\.png: mask value 3 is neither 0\.\.2 nor 255"):
+    with pytest.raises(
+        DataError, match=r"m\.png: mask value 3 is neither 0\.\.2 nor 255 \(ignore\); write class numbers"
+    ):
         read_mask(path, 2)
     for mode in ("RGB", "1", "LA"):
         Image.new(mode, (3, 2)).save(path)
-        with pytest.raises(DataError, match=rf"m\.png: a mask must be .* mode {mode}$"):
+        with pytest.raises(
+            DataError, match=rf"m\.png: a mask must be .* mode {mode}; save class numbers in place of colours$"
+        ):
             read_mask(path, 2)
     path.write_text("no image")
     with pytest.raises(DataError, match=r"m\.png can not be read as a mask"):
@@ -292,10 +368,26 @@ def test_the_mask_of_a_sample_has_the_size_of_its_image(tmp_path):
     Image.fromarray(np.ones((2, 3), np.uint8)).save(mask)
     assert sample_mask(Sample("a", image, "train", (1,), mask), 1).tolist() == [[1, 1, 1]] * 2
     Image.fromarray(np.ones((3, 2), np.uint8)).save(mask)
-    with pytest.raises(DataError, match=r"m\.png: the mask is \(3, 2\), its image is \(2, 3\)"):
+    with pytest.raises(
+        DataError,
+        match=r"m\.png: the mask is \(3, 2\), its image is \(2, 3\) \(height, width\); make the mask anew, or",
+    ):
         sample_mask(Sample("a", image, "train", (1,), mask), 1)
-    with pytest.raises(DataError, match="image a has no mask"):
-        sample_mask(Sample("a", image, "train", (1,)), 1)
+    with pytest.raises(DataError, match=r"image a has no mask \(t.csv, line 2\); add one, or take the image out"):
+        sample_mask(Sample("a", image, "train", (1,), source="t.csv, line 2"), 1)
+
+
+def test_the_mask_of_a_turned_image_is_upright_and_the_message_says_so(tmp_path):
+    image, mask = tmp_path / "a.png", tmp_path / "m.png"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(PIXELS).save(image, exif=exif)
+    Image.fromarray(np.ones((2, 3), np.uint8)).save(mask)
+    turned = Sample("a", image, "train", (1,), mask)
+    with pytest.raises(DataError, match=r"its image is \(3, 2\) .*; the image is turned upright by its EXIF orient"):
+        sample_mask(turned, 1)
+    Image.fromarray(np.ones((3, 2), np.uint8)).save(mask)
+    assert sample_mask(turned, 1).shape == (3, 2)
 
 
 def test_to_tensor_puts_channels_first_and_copies():

@@ -46,7 +46,9 @@ def test_masks_must_exist(tmp_path):
     mask = tmp_path / "a.png"
     mask.touch()
     assert masked([sample("a", mask=mask)])[0].mask == mask
-    with pytest.raises(DataError, match=r"image b of split 'train' has no mask \(looked for .*b\.png\)"):
+    with pytest.raises(
+        DataError, match=r"image b of split 'train' has no mask \(looked for .*b\.png\); add it, or take"
+    ):
         masked([sample("a", mask=mask), sample("b", mask=tmp_path / "b.png")])
     outlined = sample("a", mask=CocoMask(2, 3, (), "x.json, image 1"))
     assert masked([outlined]) == [outlined]

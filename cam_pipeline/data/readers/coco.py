@@ -38,9 +38,10 @@ class Category(BaseModel):
 
 
 class Runs(BaseModel):
-    """A segmentation by run lengths, as numbers or compressed."""
+    """A segmentation by run lengths, as numbers or compressed; `size` is (height, width) of what they fill."""
 
     counts: list[int] | str
+    size: list[int] = []
 
 
 class Annotation(BaseModel):
@@ -206,6 +207,11 @@ def _region(annotation: Annotation, file: CocoFile, where: str) -> Region | None
     label, crowd = annotation.category_id, annotation.iscrowd
     try:
         if isinstance(shape, Runs):
+            if shape.size != [image.height, image.width]:
+                raise ValueError(
+                    f"its run lengths are for the size {shape.size}, the image is {[image.height, image.width]} "
+                    "([height, width])"
+                )
             return Region(label, crowd, runs=packed_runs(shape.counts, image.height, image.width))
         return Region(label, crowd, tuple(packed_polygon(part, image.height, image.width) for part in shape))
     except ValueError as error:

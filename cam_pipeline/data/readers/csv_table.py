@@ -1,6 +1,7 @@
 """CSV: a table `image,labels[,mask,split]`."""
 
 import csv
+import io
 from pathlib import Path
 
 from cam_pipeline.config import DataSettings
@@ -26,7 +27,7 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
     listing = Listing(settings, class_names(settings, sorted(named)), problems)
     for where, row in rows:
         class_ids = _class_ids(row["labels"], where, listing)
-        if not row["image"].strip():
+        if not row["image"]:
             problems.report("row that can not be read", f"{where}: the image cell is empty; name a file")
             continue
         image = listing.path(row["image"], where)
@@ -36,7 +37,7 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
         sample = Sample(
             id=image.with_suffix("").as_posix(),
             image=settings.root / image,
-            split=(row.get("split") or settings.train).strip(),
+            split=row.get("split") or settings.train,
             class_ids=class_ids,
             mask=settings.root / mask if mask else None,
         )
@@ -56,25 +57,41 @@ def _class_ids(cell: str, where: str, listing: Listing) -> tuple[int, ...] | Non
 
 
 def _read_rows(path: Path, problems: Problems) -> list[Row]:
-    """Every row that has as many cells as the header. Raises DataError for what is no such table."""
-    table = csv.DictReader(read_text(path).splitlines())
+    """Every row that has as many cells as the header, without blanks around cells. Raises DataError for no table."""
+    table = csv.reader(io.StringIO(read_text(path), newline=""))
     rows: list[Row] = []
     try:
-        missing = {"image", "labels"} - set(table.fieldnames or ())
-        if missing:
-            raise DataError(
-                f"{path}, line 1: the header needs the columns image and labels; missing: {', '.join(sorted(missing))}"
-            )
-        for row in table:
-            where = f"{path}, line {table.line_num}"
-            if None in row or None in row.values():
+        columns = [name.strip() for name in next(table, [])]
+        _check_header(columns, path)
+        line = table.line_num + 1
+        for cells in table:
+            where, line = f"{path}, line {line}", table.line_num + 1
+            if any("\n" in cell for cell in cells):  # quoted: a mark is missing, or one name would be made of two
+                message = f"{where}: a line break in a cell; take it out, or is a quotation mark missing?"
+                problems.report("row that can not be read", message)
+            elif cells and len(cells) != len(columns):
                 message = f"{where}: more or fewer cells than the header; join labels by `{LABEL_SEPARATOR}`"
                 problems.report("row that can not be read", message)
-                continue
-            rows.append((where, row))
+            elif cells:
+                rows.append((where, dict(zip(columns, map(str.strip, cells), strict=True))))
     except csv.Error as error:
         raise DataError(f"{path}, line {table.line_num}: {error}; is a quotation mark missing?") from error
     return rows
+
+
+def _check_header(columns: list[str], path: Path) -> None:
+    """Raise DataError unless `image` and `labels` are there, and no column comes twice (empty names are no columns)."""
+    missing = {"image", "labels"} - {*columns}
+    if missing:
+        raise DataError(
+            f"{path}, line 1: the header needs the columns image and labels; missing: {', '.join(sorted(missing))}"
+        )
+    twice = [name for name in columns if name and columns.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"{path}, line 1: the column {twice[0]} appears twice; leave one (labels of an image are joined by "
+            f"`{LABEL_SEPARATOR}`)"
+        )
 
 
 def _names(cell: str) -> list[str]:

@@ -9,6 +9,8 @@ from cam_pipeline.data.readers.listing import IMAGE_SUFFIXES, Listing, class_nam
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
 
+SPLIT_NAMES = {"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"}
+
 
 def read_folders(settings: DataSettings, problems: Problems) -> Table:
     """Every image shows the one class that its folder is named by; those in `data.negatives` show none.
@@ -23,6 +25,7 @@ def read_folders(settings: DataSettings, problems: Problems) -> Table:
             f"{settings.root}: there is no class folder in it; put the images of each class into a folder of its name"
         )
     listing = Listing(settings, class_names(settings, sorted(found)), problems)
+    _warn_of_splits(settings, by_split, problems)
     for split, folders in by_split.items():
         for folder in folders:
             names = [] if folder.name == settings.negatives else [folder.name]
@@ -42,6 +45,19 @@ def _split_folders(settings: DataSettings) -> dict[str, Path]:
         return {settings.train: settings.root}
     splits = {settings.train: train}
     return splits | {settings.val: val} if settings.val and val.is_dir() else splits
+
+
+def _warn_of_splits(settings: DataSettings, by_split: dict[str, list[Path]], problems: Problems) -> None:
+    """Warn of class folders that are named like splits, unless they lie in a split or `data.classes` names them."""
+    names = SPLIT_NAMES | {settings.train.casefold(), settings.val.casefold()}
+    for folder in by_split[settings.train]:
+        named = folder.parent != settings.root or folder.name in settings.classes
+        if folder.name.casefold() in names and not named:
+            message = (
+                f"{folder}: read as the class '{folder.name}'; if it is a split, name it by data.train or data.val and "
+                "put its images into a folder for each class"
+            )
+            problems.warn("class named like a split", message)
 
 
 def _class_folders(folder: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from cam_pipeline.data.table import Sample, Table, unknown_class
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.labels import IGNORE_INDEX
 
+JOINERS = "\u200c\u200d"  # zero width, but letters of Persian and Indian scripts need them
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 """Endings of image files, in small letters; capitals serve as well."""
 LONGEST_PATH = 1000  # letters; systems refuse longer ones at different lengths, so this one rule comes first
@@ -34,10 +35,13 @@ def class_names(settings: DataSettings, otherwise: Sequence[str]) -> tuple[str, 
     path = settings.root / "classes.txt"
     names = settings.classes
     if not names and path.is_file():
-        names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+        names = tuple(line.strip() for line in read_text(path).split("\n") if line.strip())
     names = tuple(name for name in names or otherwise if name != "background")
     if not names:
         raise DataError(f"no class is named: give data.classes, or a file {path}")
+    for name in names:
+        if not name.strip() or not all(letter.isprintable() or letter in JOINERS for letter in name):
+            raise DataError(f"the class name {name[:100]!r} is no printable text; rename it")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"the class name '{twice}' appears twice in {', '.join(names)}")

@@ -52,7 +52,7 @@ def read_voc(settings: DataSettings, problems: Problems) -> Table:
 def _ids(path: Path, problems: Problems) -> list[tuple[str, str]]:
     """(id, where it stands) for each line of a split list."""
     found = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         words, where = line.split(), f"{path}, line {number}"
         if len(words) > 1:
             problems.report("row that can not be read", f"{where}: there must be one id in a line, not '{line[:100]}'")
@@ -77,7 +77,7 @@ def _names_in_lines(path: Path, problems: Problems) -> Names:
     """Class names from a file of lines `id class class ...`."""
     found: Names = {}
     text = read_text(path, "for XML files set data.labels to their folder (Annotations)")
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             name, *names = line.split()
             where = f"{path}, line {number}"

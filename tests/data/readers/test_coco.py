@@ -144,8 +144,12 @@ def test_a_missing_file_is_named(tmp_path):
 WRONG = [
     ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": [[0, 0, 1]]}]},
      "outline that can not be drawn", r"annotations\[0\]: a polygon needs three points"),
-    ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": {"counts": "04"}}]},
+    ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": {"size": [4, 5], "counts": "04"}}]},
      "outline that can not be drawn", r"annotations\[0\]: its run lengths do not fill the image of 5 x 4"),
+    ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": {"size": [5, 4], "counts": [16, 4]}}]},
+     "outline that can not be drawn", r"annotations\[0\]: its run .* size \[5, 4\], the image is \[4, 5\] .*; mend"),
+    ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": {"counts": [16, 4]}}]},
+     "outline that can not be drawn", r"annotations\[0\]: its run lengths are for the size \[\], the image"),
     ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": [[0, 0, 1, 1, float("nan"), 2]]}]},
      "entry that can not be read", r"annotations\[0\]\.segmentation.*finite"),
     ({"annotations": [{"image_id": 9, "category_id": 3}]},

@@ -42,6 +42,13 @@ def test_csv_cells_are_unquoted_and_names_stripped(tmp_path):
     assert facts(table) == [("a, b", "train", (1, 2)), ('c "d"', "train", (2,))]
 
 
+def test_csv_cells_are_stripped_and_a_blank_split_is_none(tmp_path):
+    table = csv_table(tmp_path, "image , labels,mask, split,,", " a.jpg ,cat, m.png , ,,", "b.jpg,,  , val ,x,y")
+    assert facts(table) == [("a", "train", (1,)), ("b", "val", ())]
+    assert [sample.image.name for sample in table.samples] == ["a.jpg", "b.jpg"]
+    assert [sample.mask for sample in table.samples] == [tmp_path / "m.png", None]
+
+
 def test_csv_saved_by_excel_begins_with_a_byte_order_mark(tmp_path):
     assert facts(csv_table(tmp_path, "image,labels", "ä.jpg,cat", encoding="utf-8-sig")) == [("ä", "train", (1,))]
 
@@ -70,6 +77,11 @@ def test_csv_classes_come_from_the_settings_then_a_file_then_the_table(tmp_path)
         (["image,labels", "a.jpg,cat", ",dog"], "line 3: the image cell is empty"),
         (["image,labels", "a.jpg,cat,dog"], "line 2: more or fewer cells than the header"),
         (["image,labels", "a.jpg,cat", "b.jpg"], "line 3: more or fewer cells than the header"),
+        (["image,labels", "a.jpg,cat", '"b.jpg","cat', 'dog"'], "line 3: a line break in a cell; take it out"),
+        (["image,labels", 'a.jpg,"cat', "b.jpg,dog"], "line 2: a line break .* is a quotation mark missing"),
+        (["image,labels,labels", "a.jpg,cat,dog"], "line 1: the column labels appears twice; leave one"),
+        (["image,labels, image", "a.jpg,cat,dog"], "line 1: the column image appears twice"),
+        (["image,labels", "a\u2028b\vc\x85d.jpg,cat", "b.jpg,cow"], "line 3: unknown class 'cow'"),
         (["image,labels", 'a.jpg,"cat', "x" * 140_000], "data.csv, line .* quotation mark"),
         (["image,labels", "a.jpg,cat", "b.jpg,dog", "a.png,cat"], "the id a appears twice"),
     ],
@@ -88,6 +100,21 @@ def test_mistakes_in_the_class_list(tmp_path):
     assert len(csv_table(tmp_path, "image,labels", "a.jpg,", classes=tuple(map(str, range(254)))).classes) == 254
     with pytest.raises(DataError, match="255 classes are too many"):
         csv_table(tmp_path, "image,labels", "a.jpg,", classes=tuple(map(str, range(255))))
+
+
+@pytest.mark.parametrize("name", ["\ud800cat", "do\ng\x1b[31m", "", " ", "a\u2028b", "\u202ecat", "a\u00a0b"])
+def test_class_names_are_printable_text(tmp_path, name):
+    with pytest.raises(DataError, match=r"^the class name '.*' is no printable text; rename it$") as caught:
+        csv_table(tmp_path, "image,labels", "a.jpg,", classes=("dog", name))
+    assert str(caught.value).isprintable()
+    (tmp_path / "classes.txt").write_text("cat\vdog\n")
+    with pytest.raises(DataError, match=r"'cat\\x0bdog' is no printable text"):
+        csv_table(tmp_path, "image,labels", "a.jpg,")
+
+
+def test_class_names_of_any_script_are_taken(tmp_path):
+    names = ("Straßenbahn", "می\u200cشود", "猫", "🐈", "red panda")
+    assert csv_table(tmp_path, "image,labels", "a.jpg,", classes=names).classes == names
 
 
 def test_what_is_not_there_is_named(tmp_path):

@@ -107,3 +107,27 @@ def test_an_empty_folder(root):
         table_of(root)
     (root / "cat").mkdir()
     assert table_of(root).classes == ("cat",) and table_of(root).samples == ()
+
+
+@pytest.mark.parametrize("names", [("train/1.jpg", "val/2.jpg"), ("Training/cat/1.jpg", "Val/cat/2.jpg")])
+def test_class_folders_named_like_splits_are_warned_of(root, names):
+    put(root, *names, "dog/3.jpg")
+    problems = AllProblems()
+    table = table_of(root, problems)
+    folders = [name.split("/")[0] for name in names]
+    assert [problem.message.split(":")[0] for problem in problems.warnings] == [str(root / name) for name in folders]
+    assert {problem.kind for problem in problems.warnings} == {"class named like a split"}
+    assert problems.warnings[1].message.endswith(
+        f"read as the class '{folders[1]}'; if it is a split, name it by data.train or data.val and put its images "
+        "into a folder for each class"
+    )
+    assert {*folders, "dog"} == {*table.classes} and not problems.errors
+    named = AllProblems()
+    table_of(root, named, classes=("dog", *folders))
+    assert not named.warnings
+
+
+def test_split_folders_with_a_class_named_like_a_split_are_not_warned_of(root):
+    put(root, "train/train/1.jpg", "train/bus/1.jpg", "val/train/2.jpg")
+    problems = AllProblems()
+    assert table_of(root, problems).classes == ("bus", "train") and not problems.warnings

@@ -173,3 +173,12 @@ def test_voc_without_a_label_file_points_to_the_xml(tmp_path):
     (tmp_path / "image_labels.txt").unlink()
     with pytest.raises(DataError, match=r"no file .*image_labels\.txt; for XML files set data\.labels to their folder"):
         voc_table(tmp_path, val="")
+
+
+def test_voc_lines_are_those_that_an_editor_counts(tmp_path):
+    voc_folder(tmp_path, "p1\u2028cat\vdog\np2 unicorn\n", train=["p1\x0c", "p1 1"])
+    with pytest.raises(DataError, match=r"train\.txt, line 2: there must be one id"):
+        voc_table(tmp_path, val="")
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("p1\n")
+    with pytest.raises(DataError, match=r"image_labels\.txt, line 2: unknown class 'unicorn'"):
+        voc_table(tmp_path, val="")
