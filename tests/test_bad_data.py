@@ -40,7 +40,7 @@ def mistake(commands: Any, finished: Path, files: Callable[[], dict[str, bytes]]
         line = str(ended.stderr.removeprefix("Error: ").strip())
         checked = commands.run("check-data", "-c", "tiny.toml", "--all", *arguments[1:], folder=finished)
         assert checked.code == 2, checked.stdout
-        assert checked.stderr.splitlines()[-1].endswith("in the data, see above; a run would fail")
+        assert checked.stderr.splitlines()[-1].endswith("in the data or the config, see above; a run would fail")
         assert any(line in shown for shown in checked.stdout.splitlines()), f"{line}\n{checked.stdout}"
         assert files() == before
         return line
