@@ -234,7 +234,8 @@ def test_demo_killed_at_random_moments_ends_as_if_nothing_had_happened(
     assert process.wait(timeout=3600) == 0, (first / "log.txt").read_text()
     duration = time.monotonic() - started
 
-    moments = sorted(random.Random(0).uniform(0, duration) for _ in range(KILLS_OF_THE_DEMO))
+    rng = random.Random(0)
+    moments = sorted(rng.uniform(0, duration) for _ in range(KILLS_OF_THE_DEMO))
     kills, log = 0, second / "log.txt"
     for before, moment in zip([0.0, *moments], moments, strict=False):
         seen = log.stat().st_size if log.exists() else 0
