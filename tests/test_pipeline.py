@@ -56,7 +56,8 @@ class Bakery:
         return Stage(name, makes, run, params, needs=lambda config: needs)
 
     def pipeline(self, *overrides: str) -> Pipeline:
-        config = load_config("demo", [f"output.dir={json.dumps(str(self.folder))}", *overrides])
+        here = f"output.dir={json.dumps(str(self.folder))}"
+        config = load_config("demo", [here, "refine.background=0.25", *overrides])
         return Pipeline(config, self.stages)
 
     def run(self, *overrides: str, names: tuple[str, ...] = NAMES, force: bool = False) -> list[str]:
