@@ -90,7 +90,7 @@ def _target(sample: Sample, table: Table) -> Tensor:
     return torch.from_numpy(np.array(sample_mask(sample, len(table.classes))))
 
 
-def cam_sweep(path: Path, table: Table, samples: Sequence[Sample]) -> Tensor:
+def cam_sweep(path: Path, table: Table, samples: Sequence[Sample], normalize: str = "max") -> Tensor:
     """Exact confusion of the CAMs at every background score of THRESHOLDS, in one pass: (T, K, K)."""
     num_labels = 1 + len(table.classes)
     total = torch.zeros(num_labels, num_labels, len(THRESHOLDS) + 1, dtype=torch.int64)
@@ -99,7 +99,7 @@ def cam_sweep(path: Path, table: Table, samples: Sequence[Sample]) -> Tensor:
             stored = store.read(sample.id)
             target = _target(sample, table)
             if stored.class_ids:
-                score, channel = cam_scores(stored.cam, stored.size).max(dim=0)
+                score, channel = cam_scores(stored.cam, stored.size, normalize).max(dim=0)
                 best = torch.tensor(stored.class_ids)[channel]
             else:
                 score, best = torch.zeros(stored.size), torch.zeros(stored.size, dtype=torch.long)
@@ -192,7 +192,7 @@ def evaluate(
     if "extract_cams" in results and label_split in config.cam.splits:
         samples = with_masks(table.split(label_split), every)
         facts: dict[str, Any] = {"split": label_split, "images": len(samples)}
-        confusions = cam_sweep(results["extract_cams"], table, samples)
+        confusions = cam_sweep(results["extract_cams"], table, samples, config.refine.normalize)
         rows += cam_rows(confusions, config.refine.background, oracle, **facts)
         facts |= {"used": "image labels", "background": config.refine.background}
         if "refine_cams" in results:

@@ -4,15 +4,20 @@ from pathlib import Path
 
 import torch
 
-from cam_pipeline.config import ClassifierSettings, SegmenterSettings
+from cam_pipeline.config import CamSettings, ClassifierSettings, SegmenterSettings
 from cam_pipeline.errors import ConfigError, WeightsError
+from cam_pipeline.models.cams import AttentionAffinity, CamReading
 from cam_pipeline.models.classifier import Classifier, PretrainedHalf, build_classifier
+from cam_pipeline.models.hybrid import Trunk
 from cam_pipeline.models.segmenter import Segmenter, build_segmenter
 from cam_pipeline.store.checkpoints import StoredModel, load_model
 
 
 def new_classifier(settings: ClassifierSettings, num_classes: int) -> Classifier:
     """The classifier that the settings describe, with its starting weights. Errors: see `build_classifier`."""
+    trunk = None
+    if settings.trunk:
+        trunk = Trunk(settings.trunk, settings.trunk_args, settings.trunk_weights, settings.trunk_lr_factor)
     return build_classifier(
         settings.backbone,
         num_classes,
@@ -22,14 +27,30 @@ def new_classifier(settings: ClassifierSettings, num_classes: int) -> Classifier
         freeze_batch_norm=settings.freeze_batch_norm,
         mean=settings.mean,
         std=settings.std,
+        pooling=settings.pooling,
+        trunk=trunk,
     )
+
+
+def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
+    """How maps are to be read out of this classifier. Raises ConfigError when it can not be done."""
+    affinity = None
+    if settings.propagate == "attention":
+        affinity = AttentionAffinity(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
+    reading = CamReading(settings.source, settings.map_function, settings.start_layer, affinity)
+    try:
+        reading.check(classifier)
+    except ValueError as error:
+        asked = f"cam.source = '{settings.source}', cam.propagate = '{settings.propagate}'"
+        raise ConfigError(f"{asked}: this classifier does not allow it: {error}") from error
+    return reading
 
 
 def load_classifier(settings: ClassifierSettings, path: Path, classes: tuple[str, ...]) -> Classifier:
     """A trained classifier, in evaluation mode. Raises WeightsError when made for other classes or another backbone."""
     stored = load_model(path)
     _check_classes(stored, classes, path)
-    classifier = new_classifier(settings.model_copy(update={"weights": "none"}), len(classes))
+    classifier = new_classifier(settings.model_copy(update={"weights": "none", "trunk_weights": "none"}), len(classes))
     stored.restore(classifier, path)
     classifier.eval()
     return classifier

@@ -19,9 +19,9 @@ def refined_scores(cam: StoredCam, read_image: Callable[[], UInt8], settings: Re
     `read_image` gives the image (H, W, 3) and is called only if it is needed. Raises ValueError when the image is not
     of `cam.size`.
     """
-    scores = with_background(cam_scores(cam.cam, cam.size), settings.background)
+    scores = with_background(cam_scores(cam.cam, cam.size, settings.normalize), settings.background)
     probabilities: NDArray[np.float32] = to_probabilities(scores).numpy()
     if not settings.crf or not cam.class_ids:
         return probabilities
-    kernels: dict[str, Any] = settings.model_dump(exclude={"background", "crf", "crf_iterations"})
+    kernels: dict[str, Any] = settings.model_dump(exclude={"normalize", "background", "crf", "crf_iterations"})
     return dense_crf(read_image(), probabilities, iterations=settings.crf_iterations, **kernels)

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from cam_pipeline.device import autocast, image_batch, pick_device, place
 from cam_pipeline.errors import DataError, StageNotReady
 from cam_pipeline.models.cams import multi_scale_cams, predicted_classes
 from cam_pipeline.models.segmenter import Segmenter
-from cam_pipeline.networks import load_classifier, load_segmenter
+from cam_pipeline.networks import cam_reading, load_classifier, load_segmenter
 from cam_pipeline.ops.cam import cam_scores
 from cam_pipeline.ops.labels import labels_from_scores
 from cam_pipeline.pipeline import Pipeline
@@ -64,6 +63,7 @@ class TrainedRun:
         self.config, self.device = config, pick_device(config.run)
         self.classes: tuple[str, ...] = tuple(load_model(path).metadata["classes"])
         self.classifier = load_classifier(config.classifier, path, self.classes)
+        self._reading = cam_reading(config.cam, self.classifier)
         place(self.classifier, self.device)
 
     def annotate(self, image: Path | str | UInt8, classes: Sequence[str] | None = None) -> Annotation:
@@ -74,11 +74,9 @@ class TrainedRun:
         """
         pixels, config = _pixels(image, self.config.data.max_pixels), self.config
         size = (pixels.shape[0], pixels.shape[1])
-        cam, chances = self._class_maps(pixels)
-        if classes is None:
-            present = predicted_classes(chances, config.cam.presence_threshold)
-        else:
-            present = tuple(sorted({self._class_id(name) for name in _listed(classes)}))
+        known = None if classes is None else tuple(sorted({self._class_id(name) for name in _listed(classes)}))
+        cam, chances = self._class_maps(pixels, known)
+        present = predicted_classes(chances, config.cam.presence_threshold) if known is None else known
         rows = [class_id - 1 for class_id in present]
         stored = StoredCam("", cam[rows], present, size)
         scores = refined_scores(stored, lambda: pixels, config.refine)
@@ -86,7 +84,7 @@ class TrainedRun:
             names=tuple(self.classes[row] for row in rows),
             class_ids=present,
             probabilities=chances[rows].numpy(),
-            cams=cam_scores(stored.cam, size).numpy(),
+            cams=cam_scores(stored.cam, size, config.refine.normalize).numpy(),
             scores=scores,
             labels=labels_from_scores(scores, present, config.labels.low, config.labels.high),
         )
@@ -104,14 +102,21 @@ class TrainedRun:
         place(segmenter, self.device)
         return segmenter
 
-    @torch.inference_mode()
-    def _class_maps(self, pixels: UInt8) -> tuple[Tensor, Tensor]:
-        """(C, h, w) and (C,) of one image, on the CPU, exactly as the stage extract_cams makes them."""
+    def _class_maps(self, pixels: UInt8, class_ids: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+        """(C, h, w), (C,) of an image that shows `class_ids` (None: unknown), as the stage extract_cams makes them."""
         settings, stride = self.config.cam, self.classifier.stride
         grid = grid_size(pixels.shape[0], pixels.shape[1], stride, settings.max_side)
         batch = image_batch(resize_to_grid(to_tensor(pixels), grid, stride)[None], self.device)
         with autocast(self.config.run, self.device):
-            maps, chances = multi_scale_cams(self.classifier, batch, settings.scales, settings.flip)
+            maps, chances = multi_scale_cams(
+                self.classifier,
+                batch,
+                settings.scales,
+                settings.flip,
+                self._reading,
+                [class_ids],
+                settings.presence_threshold,
+            )
         return maps[0].float().cpu(), chances[0].cpu()
 
     def _class_id(self, name: str) -> int:

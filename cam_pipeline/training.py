@@ -277,11 +277,10 @@ def learning_rate_factor(step: int, total: int, settings: TrainSettings) -> floa
 
 def make_optimizer(network: PretrainedHalf, settings: TrainSettings) -> torch.optim.Optimizer:
     """SGD or AdamW: new layers at `head_lr_factor` times the rate, no weight decay on norms and biases."""
-    pretrained = {id(parameter) for parameter in network.pretrained_half().parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in network.parameters():
+    for parameter, factor in network.learning_rate_factors(settings.head_lr_factor):
         if parameter.requires_grad:
-            lr = settings.lr * (1.0 if id(parameter) in pretrained else settings.head_lr_factor)
+            lr = settings.lr * factor
             decay = settings.weight_decay if parameter.dim() > 1 else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
     described = [

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cam_pipeline.config import Config, to_toml
@@ -16,7 +15,7 @@ from cam_pipeline.device import autocast, image_batch, pick_device, place, worke
 from cam_pipeline.distributed import first_before_others, is_first, local_world_size, meet, rank, world_size
 from cam_pipeline.interrupt import raise_if_stopped
 from cam_pipeline.models.cams import multi_scale_cams, predicted_classes
-from cam_pipeline.networks import load_classifier
+from cam_pipeline.networks import cam_reading, load_classifier
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.progress import track
 from cam_pipeline.store.cams import StoredCam, cam_record
@@ -37,6 +36,7 @@ def extract_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> 
     check_files(samples)
     device = pick_device(config.run)
     classifier = load_classifier(config.classifier, inputs["train_cls"], table.classes)
+    reading = cam_reading(settings, classifier)
     place(classifier, device)
     sizes = [sample_size(sample) for sample in samples]
     grids = [grid_size(*size, classifier.stride, settings.max_side) for size in sizes]
@@ -56,9 +56,16 @@ def extract_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> 
             records: list[Record] = []
             for batch in parts[number]:
                 raise_if_stopped()
-                with torch.inference_mode(), autocast(config.run, device):
-                    images = image_batch(next(loaded), device)
-                    maps, probabilities = multi_scale_cams(classifier, images, settings.scales, settings.flip)
+                with autocast(config.run, device):
+                    maps, probabilities = multi_scale_cams(
+                        classifier,
+                        image_batch(next(loaded), device),
+                        settings.scales,
+                        settings.flip,
+                        reading,
+                        [samples[i].class_ids for i in batch],
+                        settings.presence_threshold,
+                    )
                 for index, cam, chances in zip(batch, maps.float().cpu(), probabilities.cpu(), strict=True):
                     records.append(_record(samples[index], cam, chances, sizes[index], settings.presence_threshold))
                 progress.advance(len(batch))

@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.batches import TrainingViews, grid_batches
@@ -16,7 +13,8 @@ from cam_pipeline.data.table import Sample, check_files, image_labels, labelled,
 from cam_pipeline.device import autocast, image_batch, pick_device, place, worker_count
 from cam_pipeline.distributed import is_first
 from cam_pipeline.models.classifier import Classifier
-from cam_pipeline.networks import check_crop, new_classifier
+from cam_pipeline.networks import cam_reading, check_crop, new_classifier
+from cam_pipeline.objectives import image_loss
 from cam_pipeline.ops.metrics import average_precision, f1_score
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.store.checkpoints import save_model
@@ -24,7 +22,7 @@ from cam_pipeline.training import Trainer
 
 
 def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
-    """Train a multi-label classifier with the soft-margin loss; the weights after the last epoch are kept.
+    """Train a multi-label classifier, with the objectives of `objectives`; the weights after the last epoch are kept.
 
     mAP and F1 on the validation split's image-level labels are reported after each epoch; masks are never looked at.
     """
@@ -37,26 +35,24 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     torch.manual_seed(config.run.seed)
     classifier = new_classifier(config.classifier, len(table.classes))
     check_crop(classifier, config.train_cls.crop, "train_cls.crop")
+    cam_reading(config.cam, classifier)  # what can not be read later is said before training
     place(classifier, device)
     targets = image_labels(train, len(table.classes)).to(device)
 
-    def loss(batch: dict[str, Any]) -> Tensor:
-        logits = classifier(image_batch(batch["image"], device)).logits
-        return F.multilabel_soft_margin_loss(logits.float(), targets[batch["index"]])
-
     settings, seed = config.train_cls, config.run.seed
     views = TrainingViews(train, crop=settings.crop, scale=settings.scale, fill=classifier.normalize.fill, seed=seed)
-    trainer = Trainer(
-        name="train_cls",
-        network=classifier,
-        views=views,
-        loss=loss,
-        report=lambda: validate(classifier, val, config),
-        settings=settings,
-        run=config.run,
-        folder=output.folder,
-    )
-    trainer.fit()
+    with image_loss(classifier, config) as loss:
+        trainer = Trainer(
+            name="train_cls",
+            network=classifier,
+            views=views,
+            loss=lambda batch: loss(image_batch(batch["image"], device), targets[batch["index"]]),
+            report=lambda: validate(classifier, val, config),
+            settings=settings,
+            run=config.run,
+            folder=output.folder,
+        )
+        trainer.fit()
     if is_first():
         trainer.write_history(output.logs / "train_cls.jsonl")
         save_model(output.path, classifier, {"classes": table.classes, "fingerprint": output.fingerprint})
@@ -88,14 +84,16 @@ def validate(classifier: Classifier, samples: list[Sample], config: Config) -> d
 def _data(config: Config, digests: FileDigests) -> str:
     table = load_table(config.data)
     train = data_digest(table.classes, table.split(config.data.train), digests)
-    return f"{train} {digests.of_weights(config.classifier.weights)}"
+    settings = config.classifier
+    weights = [settings.weights, *([settings.trunk_weights] if settings.trunk else [])]
+    return " ".join([train, *(digests.of_weights(path) for path in weights)])
 
 
 STAGE = Stage(
     name="train_cls",
     makes="classifier.safetensors",
     run=train_cls,
-    params=("classifier", "train_cls", "run.seed", "run.precision"),
+    params=("classifier", "objectives", "acr", "train_cls", "run.seed", "run.precision"),
     ignores=("train_cls.checkpoint_seconds",),
     data=_data,
     shared=True,

@@ -19,7 +19,7 @@ from hypothesis import settings
 # Set before torch, timm and matplotlib are imported, here or in a subprocess of a test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # floating-point sums then come out alike in every process
+os.environ["OMP_NUM_THREADS"] = "1"  # floating-point sums then come out alike in every process
 
 # A slow machine must not fail a property test, and a failure must come back in the next run.
 settings.register_profile("cam-pipeline", deadline=None, derandomize=True)

@@ -20,7 +20,7 @@ FLOORS = {
     "2": ["models"],
     "3a": ["config"],
     "3b": ["data", "store", "device"],
-    "3c": ["networks", "prediction", "refinement"],
+    "3c": ["networks", "objectives", "prediction", "refinement"],
     "4": ["pipeline", "training", "evaluation", "report", "export"],
     "4b": ["trained"],
     "5": ["stages"],

@@ -2,11 +2,13 @@
 
 from cam_pipeline.config.loading import load_config, shipped_configs, to_toml, toml_value
 from cam_pipeline.config.settings import (
+    AcrSettings,
     CamSettings,
     ClassifierSettings,
     Config,
     DataSettings,
     LabelSettings,
+    ObjectiveSettings,
     OutputSettings,
     RefineSettings,
     RunSettings,
@@ -16,11 +18,13 @@ from cam_pipeline.config.settings import (
 )
 
 __all__ = [
+    "AcrSettings",
     "CamSettings",
     "ClassifierSettings",
     "Config",
     "DataSettings",
     "LabelSettings",
+    "ObjectiveSettings",
     "OutputSettings",
     "RefineSettings",
     "RunSettings",

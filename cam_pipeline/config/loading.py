@@ -108,11 +108,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _fill_in_data_root(values: dict[str, Any]) -> None:
-    """Put `data.root` for `{data.root}` in the two weights settings, so that weights can lie beside the data."""
+    """Put `data.root` for `{data.root}` in the weights settings, so that weights can lie beside the data."""
     data = values.get("data", {})
     root = data.get("root", DataSettings().root) if isinstance(data, dict) else ""
     if "{data.root}" in str(root):
         raise ValueError("data.root can not hold {data.root}")
-    for section in (values.get("classifier"), values.get("segmenter")):
-        if isinstance(section, dict) and isinstance(section.get("weights"), str):
-            section["weights"] = section["weights"].replace("{data.root}", str(root))
+    for section, key in (("classifier", "weights"), ("classifier", "trunk_weights"), ("segmenter", "weights")):
+        settings = values.get(section)
+        if isinstance(settings, dict) and isinstance(settings.get(key), str):
+            settings[key] = settings[key].replace("{data.root}", str(root))

@@ -83,6 +83,21 @@ class ClassifierSettings(Section):
         le=1024,
         description="input pixels per feature cell of a CNN, reached by undoing late strides; 0: the backbone's own",
     )
+    pooling: Literal["patches", "class_token"] = Field(
+        "patches",
+        description="what the logits are read from: the mean of the feature map, or the class token of a ViT "
+        '(`cam.source = "class_token_gradient"` needs the latter)',
+    )
+    trunk: str = Field(
+        "",
+        description="for a hybrid ViT: the timm CNN whose feature map, at `stride`, gives the tokens of `backbone`, "
+        "a timm ViT; empty: the backbone's own patches",
+    )
+    trunk_args: dict[str, Any] = Field({}, description="as `backbone_args`, for the trunk")
+    trunk_weights: str = Field("pretrained", description="as `weights`, for the trunk")
+    trunk_lr_factor: float = Field(
+        1.0, ge=0, description="learning rate of the trunk as a multiple of what it would be; 0 freezes it"
+    )
     freeze_batch_norm: bool = Field(
         False, description="keep BatchNorm statistics as loaded (needed when they were folded, or for tiny batches)"
     )
@@ -90,6 +105,28 @@ class ClassifierSettings(Section):
     std: tuple[Positive, Positive, Positive] | None = Field(
         None, description="input standard deviation; unset: from timm's data config of the backbone"
     )
+
+
+class ObjectiveSettings(Section):
+    """What the classifier learns beside which classes an image shows. Each has a section of its own settings."""
+
+    acr: bool = Field(False, description="all-pairs consistency of attention between two views (ACR); a ViT only")
+
+
+class AcrSettings(Section):
+    """ACR: every image is seen in two views, whose attention must agree once the transform between them is undone."""
+
+    activation_weight: float = Field(
+        0.217,
+        ge=0,
+        description="weight of the class token's attention, per row: the L1 distance of a row is at most 2, so the "
+        "strength does not change with the number of patches (0.217: the paper's alpha 125 at 576 patches)",
+    )
+    affinity_weight: float = Field(0.217, ge=0, description="weight of the attention between patches, per row")
+    transforms: tuple[Literal["hflip", "vflip", "rot90"], ...] = Field(
+        ("hflip",), min_length=1, description="what the second view may be; one is drawn for each step"
+    )
+    layers: tuple[int, ...] = Field((), description="blocks whose attention must agree (-1: the last); empty: all")
 
 
 class TrainSettings(Section):
@@ -126,6 +163,29 @@ class TrainSettings(Section):
 class CamSettings(Section):
     """Reading class activation maps out of the classifier."""
 
+    source: Literal["classifier_weights", "class_token_gradient"] = Field(
+        "classifier_weights",
+        description="`classifier_weights`: the class's row of the classifier applied to every cell (CAM); "
+        "`class_token_gradient`: gradients of its logit with respect to the class token's attention (ACR; a ViT only)",
+    )
+    map_function: Literal["grad", "grad_s", "cam_grad", "cam_grad_s"] = Field(
+        "grad",
+        description="`class_token_gradient` only: with G gradient, A attention, + the positive part, <> the mean over "
+        "heads: <G+>, <G+>^2, <(G A)+>, <(G A)+> <G+>",
+    )
+    start_layer: int = Field(
+        -2, description="`class_token_gradient` only: first block that is read, up to the last (-2: the last two)"
+    )
+    propagate: Literal["none", "attention"] = Field(
+        "none", description="`attention`: every patch gathers the map from the patches it attends to; a ViT only"
+    )
+    attention_layers: tuple[int, ...] = Field(
+        (), description="`propagate` only: blocks whose attention is summed (-1: the last); empty: all"
+    )
+    attention_steps: int = Field(1, ge=1, le=100, description="`propagate` only: how many times")
+    attention_normalize: bool = Field(
+        False, description="`propagate` only: divide by what attention goes to patches, so that constants are kept"
+    )
     splits: tuple[str, ...] = Field(("train",), min_length=1, description="splits to make CAMs, scores and labels for")
     scales: tuple[Scale, ...] = Field(
         (0.75, 1.0, 1.25, 1.5), min_length=1, description="image scales whose maps are summed"
@@ -144,6 +204,9 @@ class CamSettings(Section):
 class RefineSettings(Section):
     """From CAMs to per-pixel scores."""
 
+    normalize: Literal["max", "minmax"] = Field(
+        "max", description="what is 0 and what is 1 in a class map: `max`: 0 and its maximum; `minmax`: its minimum too"
+    )
     background: float = Field(0.35, gt=0, lt=1, description="score of the background before the CRF: where objects end")
     crf: bool = Field(True, description="refine the scores with a dense CRF")
     crf_iterations: int = Field(10, ge=1, le=10_000, description="mean-field iterations")
@@ -243,6 +306,8 @@ class Config(Section):
 
     data: DataSettings = DataSettings()
     classifier: ClassifierSettings = ClassifierSettings()
+    objectives: ObjectiveSettings = ObjectiveSettings()
+    acr: AcrSettings = AcrSettings()
     train_cls: TrainSettings = TrainSettings()
     cam: CamSettings = CamSettings()
     refine: RefineSettings = RefineSettings()
@@ -260,8 +325,12 @@ class Config(Section):
         return self.output.dir
 
     def pick(self, paths: Iterable[str], without: Iterable[str] = ()) -> dict[str, Any]:
-        """The named sections or keys (`"refine"`, `"run.seed"`), less the keys `without`, as plain data."""
+        """The named sections or keys (`"refine"`, `"run.seed"`), less the keys `without`, as plain data.
+
+        The section of an objective that is off is empty: it changes nothing.
+        """
         everything = self.model_dump(mode="json")
+        everything.update({name: {} for name, on in everything["objectives"].items() if not on})
         for path in without:
             section, key = path.split(".")
             del everything[section][key]
@@ -272,6 +341,7 @@ class Config(Section):
                 value = value[part]
             picked[path] = value
         for settings in (value for value in picked.values() if isinstance(value, dict)):
-            if settings.get("weights", "none") not in ("pretrained", "none"):
-                settings["weights"] = "file"  # its content counts (`Stage.data`), not where it lies
+            for key in ("weights", "trunk_weights"):
+                if settings.get(key, "none") not in ("pretrained", "none"):
+                    settings[key] = "file"  # its content counts (`Stage.data`), not where it lies
         return picked

@@ -1,29 +1,138 @@
 """Read class activation maps out of a classifier, over scales and flips."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cam_pipeline.models.attention import Affinity, attention_hooked, attention_modules, block_indices
 from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.cam import classifier_cam, place_view
 
+ClassIds = tuple[int, ...]
 
-@torch.inference_mode()
+
+@dataclass(frozen=True)
+class AttentionAffinity:
+    """Propagation of maps by the network's own attention: summed over `blocks` (none named: all), `steps` times."""
+
+    blocks: tuple[int, ...] = ()
+    steps: int = 1
+    normalize: bool = False
+
+
+@dataclass(frozen=True)
+class CamReading:
+    """How the maps of one view are read.
+
+    `source`: `classifier_weights` (CAM) or `class_token_gradient` (ACR: function `map_function` of the attention of the
+    blocks from `start_layer` on, negative: from the end). `affinity`: None, or how maps are propagated.
+    """
+
+    source: str = "classifier_weights"
+    map_function: str = "grad"
+    start_layer: int = -2
+    affinity: AttentionAffinity | None = None
+
+    @property
+    def by_gradient(self) -> bool:
+        return self.source == "class_token_gradient"
+
+    def check(self, classifier: Classifier) -> None:
+        """Raise ValueError (NoAttention for a CNN) when this classifier's maps can not be read so."""
+        if not self.by_gradient and self.affinity is None:
+            return
+        count = len(attention_modules(classifier))
+        block_indices(count, self.affinity.blocks if self.affinity else ())
+        if self.by_gradient:
+            block_indices(count, (self.start_layer,))
+            if classifier.pooling != "class_token":
+                raise ValueError("its logits are not read from the class token, so they have no gradient there")
+
+
+@torch.no_grad()
 def multi_scale_cams(
-    classifier: Classifier, images: Tensor, scales: Sequence[float], flip: bool
+    classifier: Classifier,
+    images: Tensor,
+    scales: Sequence[float],
+    flip: bool,
+    reading: CamReading = CamReading(),
+    class_ids: Sequence[ClassIds | None] | None = None,
+    threshold: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """Class maps and class probabilities of a batch: images (B, 3, H, W) in 0..1, sides multiples of the stride.
 
     Returns (B, C, h, w) >= 0, the mean of a scale's two views summed over scales, on the grid of scale 1 and placed as
     the network's cells lie, not normalised; and (B, C) in 0..1, the mean over views. Scaled sides are rounded to whole
     cells, so that every grid covers the image exactly.
+
+    Gradients are taken for the present classes only, 1-based `class_ids` for each image, or those predicted above
+    `threshold` where they are None; the maps of the others are zero.
     """
     rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
+    ranks = None
+    if reading.by_gradient:
+        known: list[ClassIds | None] = [None] * len(images) if class_ids is None else list(class_ids)
+        if None in known:
+            views = _views(images, classifier.stride, scales, flip)
+            likely = torch.stack([classifier(view).logits.float().sigmoid() for view, _ in views]).mean(dim=0)
+            known = [predicted_classes(likely[i], threshold) if ids is None else ids for i, ids in enumerate(known)]
+        ranks = class_ranks([ids or () for ids in known], images.device)
     maps, probabilities = [], []
+    for view, flipped in _views(images, classifier.stride, scales, flip):
+        raw, logits = view_maps(classifier, view, reading, ranks)
+        maps.append(place_view(raw, (rows, columns), classifier.offset, flipped))
+        probabilities.append(logits.float().sigmoid())
+    return torch.stack(maps).sum(dim=0) / (2 if flip else 1), torch.stack(probabilities).mean(dim=0)
+
+
+def view_maps(
+    classifier: Classifier, images: Tensor, reading: CamReading, ranks: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Raw maps (B, C, h, w) and logits (B, C) of one view: images (B, 3, H, W) as `Classifier` takes them.
+
+    `ranks` as `class_ranks` gives them, for maps by gradient. The classifier is left as it came.
+    """
+    affinity = Affinity(classifier.prefix_tokens) if reading.affinity else None
+    if reading.by_gradient:
+        if ranks is None:
+            raise ValueError("maps by gradient need the classes to read")
+        maps, logits = _class_token_maps(classifier, images, reading, ranks, affinity)
+    else:
+        with _watched(classifier, reading.affinity, affinity):
+            features, logits = classifier(images)
+        maps = classifier_cam(features, classifier.head.weight)
+    if affinity is not None and reading.affinity is not None:
+        # A patch gathers evidence for a class, not against it.
+        flat = propagate_attention(
+            maps.flatten(2).relu(), affinity.total, reading.affinity.steps, reading.affinity.normalize
+        )
+        maps = flat.view_as(maps)
+    return maps, logits
+
+
+def class_ranks(class_ids: Sequence[ClassIds], device: torch.device) -> Tensor:
+    """(B, R) 0-based classes: column r holds every image's r-th present class, -1 where it has fewer."""
+    most = max((len(ids) for ids in class_ids), default=0)
+    rows = [[class_id - 1 for class_id in ids] + [-1] * (most - len(ids)) for ids in class_ids]
+    return torch.tensor(rows, dtype=torch.long, device=device).view(len(class_ids), most)
+
+
+def predicted_classes(probabilities: Tensor, threshold: float) -> ClassIds:
+    """1-based ids of the classes whose probability (C,) exceeds `threshold`; at least the likeliest one."""
+    chosen = {int(index) + 1 for index in (probabilities > threshold).nonzero().flatten()}
+    return tuple(sorted(chosen | {int(probabilities.argmax()) + 1}))
+
+
+def _views(images: Tensor, stride: int, scales: Sequence[float], flip: bool) -> Iterator[tuple[Tensor, bool]]:
+    """Every scale of a batch, and each mirrored left to right; channels last in memory."""
+    rows, columns = images.shape[-2] // stride, images.shape[-1] // stride
     for scale in scales:
-        size = (max(1, round(rows * scale)) * classifier.stride, max(1, round(columns * scale)) * classifier.stride)
+        size = (max(1, round(rows * scale)) * stride, max(1, round(columns * scale)) * stride)
         scaled = (
             images
             if size == tuple(images.shape[-2:])
@@ -31,14 +140,49 @@ def multi_scale_cams(
         )
         for flipped in (False, True) if flip else (False,):
             view = scaled.flip(-1) if flipped else scaled
-            features, logits = classifier(view.contiguous(memory_format=torch.channels_last))
-            raw = classifier_cam(features, classifier.head.weight)
-            maps.append(place_view(raw, (rows, columns), classifier.offset, flipped))
-            probabilities.append(logits.float().sigmoid())
-    return torch.stack(maps).sum(dim=0) / (2 if flip else 1), torch.stack(probabilities).mean(dim=0)
+            yield view.contiguous(memory_format=torch.channels_last), flipped
 
 
-def predicted_classes(probabilities: Tensor, threshold: float) -> tuple[int, ...]:
-    """1-based ids of the classes whose probability (C,) exceeds `threshold`; at least the likeliest one."""
-    chosen = {int(index) + 1 for index in (probabilities > threshold).nonzero().flatten()}
-    return tuple(sorted(chosen | {int(probabilities.argmax()) + 1}))
+def _watched(
+    classifier: Classifier, how: AttentionAffinity | None, affinity: Affinity | None
+) -> AbstractContextManager[None]:
+    if how is None or affinity is None:
+        return nullcontext()
+    return attention_hooked(classifier, how.blocks, lambda block, attention: affinity.see(attention))
+
+
+def _class_token_maps(
+    classifier: Classifier, images: Tensor, reading: CamReading, ranks: Tensor, affinity: Affinity | None
+) -> tuple[Tensor, Tensor]:
+    """Maps of the classes in `ranks`, zero elsewhere, from the gradients of their logits.
+
+    One gradient pass serves a rank of all images, since no image's logit depends on another image. The graph begins
+    at the attention of block `start_layer`: what lies before is computed without.
+    """
+    count = len(attention_modules(classifier))
+    start = reading.start_layer % count
+    of_affinity = set(block_indices(count, reading.affinity.blocks)) if reading.affinity else set()
+    attentions: list[Tensor] = []
+
+    def hook(block: int, attention: Tensor) -> Tensor | None:
+        if affinity is not None and block in of_affinity:
+            affinity.see(attention)
+        if block < start:
+            return None
+        if block == start:
+            attention = attention.detach().requires_grad_()
+            torch.set_grad_enabled(True)  # until the `no_grad` around the forward pass ends
+        attentions.append(attention)
+        return attention
+
+    with torch.no_grad(), attention_hooked(classifier, sorted({*of_affinity, *range(start, count)}), hook):
+        features, logits = classifier(images)
+    maps = features.new_zeros((*logits.shape, *features.shape[-2:]), dtype=torch.float32)
+    for rank, classes in enumerate(ranks.unbind(dim=1)):
+        present = (classes >= 0).nonzero().flatten()
+        with torch.enable_grad():
+            chosen = logits[present, classes[present]].float().sum()
+        gradients = torch.autograd.grad(chosen, attentions, retain_graph=rank + 1 < ranks.shape[1])
+        found = class_token_map(attentions, gradients, reading.map_function, classifier.prefix_tokens)
+        maps[present, classes[present]] = found[present].view(-1, *maps.shape[2:])
+    return maps, logits.detach()

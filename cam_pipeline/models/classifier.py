@@ -1,13 +1,14 @@
 """One adapter over every timm backbone: feature map, image logits, and the number of prefix tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
+from cam_pipeline.models.hybrid import Trunk, channels_first, trunk_arguments, trunk_of
 from cam_pipeline.models.stride import cell_offset, reduce_stride
 from cam_pipeline.models.weights import UnknownArgument, create_timm, load_backbone
 
@@ -52,6 +53,12 @@ class PretrainedHalf(nn.Module):
         """The part that came with weights; the rest is new and learns faster."""
         raise NotImplementedError
 
+    def learning_rate_factors(self, new_layers: float) -> Iterator[tuple[nn.Parameter, float]]:
+        """Every parameter with its multiple of the learning rate: 1 in the pretrained half, `new_layers` elsewhere."""
+        pretrained = {id(parameter) for parameter in self.pretrained_half().parameters()}
+        for parameter in self.parameters():
+            yield parameter, 1.0 if id(parameter) in pretrained else new_layers
+
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but frozen BatchNorm keeps its statistics; its scale and shift still learn."""
         super().train(mode)
@@ -62,15 +69,22 @@ class PretrainedHalf(nn.Module):
 
 
 class Classifier(PretrainedHalf):
-    """A timm backbone with a linear classifier on its average-pooled feature map.
+    """A timm backbone with a linear classifier on its average-pooled feature map, or on its class token.
 
-    `head.weight` is (C, D); a class's activation map is its row applied to every cell, so logits are the maps' means.
+    `head.weight` is (C, D); a class's activation map is its row applied to every cell, so with `pooling` "patches"
+    logits are the maps' means; with "class_token" they are read from the class token after the last norm.
     `prefix_tokens` is the number of non-patch tokens of a transformer, 0 for a CNN; `stride` input pixels per cell;
     `offset` by how many cells their centres lie right of and below an even division of the image (`cell_offset`).
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, stride: int, mean: Rgb, std: Rgb) -> None:
+    trunk_lr_factor = 1.0
+    new_transformer = False
+
+    def __init__(
+        self, backbone: nn.Module, num_classes: int, stride: int, mean: Rgb, std: Rgb, pooling: str = "patches"
+    ) -> None:
         super().__init__()
+        self.pooling = pooling
         self.normalize = Normalize(mean, std)
         self.backbone = backbone
         self.prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0))
@@ -81,21 +95,33 @@ class Classifier(PretrainedHalf):
         nn.init.normal_(self.head.weight, std=0.01)
 
     def pretrained_half(self) -> nn.Module:
-        return self.backbone
+        trunk = trunk_of(self.backbone)
+        return trunk if trunk is not None and self.new_transformer else self.backbone
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 or float in 0..1, sides multiples of the stride -> (B, D, H / stride, W / stride)."""
+    def learning_rate_factors(self, new_layers: float) -> Iterator[tuple[nn.Parameter, float]]:
+        trunk = trunk_of(self.backbone)
+        of_trunk = {id(parameter) for parameter in trunk.parameters()} if trunk else set()
+        for parameter, factor in super().learning_rate_factors(new_layers):
+            yield parameter, factor * (self.trunk_lr_factor if id(parameter) in of_trunk else 1.0)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `PretrainedHalf.train`; a trunk that does not learn works as in evaluation."""
+        super().train(mode)
+        trunk = trunk_of(self.backbone)
+        if trunk is not None and self.trunk_lr_factor == 0:
+            trunk.eval()
+        return self
+
+    def forward(self, images: Tensor) -> ClassifierOutput:
+        """Features and logits: images (B, 3, H, W) uint8 or float in 0..1, sides multiples of the stride."""
         out: Tensor = self.backbone.forward_features(self.normalize(images))  # type: ignore[operator]
         if out.dim() == 3:  # tokens (B, p + N, D)
             rows, columns = images.shape[-2] // self.stride, images.shape[-1] // self.stride
-            patches = out[:, self.prefix_tokens :].transpose(1, 2)
-            return patches.reshape(*patches.shape[:2], rows, columns)
-        return out if out.shape[1] == self.width else out.permute(0, 3, 1, 2)  # some models put channels last
-
-    def forward(self, images: Tensor) -> ClassifierOutput:
-        """Features and logits of images (B, 3, H, W), as `features` takes them."""
-        features = self.features(images)
-        return ClassifierOutput(features, self.head(features.mean(dim=(2, 3))))
+            features = out[:, self.prefix_tokens :].transpose(1, 2).unflatten(2, (rows, columns))
+        else:
+            features = channels_first(out, self.width)
+        pooled = out[:, 0] if self.pooling == "class_token" else features.mean(dim=(2, 3))
+        return ClassifierOutput(features, self.head(pooled))
 
 
 def default_statistics(backbone: nn.Module) -> tuple[Rgb, Rgb]:
@@ -119,29 +145,45 @@ def build_classifier(
     freeze_batch_norm: bool = False,
     mean: Rgb | None = None,
     std: Rgb | None = None,
+    pooling: str = "patches",
+    trunk: Trunk | None = None,
 ) -> Classifier:
     """Build a classifier over the timm model `backbone`; arguments as in `config.ClassifierSettings`.
 
-    Raises ConfigError for a backbone that is unknown or bound to one image size and for a stride out of reach,
-    WeightsError for weights that do not fit.
+    With a `trunk` the backbone is a ViT that takes the trunk's feature map for its patches; `stride` is the trunk's.
+
+    Raises ConfigError for a backbone that is unknown or bound to one image size, for a stride out of reach, and where
+    there is no class token to pool; WeightsError for weights that do not fit.
     """
-    network = _create_for_any_size(backbone, weights, {"num_classes": 0, **(arguments or {})})
+    cnn, hybrid = (None, {}) if trunk is None else trunk_arguments(trunk, stride)
+    if cnn is not None and weights == "pretrained":
+        raise ConfigError("classifier.weights: timm has no weights for a ViT with a trunk; write 'none', or a file")
+    network = _create_for_any_size(backbone, weights, {"num_classes": 0, **hybrid, **(arguments or {})})
     if weights not in ("pretrained", "none"):
         load_backbone(network, Path(weights))
     try:
         own_stride = _stride_of(network)
     except ValueError as error:
         raise ConfigError(f"classifier.backbone: '{backbone}' {error}") from error
-    if stride:
+    if stride and cnn is None:
         try:
             reduce_stride(network, stride)
         except ValueError as error:
             raise ConfigError(
                 f"classifier.stride: backbone '{backbone}' {error}; its own is {own_stride} (write 0)"
             ) from error
-    own_mean, own_std = default_statistics(network)
-    classifier = Classifier(network, num_classes, stride or own_stride, mean or own_mean, std or own_std)
+        own_stride = stride
+    if pooling == "class_token" and getattr(network, "cls_token", None) is None:
+        raise ConfigError(
+            f"classifier.pooling: '{backbone}' has no class token; write 'patches', or take a ViT that has one"
+        )
+    own_mean, own_std = default_statistics(cnn or network)
+    classifier = Classifier(network, num_classes, own_stride, mean or own_mean, std or own_std, pooling)
     classifier.freeze_batch_norm = freeze_batch_norm
+    if trunk is not None:
+        classifier.new_transformer = weights == "none"
+        classifier.trunk_lr_factor = trunk.lr_factor
+        cast(nn.Module, cnn).requires_grad_(trunk.lr_factor > 0)
     return classifier
 
 

@@ -33,6 +33,15 @@ def patch_permutation(kind: str, height: int, width: int) -> Tensor:
     return turned.reshape(-1)
 
 
+def transform_images(images: Tensor, kind: str) -> Tensor:
+    """Images (..., H, W) of the view that `patch_permutation` of the same kind describes. Raises ValueError as it."""
+    if kind not in TRANSFORMS:
+        raise ValueError(f"kind must be one of {', '.join(TRANSFORMS)}, not {kind!r}")
+    if kind == "rot90" and images.shape[-1] != images.shape[-2]:
+        raise ValueError(f"rot90 needs square images, not {images.shape[-2]} x {images.shape[-1]}")
+    return images.rot90(dims=(-2, -1)) if kind == "rot90" else images.flip(-1 if kind == "hflip" else -2)
+
+
 def consistency_losses(
     attention_a: Tensor, attention_b: Tensor, permutation: Tensor, prefix_tokens: int = 1
 ) -> tuple[Tensor, Tensor]:
@@ -84,6 +93,24 @@ def class_token_map(
         total = block if total is None else total + block
     assert total is not None
     return total.relu()
+
+
+def propagate_attention(maps: Tensor, affinity: Tensor, steps: int = 1, normalize: bool = False) -> Tensor:
+    """Let every patch gather the map from the patches it attends to: maps (B, K, N), affinity (B, N, N) -> (B, K, N).
+
+    `steps` times m_i <- sum_j affinity_ij m_j; `normalize` first divides each row by its sum, so that a constant map
+    stays what it is. Raises ValueError for other shapes or a negative `steps`. Source: section 3.3 of the paper.
+    """
+    if maps.ndim != 3 or affinity.shape != (len(maps), maps.shape[2], maps.shape[2]):
+        raise ValueError(f"maps (B, K, N) and affinity (B, N, N) do not fit: {tuple(maps.shape)}, {affinity.shape}")
+    if steps < 0:
+        raise ValueError(f"steps must not be negative, but is {steps}")
+    maps, affinity = at_least_float32(maps, "maps"), at_least_float32(affinity, "affinity")
+    if normalize:
+        affinity = affinity / affinity.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(affinity.dtype).tiny)
+    for _ in range(steps):
+        maps = torch.einsum("bij,bkj->bki", affinity, maps)
+    return maps
 
 
 def _block_map(attention: Tensor, gradient: Tensor, mode: str) -> Tensor:

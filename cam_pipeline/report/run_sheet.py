@@ -36,7 +36,7 @@ def run_sheet(config: Config, table: Table, results: Mapping[str, Path], path: P
             return SheetRow(
                 name=sample.id,
                 image=sample_image(sample),
-                cam=cam_scores(stored.cam, stored.size).numpy(),
+                cam=cam_scores(stored.cam, stored.size, config.refine.normalize).numpy(),
                 class_ids=stored.class_ids,
                 pseudo_label=labels.read(sample.id),
                 prediction=predictions.get(sample.id),

@@ -69,7 +69,7 @@ def test_features_lie_where_the_image_shows_them(case):
             3, side, side, generator=torch.Generator().manual_seed(2)
         )
     with torch.no_grad():
-        features = classifier.features(images)
+        features = classifier(images).features
     change = (features[1:] - features[0]).square().sum(dim=1)
     strongest = [divmod(int(one.argmax()), columns) for one in change]
     if classifier.prefix_tokens and not hasattr(classifier.backbone.patch_embed, "backbone"):

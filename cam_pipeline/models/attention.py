@@ -1,0 +1,143 @@
+"""Look at the attention of a vision transformer while it works: the public attention tap.
+
+    with AttentionTap(network) as tap:
+        network(images)
+    first, *others = tap.take()     # (B, N, N) for each block, averaged over heads
+
+Only the blocks that are looked at leave their fused attention, and they are put back afterwards.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+AttentionHook = Callable[[int, Tensor], Tensor | None]
+
+
+class NoAttention(ValueError):
+    """The network has no blocks whose attention between all tokens could be seen."""
+
+
+def attention_modules(network: nn.Module) -> list[nn.Module]:
+    """The attention of every block of a timm ViT, in order; `network` is the ViT or has it as `backbone`.
+
+    Raises NoAttention for a network without, such as a CNN or a Swin: their attention, if any, is not between all
+    tokens.
+    """
+    backbone: Any = getattr(network, "backbone", network)
+    blocks: list[Any] = [getattr(block, "attn", None) for block in getattr(backbone, "blocks", ())]
+    found: list[nn.Module] = [
+        module for module in blocks if hasattr(module, "fused_attn") and hasattr(module, "attn_drop")
+    ]
+    # Attention without a fused form mixes heads after the softmax (CaiT) or is over channels (XCiT).
+    if not found or len(found) != len(blocks) or not hasattr(backbone, "num_prefix_tokens"):
+        raise NoAttention(f"{type(backbone).__name__} has no blocks with attention between all tokens")
+    return found
+
+
+def block_indices(count: int, chosen: Sequence[int]) -> list[int]:
+    """Indices of `chosen` blocks of `count`, sorted; negative ones count from the end; none chosen: all.
+
+    Raises ValueError for a block that is not there.
+    """
+    for index in chosen:
+        if not -count <= index < count:
+            raise ValueError(f"there is no block {index}: the network has {count}, numbered 0 to {count - 1}")
+    return sorted({index % count for index in chosen}) or list(range(count))
+
+
+@contextmanager
+def attention_hooked(network: nn.Module, blocks: Sequence[int], hook: AttentionHook) -> Iterator[None]:
+    """Inside, `hook(block, attention)` sees the softmax (B, heads, N, N) of each of `blocks` as it is computed.
+
+    What the hook returns, unless None, takes its place. On leaving, hooks and fused attention are as they were.
+    Raises NoAttention, and ValueError for a block that is not there.
+    """
+    modules: list[Any] = attention_modules(network)
+    chosen = block_indices(len(modules), blocks)
+    fused = [modules[index].fused_attn for index in chosen]
+    handles: list[RemovableHandle] = []
+
+    def hook_of(index: int) -> Callable[[nn.Module, tuple[Tensor]], Tensor | None]:
+        return lambda module, inputs: hook(index, inputs[0])
+
+    try:
+        for index in chosen:
+            modules[index].fused_attn = False  # the fused form never holds the softmax
+            handles.append(modules[index].attn_drop.register_forward_pre_hook(hook_of(index)))
+        yield
+    finally:
+        for index, setting in zip(chosen, fused, strict=True):
+            modules[index].fused_attn = setting
+        for handle in handles:
+            handle.remove()
+
+
+class AttentionTap:
+    """Collects the attention of each forward pass made inside `with`.
+
+    `blocks` chooses some (negative: from the end; empty: all); maps are (B, N, N), averaged over heads as soon as they
+    are there, or with `heads=True` (B, heads, N, N). N counts the prefix tokens first, then the patches row by row.
+    Rows sum to 1; dropout of attention is not in them. Gradients flow through them if the forward pass records any.
+    """
+
+    def __init__(self, network: nn.Module, blocks: Sequence[int] = (), *, heads: bool = False) -> None:
+        self.blocks = block_indices(len(attention_modules(network)), blocks)
+        self._network, self._heads = network, heads
+        self._maps: dict[int, Tensor] = {}
+        self._open: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._open = attention_hooked(self._network, self.blocks, self._collect)
+        self._open.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self._open is not None
+        self._open.__exit__(kind, error, at)
+
+    def take(self) -> list[Tensor]:
+        """The maps of the last forward pass, a tensor for each of `blocks`; they are then forgotten here.
+
+        Raises RuntimeError when there was no complete forward pass since the last call: maps are never those of
+        another input.
+        """
+        maps, self._maps = self._maps, {}
+        if list(maps) != self.blocks:
+            raise RuntimeError("no forward pass since the attention was last taken")
+        return list(maps.values())
+
+    def _collect(self, block: int, attention: Tensor) -> None:
+        if block == self.blocks[0]:
+            self._maps = {}
+        self._maps[block] = attention if self._heads else attention.mean(dim=1)
+
+
+class Affinity:
+    """The sum over some blocks of head-averaged attention between patches (B, N, N), kept as one tensor.
+
+    It is filled by `see`, which has the form of a hook. Row i says from which patches patch i gathers; rows sum to at
+    most the number of blocks.
+    """
+
+    def __init__(self, prefix_tokens: int) -> None:
+        self._prefix = prefix_tokens
+        self._sum: Tensor | None = None
+
+    def see(self, attention: Tensor) -> None:
+        """Add the attention (B, heads, p + N, p + N) of one block."""
+        with torch.no_grad():
+            part = attention[:, :, self._prefix :, self._prefix :].mean(dim=1).float()
+        self._sum = part if self._sum is None else self._sum.add_(part)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum so far. Raises RuntimeError before any block was seen."""
+        if self._sum is None:
+            raise RuntimeError("no forward pass was seen")
+        return self._sum
