@@ -34,8 +34,9 @@ def attention_modules(network: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = [
         module for module in blocks if hasattr(module, "fused_attn") and hasattr(module, "attn_drop")
     ]
-    # Attention without a fused form mixes heads after the softmax (CaiT) or is over channels (XCiT).
-    if not found or len(found) != len(blocks) or not hasattr(backbone, "num_prefix_tokens"):
+    # Attention without a fused form mixes heads after the softmax (CaiT); that with a temperature is over channels.
+    other = len(found) != len(blocks) or any(hasattr(module, "temperature") for module in found)
+    if not found or other or not hasattr(backbone, "num_prefix_tokens"):
         raise NoAttention(f"{type(backbone).__name__} has no blocks with attention between all tokens")
     return found
 

@@ -177,11 +177,12 @@ def _class_token_maps(
 
     with torch.no_grad(), attention_hooked(classifier, sorted({*of_affinity, *range(start, count)}), hook):
         features, logits = classifier(images)
-    maps = features.new_zeros((*logits.shape, *features.shape[-2:]), dtype=torch.float32)
+    precision = torch.promote_types(features.dtype, torch.float32)
+    maps = features.new_zeros((*logits.shape, *features.shape[-2:]), dtype=precision)
     for rank, classes in enumerate(ranks.unbind(dim=1)):
         present = (classes >= 0).nonzero().flatten()
         with torch.enable_grad():
-            chosen = logits[present, classes[present]].float().sum()
+            chosen = logits[present, classes[present]].sum()
         gradients = torch.autograd.grad(chosen, attentions, retain_graph=rank + 1 < ranks.shape[1])
         found = class_token_map(attentions, gradients, reading.map_function, classifier.prefix_tokens)
         maps[present, classes[present]] = found[present].view(-1, *maps.shape[2:])

@@ -158,7 +158,15 @@ def build_classifier(
     cnn, hybrid = (None, {}) if trunk is None else trunk_arguments(trunk, stride)
     if cnn is not None and weights == "pretrained":
         raise ConfigError("classifier.weights: timm has no weights for a ViT with a trunk; write 'none', or a file")
-    network = _create_for_any_size(backbone, weights, {"num_classes": 0, **hybrid, **(arguments or {})})
+    try:
+        network = _create_for_any_size(backbone, weights, {"num_classes": 0, **hybrid, **(arguments or {})})
+    except UnknownArgument:
+        if cnn is None:
+            raise
+        raise ConfigError(
+            f"classifier.backbone: '{backbone}' does not take the features of a trunk, or classifier.backbone_args; "
+            "take a model of timm's vision_transformer.py"
+        ) from None
     if weights not in ("pretrained", "none"):
         load_backbone(network, Path(weights))
     try:

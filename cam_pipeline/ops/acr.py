@@ -108,8 +108,9 @@ def propagate_attention(maps: Tensor, affinity: Tensor, steps: int = 1, normaliz
     maps, affinity = at_least_float32(maps, "maps"), at_least_float32(affinity, "affinity")
     if normalize:
         affinity = affinity / affinity.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(affinity.dtype).tiny)
-    for _ in range(steps):
-        maps = torch.einsum("bij,bkj->bki", affinity, maps)
+    with torch.autocast(maps.device.type, enabled=False):  # it would lower the product to half precision
+        for _ in range(steps):
+            maps = torch.einsum("bij,bkj->bki", affinity, maps)
     return maps
 
 

@@ -220,7 +220,10 @@ def test_value_for_a_section_is_refused(tmp_path: Path) -> None:
         ("[train-cls]\nepochs = 5\n", "unknown key train-cls; did you mean train_cls?"),
         ("[[data]]\nroot = 'x'\n", "data must be a section with keys of its own, given [{'root': 'x'}]"),
         ("[data.root]\nx = 1\n", "data.root must be a path, as text, given {'x': 1}"),
-        ("nothing_like_it = 1\n", "unknown key nothing_like_it; valid here: data, classifier, objectives, acr, train_cls"),
+        (
+            "nothing_like_it = 1\n",
+            "unknown key nothing_like_it; valid here: data, classifier, objectives, acr, train_cls",
+        ),
         ("[run]\nseed = 1\nseed = 2\n", "is not valid TOML: Cannot overwrite a value (at line 3"),
         (f"x = {'[' * 3000}", "is not valid TOML: it is nested too deeply"),
         (f"x = {'9' * 5000}", "is not valid TOML: Exceeds the limit"),

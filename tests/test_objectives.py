@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cam_pipeline.config import Config
+from cam_pipeline.errors import ConfigError
+from cam_pipeline.models.attention import AttentionTap
+from cam_pipeline.models.classifier import build_classifier
+from cam_pipeline.objectives import classification_loss, image_loss
+from cam_pipeline.ops.acr import TRANSFORMS, consistency_losses, patch_permutation, transform_images
+
+LABELS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+
+
+def settings(acr=True, **values):
+    return Config.model_validate({"objectives": {"acr": acr}, "acr": values})
+
+
+def vit(positions=True, seed=0):
+    """Attention far from uniform; without position embedding the network follows every transform of its patches."""
+    torch.manual_seed(seed)
+    classifier = build_classifier(
+        "deit_tiny_distilled_patch16_224", 3, arguments={"depth": 3, "pos_embed": "learn"}, pooling="class_token"
+    )
+    nn.init.normal_(classifier.head.weight)
+    for block in classifier.backbone.blocks:
+        nn.init.normal_(block.attn.qkv.weight, std=0.1)
+    nn.init.normal_(classifier.backbone.pos_embed, std=1.0 if positions else 0.0)
+    return classifier
+
+
+def square(side=48):
+    return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def loss_of(classifier, images, config):
+    with image_loss(classifier, config) as loss:
+        return loss(images, LABELS)
+
+
+def test_without_objectives_it_is_the_soft_margin_loss():
+    classifier = vit()
+    expected = classification_loss(classifier(square()).logits, LABELS)
+    torch.testing.assert_close(loss_of(classifier, square(), settings(acr=False)), expected)
+    assert classification_loss(torch.zeros(2, 3), LABELS).item() == pytest.approx(math.log(2))
+
+
+def test_two_views_at_a_zero_head_cost_two_logarithms():
+    classifier = vit()
+    nn.init.zeros_(classifier.head.weight)
+    config = settings(activation_weight=0.0, affinity_weight=0.0)
+    assert loss_of(classifier, square(), config).item() == pytest.approx(2 * math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
+def test_the_loss_is_classification_of_both_views_and_the_weighted_distances(kind):
+    classifier, images = vit(), square()
+    views = [images, transform_images(images, kind)]
+    with torch.no_grad(), AttentionTap(classifier, [0, 2]) as tap:
+        outputs, maps = [], []
+        for view in views:
+            outputs.append(classifier(view).logits)
+            maps.append(torch.stack(tap.take(), dim=1))
+        activation, affinity = consistency_losses(*maps, patch_permutation(kind, 3, 3), classifier.prefix_tokens)
+    expected = sum(classification_loss(logits, LABELS) for logits in outputs) + 9 * (0.5 * activation + 2.0 * affinity)
+    config = settings(transforms=(kind,), layers=(0, -1), activation_weight=0.5, affinity_weight=2.0)
+    torch.testing.assert_close(loss_of(classifier, images, config), expected, rtol=1e-5, atol=1e-6)
+    assert activation > 1e-4 and affinity > 1e-4
+
+
+def test_the_default_weight_is_the_papers_alpha_at_its_size():
+    assert settings().acr.activation_weight * 576 == pytest.approx(125, abs=0.01)
+    assert settings().acr.affinity_weight * 576 == pytest.approx(125, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
+def test_a_network_that_follows_the_transform_is_consistent(kind):
+    """Constant patches look alike in every view, so without positions only their order differs."""
+    images = square(6).repeat_interleave(16, 2).repeat_interleave(16, 3)[..., :48, :48]
+    weights = {"activation_weight": 1.0, "affinity_weight": 1.0, "transforms": (kind,)}
+    without = settings(activation_weight=0.0, affinity_weight=0.0, transforms=(kind,))
+    for positions, most, least in ((False, 1e-4, 0.0), (True, 10.0, 0.01)):
+        classifier = vit(positions).eval()
+        with torch.no_grad():
+            extra = loss_of(classifier, images, settings(**weights)) - loss_of(classifier, images, without)
+        assert least <= extra.abs().item() <= most
+
+
+def test_swapping_the_views_changes_nothing():
+    classifier, images = vit().eval(), square()
+    torch.testing.assert_close(
+        loss_of(classifier, images, settings()), loss_of(classifier, images.flip(-1), settings()), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_gradients_reach_every_block():
+    classifier = vit()
+    loss_of(classifier, square(), settings()).backward()
+    for block in classifier.backbone.blocks:
+        assert block.attn.qkv.weight.grad.abs().sum() > 0
+
+
+def test_one_of_the_transforms_is_drawn_from_the_seed_of_the_step():
+    classifier, images = vit().eval(), square()
+    config = settings(transforms=TRANSFORMS)
+    singles = [loss_of(classifier, images, settings(transforms=(kind,))).item() for kind in TRANSFORMS]
+    drawn = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        drawn.append(loss_of(classifier, images, config).item())
+        torch.manual_seed(seed)
+        assert loss_of(classifier, images, config).item() == drawn[-1]
+    assert {min(range(3), key=lambda kind: abs(singles[kind] - value)) for value in drawn} == {0, 1, 2}
+    assert all(min(abs(single - value) for single in singles) < 1e-5 for value in drawn)
+
+
+def test_bfloat16_is_close():
+    classifier, images = vit().eval(), square()
+    usual = loss_of(classifier, images, settings())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss_of(classifier, images, settings()).item() == pytest.approx(usual.item(), rel=0.05)
+
+
+def test_the_classifier_is_left_as_it_came():
+    classifier = vit()
+    with image_loss(classifier, settings(layers=(1,))) as loss:
+        assert [block.attn.fused_attn for block in classifier.backbone.blocks] == [True, False, True]
+        loss(square(), LABELS)
+    assert all(block.attn.fused_attn for block in classifier.backbone.blocks)
+    assert not any(module._forward_pre_hooks for module in classifier.modules())
+
+
+def test_what_can_not_be_is_said():
+    with pytest.raises(ConfigError, match=r"objectives\.acr compares attention between patches, but ResNet has no"):
+        loss_of(build_classifier("test_resnet", 3), square(), settings())
+    with pytest.raises(ConfigError, match=r"acr\.layers: there is no block 3"):
+        loss_of(vit(), square(), settings(layers=(3,)))
