@@ -79,6 +79,13 @@ def test_documented_commands_exist(path: Path) -> None:
     assert not unknown, f"{path.name} names commands that do not exist: {unknown}"
 
 
+def test_the_attention_example_works() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/methods.md").read_text(), flags=re.S)
+    seen: dict[str, Any] = {}
+    exec(example, seen)
+    assert seen["attention"].shape == (4, 197, 197) and seen["to_patches"].shape == (4, 14, 14)
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_stage_is_documented(name: str) -> None:
     text = (ROOT / "docs/stages.md").read_text()

@@ -556,14 +556,20 @@ def real(tmp_path: Path, tiny_data: Path) -> Real:
         ("classifier.backbone_args={}", "train_cls"),
         ("classifier.stride=32", "train_cls"),
         ("classifier.weights=pretrained", "train_cls"),
+        ("classifier.pooling=class_token", "train_cls"),
+        ("classifier.trunk=resnet18", "train_cls"),
+        ("objectives.acr=true", "train_cls"),
         ("train_cls.epochs=3", "train_cls"),
         ("train_cls.lr=0.5", "train_cls"),
         ("run.seed=1", "train_cls"),
         ("cam.scales=[0.5, 1.0]", "extract_cams"),
         ("cam.flip=false", "extract_cams"),
+        ("cam.source=class_token_gradient", "extract_cams"),
+        ("cam.propagate=attention", "extract_cams"),
         ("cam.splits=['train', 'val']", "extract_cams"),
         ("refine.background=0.4", "refine_cams"),
         ("refine.crf=false", "refine_cams"),
+        ("refine.normalize=minmax", "refine_cams"),
         ("refine.bilateral_srgb=7.0", "refine_cams"),
         ("labels.high=0.9", "make_labels"),
         ("labels.low=0.1", "make_labels"),
@@ -580,7 +586,8 @@ def test_setting_remakes_its_stage_and_all_behind_it(real: Real, override: str, 
 
 
 @pytest.mark.parametrize(
-    "override", ["run.workers=5", "run.device=cpu", "run.device=cuda", "data.val=", "data.format=csv"]
+    "override",
+    ["run.workers=5", "run.device=cpu", "run.device=cuda", "data.val=", "data.format=csv", "acr.affinity_weight=1.0"],
 )
 def test_how_to_compute_remakes_nothing(real: Real, override: str) -> None:
     assert real.to_make(override) == []

@@ -1,0 +1,130 @@
+"""The methods as parts of whole runs: in any combination, resumed, and refused where the mathematics do not allow them.
+
+A hybrid ViT of two small blocks over the tiny CNN takes its place as classifier.
+"""
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cam_pipeline import open_run
+from cam_pipeline.ops.cam import cam_scores
+from cam_pipeline.store.cams import CamStore
+
+HYBRID = (
+    "classifier.backbone=vit_tiny_patch16_224",
+    "classifier.backbone_args={depth = 2, embed_dim = 24, num_heads = 3, img_size = 48}",
+    "classifier.pooling=class_token",
+    "classifier.trunk=resnet10t",
+    "classifier.trunk_args={channels = [8, 16, 24, 32], stem_width = 8}",
+    "classifier.trunk_weights=none",
+)
+ACR = ("objectives.acr=true", "cam.source=class_token_gradient", "cam.propagate=attention")
+SOURCES = ("classifier_weights", "class_token_gradient")
+
+
+def options(*overrides: str) -> list[str]:
+    return ["-c", "tiny.toml", *(word for override in overrides for word in ("--set", override))]
+
+
+@pytest.fixture(scope="module")
+def acr_run(commands: Any, new_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after a whole run with ACR."""
+    folder = new_workspace(tmp_path_factory.mktemp("acr"))
+    ended = commands.run("run", *options(*HYBRID, *ACR), folder=folder)
+    assert ended.code == 0, ended.stderr
+    return folder
+
+
+def test_a_run_with_acr_ends_in_labels_and_is_then_current(commands: Any, acr_run: Path) -> None:
+    with CamStore.open(acr_run / "run" / "cams.h5") as store:
+        stored = [store.read(name) for name in store.names]
+    assert all(cam.cam.shape[0] == len(cam.class_ids) for cam in stored)
+    assert sum(bool(cam.cam.any()) for cam in stored) > len(stored) / 2
+    again = commands.run("run", *options(*HYBRID, *ACR), folder=acr_run)
+    assert again.stderr.count("current, nothing to do") == 5
+
+
+@pytest.mark.parametrize(("source", "propagate"), list(itertools.product(SOURCES, ["none", "attention"])))
+def test_every_source_goes_with_every_propagation(
+    commands: Any, acr_run: Path, tmp_path: Path, source: str, propagate: str
+) -> None:
+    """Read from the classifier that is there: none of it makes the training stale."""
+    folder = Path(shutil.copytree(acr_run, tmp_path / "copy"))
+    chosen = (f"cam.source={source}", f"cam.propagate={propagate}")
+    ended = commands.run("make-cams", *options(*HYBRID, *ACR, *chosen), folder=folder)
+    assert ended.code == 0, ended.stderr
+    assert ("extract_cams: current" in ended.stderr) == (chosen == ACR[1:])
+
+
+def test_a_killed_run_with_acr_ends_as_an_undisturbed_one(
+    commands: Any, acr_run: Path, workspace: Path, differences: Callable[[Path, Path], list[str]]
+) -> None:
+    moment = {
+        "function": "cam_pipeline.training.save_checkpoint", "holds": "train_cls-", "call": 3,
+        "send": "SIGKILL", "group": True,
+    }  # fmt: skip
+    ended = commands.run("run", *options(*HYBRID, *ACR), folder=workspace, signal_at=moment)
+    assert ended.code == -9
+    assert commands.run("run", *options(*HYBRID, *ACR), folder=workspace).code == 0
+    assert differences(workspace / "run", acr_run / "run") == []
+
+
+def test_one_image_from_python_is_what_the_stage_stored(acr_run: Path) -> None:
+    run = open_run(acr_run / "run", device="cpu")
+    with CamStore.open(acr_run / "run" / "cams.h5") as store:
+        stored = store.read("images/train_00001" if "images/train_00001" in store.names else store.names[0])
+    names = [run.classes[class_id - 1] for class_id in stored.class_ids]
+    image = next((acr_run / "data").rglob(f"{Path(stored.name).name}.*g"))
+    found = run.annotate(image, classes=names)
+    np.testing.assert_allclose(found.cams, cam_scores(stored.cam, stored.size).numpy(), atol=5e-3)
+    unknown = run.annotate(image)
+    assert len(unknown.names) >= 1 and unknown.cams.shape[0] == len(unknown.names)
+
+
+def test_objectives_that_are_off_make_nothing_stale(commands: Any, acr_run: Path) -> None:
+    used = commands.run("status", *options(*HYBRID, *ACR, "acr.affinity_weight=0.5"), folder=acr_run).stdout
+    assert "acr.affinity_weight was 0.217, is 0.5" in " ".join(used.split())
+    off = ("objectives.acr=false", "acr.affinity_weight=0.5")
+    shown = " ".join(commands.run("status", *options(*HYBRID, *ACR, *off), folder=acr_run).stdout.split())
+    assert "objectives.acr was True, is False" in shown
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("objectives.acr=true",), "objectives.acr compares attention between patches, but ResNet has no blocks with"),
+        (("objectives.acr=true",), "take a ViT as classifier.backbone, and 'resnet10t' as its classifier.trunk"),
+        (
+            ("train_cls.lr=0.1", "cam.source=class_token_gradient"),
+            "this classifier does not allow it: ResNet has no blocks with attention",
+        ),
+        (
+            ("train_cls.lr=0.1", "cam.propagate=attention"),
+            "this classifier does not allow it: ResNet has no blocks with attention",
+        ),
+        ((*HYBRID, *ACR, "classifier.pooling=patches"), "its logits are not read from the class token"),
+        ((*HYBRID, *ACR, "cam.start_layer=2"), "there is no block 2: the network has 2, numbered 0 to 1"),
+        ((*HYBRID, *ACR, "cam.attention_layers=[0, 5]"), "there is no block 5"),
+        ((*HYBRID, *ACR, "acr.layers=[-3]"), "acr.layers: there is no block -3"),
+        ((*HYBRID, *ACR, "acr.transforms=['shear']"), "acr.transforms"),
+        ((*HYBRID, *ACR, "acr.transforms=[]"), "acr.transforms"),
+        ((*HYBRID, "classifier.trunk=test_vit", "classifier.trunk_args={}"), "is a transformer; a trunk is a CNN"),
+        ((*HYBRID, "classifier.trunk_weights=gone.pth"), "there is no weights file gone.pth"),
+        (("classifier.pooling=class_token",), "classifier.pooling: 'resnet10t' has no class token"),
+    ],
+)
+def test_what_can_not_be_is_said_before_training(
+    mistake: Callable[..., str], overrides: tuple[str, ...], words: str
+) -> None:
+    assert words in mistake("train-cls", *options(*overrides)[2:])
+
+
+def test_what_cams_can_not_be_read_is_said_when_they_are_made(mistake: Callable[..., str]) -> None:
+    line = mistake("make-cams", "--set", "cam.source=class_token_gradient")
+    assert "cam.source = 'class_token_gradient', cam.propagate = 'none': this classifier does not allow it" in line
