@@ -28,6 +28,7 @@ def new_classifier(settings: ClassifierSettings, num_classes: int) -> Classifier
         mean=settings.mean,
         std=settings.std,
         pooling=settings.pooling,
+        similar_attention=settings.similar_attention,
         trunk=trunk,
     )
 

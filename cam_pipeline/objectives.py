@@ -13,17 +13,17 @@ from cam_pipeline.models.attention import AttentionTap, NoAttention
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.ops.acr import consistency_losses, patch_permutation, transform_images
 
-ImageLoss = Callable[[Tensor, Tensor], Tensor]
+ImageLoss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 @contextmanager
 def image_loss(classifier: Classifier, config: Config) -> Iterator[ImageLoss]:
-    """The loss of images (B, 3, H, W) and their image labels (B, C), for use inside `with`.
+    """The loss of images (B, 3, H, W), their image labels (B, C) and the share of all steps done; for inside `with`.
 
     Raises ConfigError for an objective that this classifier can not have.
     """
     if not config.objectives.acr:
-        yield lambda images, labels: classification_loss(classifier(images).logits, labels)
+        yield lambda images, labels, progress: classification_loss(classifier(images).logits, labels)
         return
     try:
         tap = AttentionTap(classifier, config.acr.layers)
@@ -35,7 +35,7 @@ def image_loss(classifier: Classifier, config: Config) -> Iterator[ImageLoss]:
     except ValueError as error:
         raise ConfigError(f"acr.layers: {error}") from error
     with tap:
-        yield lambda images, labels: acr_loss(classifier, tap, images, labels, config.acr)
+        yield lambda images, labels, progress: acr_loss(classifier, tap, images, labels, config.acr, progress)
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -44,7 +44,12 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def acr_loss(
-    classifier: Classifier, tap: AttentionTap, images: Tensor, labels: Tensor, settings: AcrSettings
+    classifier: Classifier,
+    tap: AttentionTap,
+    images: Tensor,
+    labels: Tensor,
+    settings: AcrSettings,
+    progress: float = 1.0,
 ) -> Tensor:
     """Classification of two views, seen in one pass, plus the distances of their attention; `images` are square.
 
@@ -61,5 +66,6 @@ def acr_loss(
     activation, affinity = consistency_losses(first, second, permutation, classifier.prefix_tokens)
     consistency = settings.activation_weight * activation + settings.affinity_weight * affinity
     own, other = (classification_loss(view, labels) for view in logits.chunk(2))
-    total: Tensor = own + other + rows * columns * consistency
+    rise = min(1.0, progress / settings.ramp) if settings.ramp else 1.0
+    total: Tensor = own + other + rise * rows * columns * consistency
     return total

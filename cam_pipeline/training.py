@@ -90,10 +90,10 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 class Trainer:
     """Trains one network with checkpoints in `folder`, from the last of them if there is one.
 
-    `loss` maps a batch (tensors on the device) to a scalar, the mean over as many things as `counts` says, so that
-    several processes can form the mean over their parts; `report` is asked for figures at the end of each epoch (in
-    the first process), which are logged and kept in `history`; `losses` holds the epoch's mean so far. `name` is the
-    stage, for progress and messages.
+    `loss` maps a batch (tensors on the device, and `progress`, the share of all steps done) to a scalar, the mean over
+    as many things as `counts` says, so that several processes can form the mean over their parts; `report` is asked
+    for figures at the end of each epoch (in the first process), which are logged and kept in `history`; `losses` holds
+    the epoch's mean so far. `name` is the stage, for progress and messages.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Trainer:
         loader = training_batches(self.views, plan, workers, device) if step < total else ()
         with compiled(self.network, self.run), track(self.name, total, "steps", done=step) as progress:
             for loaded in loader:
-                batch = on_device(loaded, device)
+                batch = on_device(loaded, device) | {"progress": step / total}
                 loss = loss or self._shared_loss(batch)
                 self.losses.add(self._step(loss, batch, step, per_epoch, total, optimizer, device))
                 step += 1

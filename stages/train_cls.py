@@ -46,7 +46,7 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
             name="train_cls",
             network=classifier,
             views=views,
-            loss=lambda batch: loss(image_batch(batch["image"], device), targets[batch["index"]]),
+            loss=lambda batch: loss(image_batch(batch["image"], device), targets[batch["index"]], batch["progress"]),
             report=lambda: validate(classifier, val, config),
             settings=settings,
             run=config.run,

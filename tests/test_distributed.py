@@ -151,10 +151,22 @@ def farthest(one: Path, other: Path) -> float:
     )
 
 
+ACR = (
+    "classifier.backbone=vit_tiny_patch16_224",
+    "classifier.backbone_args={depth = 2, embed_dim = 24, num_heads = 3, img_size = 48}",
+    "classifier.pooling=class_token",
+    "classifier.trunk=resnet10t",
+    "classifier.trunk_args={channels = [8, 16, 24, 32], stem_width = 8}",
+    "classifier.trunk_weights=none",
+    "objectives.acr=true",
+)
+
+
 @pytest.mark.parametrize(
     ("command", "model", "chosen"),
     [
         ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd",)),
+        ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd", *ACR)),
         ("train-seg", "segmenter.safetensors", ("train_seg.optimizer=sgd", "segmenter.architecture=deeplabv2")),
     ],
 )

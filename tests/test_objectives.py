@@ -35,9 +35,9 @@ def square(side=48):
     return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def loss_of(classifier, images, config):
+def loss_of(classifier, images, config, progress=1.0):
     with image_loss(classifier, config) as loss:
-        return loss(images, LABELS)
+        return loss(images, LABELS, progress)
 
 
 def test_without_objectives_it_is_the_soft_margin_loss():
@@ -88,6 +88,16 @@ def test_a_network_that_follows_the_transform_is_consistent(kind):
         assert least <= extra.abs().item() <= most
 
 
+def test_the_weights_rise_over_the_ramp():
+    classifier, images = vit().eval(), square()
+    none = loss_of(classifier, images, settings(activation_weight=0.0, affinity_weight=0.0))
+    whole = loss_of(classifier, images, settings()) - none
+    for progress, share in ((0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.9, 1.0)):
+        risen = loss_of(classifier, images, settings(ramp=0.4), progress) - none
+        torch.testing.assert_close(risen, share * whole, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(loss_of(classifier, images, settings(), 0.0) - none, whole)
+
+
 def test_swapping_the_views_changes_nothing():
     classifier, images = vit().eval(), square()
     torch.testing.assert_close(
@@ -127,7 +137,7 @@ def test_the_classifier_is_left_as_it_came():
     classifier = vit()
     with image_loss(classifier, settings(layers=(1,))) as loss:
         assert [block.attn.fused_attn for block in classifier.backbone.blocks] == [True, False, True]
-        loss(square(), LABELS)
+        loss(square(), LABELS, 0.5)
     assert all(block.attn.fused_attn for block in classifier.backbone.blocks)
     assert not any(module._forward_pre_hooks for module in classifier.modules())
 

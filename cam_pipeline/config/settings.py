@@ -98,6 +98,12 @@ class ClassifierSettings(Section):
     trunk_lr_factor: float = Field(
         1.0, ge=0, description="learning rate of the trunk as a multiple of what it would be; 0 freezes it"
     )
+    similar_attention: float = Field(
+        0.0,
+        ge=0,
+        description="for a ViT that starts from `none`: its queries and keys start as this multiple of one random "
+        "projection, so that patches attend to those that look alike; 0: as timm starts them",
+    )
     freeze_batch_norm: bool = Field(
         False, description="keep BatchNorm statistics as loaded (needed when they were folded, or for tiny batches)"
     )
@@ -123,6 +129,13 @@ class AcrSettings(Section):
         "strength does not change with the number of patches (0.217: the paper's alpha 125 at 576 patches)",
     )
     affinity_weight: float = Field(0.217, ge=0, description="weight of the attention between patches, per row")
+    ramp: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of all steps in which both weights rise evenly from 0: a ViT that starts from nothing must "
+        "have something to attend to first, as attention that is the same everywhere agrees, too",
+    )
     transforms: tuple[Literal["hflip", "vflip", "rot90"], ...] = Field(
         ("hflip",), min_length=1, description="what the second view may be; one is drawn for each step"
     )

@@ -79,6 +79,25 @@ def attention_hooked(network: nn.Module, blocks: Sequence[int], hook: AttentionH
             handle.remove()
 
 
+@torch.no_grad()
+def attend_to_similar(network: nn.Module, strength: float) -> None:
+    """Let queries and keys of every head start as one random projection: tokens then attend to those like them.
+
+    The product of the two weights is `strength` times a projection onto the head's share of the dimensions; biases
+    stay. A variant of the mimetic initialisation of Trockman and Kolter 2023 (arXiv 2305.09828), whose product is the
+    identity plus noise. Raises NoAttention, also for blocks without a common layer for queries, keys and values.
+    """
+    for attention in attention_modules(network):
+        joint, heads = getattr(attention, "qkv", None), int(attention.num_heads)  # type: ignore[arg-type]
+        if not isinstance(joint, nn.Linear) or joint.out_features % (3 * heads):
+            raise NoAttention("its blocks have no common layer for queries, keys and values")
+        side = joint.out_features // (3 * heads)
+        for head in range(heads):
+            columns = torch.linalg.qr(torch.randn(joint.in_features, side)).Q
+            for first in (0, heads * side):
+                joint.weight[first + head * side : first + (head + 1) * side] = strength**0.5 * columns.T
+
+
 class AttentionTap:
     """Collects the attention of each forward pass made inside `with`.
 

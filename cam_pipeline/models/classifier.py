@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
+from cam_pipeline.models.attention import NoAttention, attend_to_similar
 from cam_pipeline.models.hybrid import Trunk, channels_first, trunk_arguments, trunk_of
 from cam_pipeline.models.stride import cell_offset, reduce_stride
 from cam_pipeline.models.weights import UnknownArgument, create_timm, load_backbone
@@ -147,6 +148,7 @@ def build_classifier(
     std: Rgb | None = None,
     pooling: str = "patches",
     trunk: Trunk | None = None,
+    similar_attention: float = 0.0,
 ) -> Classifier:
     """Build a classifier over the timm model `backbone`; arguments as in `config.ClassifierSettings`.
 
@@ -169,6 +171,11 @@ def build_classifier(
         ) from None
     if weights not in ("pretrained", "none"):
         load_backbone(network, Path(weights))
+    elif similar_attention and weights == "none":
+        try:
+            attend_to_similar(network, similar_attention)
+        except NoAttention as error:
+            raise ConfigError(f"classifier.similar_attention: {error}; write 0") from error
     try:
         own_stride = _stride_of(network)
     except ValueError as error:

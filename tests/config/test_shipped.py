@@ -10,7 +10,7 @@ from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.networks import new_classifier, new_segmenter
 
-CLASSES = {"voc12": 20, "voc12-vit": 20, "coco14": 80, "coco14-vit": 80}
+CLASSES = {"voc12": 20, "voc12-vit": 20, "voc12-acr": 20, "coco14": 80, "coco14-vit": 80}
 
 
 def without_weights(name: str) -> Config:

@@ -3,6 +3,7 @@ import timm
 import torch
 from torch import nn
 
+from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import Affinity, AttentionTap, NoAttention, attention_hooked, block_indices
 from cam_pipeline.models.classifier import build_classifier
 
@@ -180,6 +181,35 @@ def test_a_plain_timm_model_will_do():
     with torch.no_grad(), AttentionTap(classifier.backbone) as tap:
         classifier(torch.rand(1, 3, 32, 32))
         assert len(tap.take()) == 3
+
+
+def test_tokens_attend_to_those_like_them():
+    """Before the softmax a token is nearest to itself: logits are those of a positive semidefinite product."""
+    classifier = build("vit_tiny_patch16_224", {"depth": 2, "qkv_bias": False}, similar_attention=2.0)
+    for block in classifier.backbone.blocks:
+        queries, keys, values = block.attn.qkv.weight.view(3, 3, 64, 192)
+        assert torch.equal(queries, keys) and not torch.equal(queries, values)
+        for head in queries:
+            torch.testing.assert_close(head @ head.T, 2.0 * torch.eye(64), rtol=0, atol=1e-5)
+    usual = build("vit_tiny_patch16_224", {"depth": 2, "qkv_bias": False})
+    images = torch.rand(2, 3, 2, 3, generator=torch.Generator().manual_seed(3)).repeat_interleave(16, 2)
+    images = images.repeat_interleave(16, 3)
+    shares = []
+    for network in (classifier, usual):
+        with torch.no_grad(), AttentionTap(network, [0]) as tap:
+            network(images)
+            shares.append(tap.take()[0].diagonal(dim1=1, dim2=2)[:, 1:].mean())
+    assert shares[0] > 0.5 > 0.2 > shares[1]
+
+
+def test_similar_attention_is_for_transformers_without_weights(tmp_path):
+    torch.save(build("vit_tiny_patch16_224", SHALLOW).backbone.state_dict(), tmp_path / "vit.pth")
+    loaded = build("vit_tiny_patch16_224", SHALLOW, weights=str(tmp_path / "vit.pth"), similar_attention=2.0)
+    queries, keys, _ = loaded.backbone.blocks[0].attn.qkv.weight.chunk(3)
+    assert not torch.equal(queries, keys)
+    for name in ("test_resnet", "swin_tiny_patch4_window7_224"):
+        with pytest.raises(ConfigError, match=r"classifier\.similar_attention: .*; write 0"):
+            build(name, similar_attention=1.0)
 
 
 def test_block_indices():
