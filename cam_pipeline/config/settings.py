@@ -94,7 +94,9 @@ class ClassifierSettings(Section):
         "a timm ViT; empty: the backbone's own patches",
     )
     trunk_args: dict[str, Any] = Field({}, description="as `backbone_args`, for the trunk")
-    trunk_weights: str = Field("pretrained", description="as `weights`, for the trunk")
+    trunk_weights: str = Field(
+        "pretrained", description="as `weights`, for the trunk; also a `classifier.safetensors` over the same CNN"
+    )
     trunk_lr_factor: float = Field(
         1.0, ge=0, description="learning rate of the trunk as a multiple of what it would be; 0 freezes it"
     )

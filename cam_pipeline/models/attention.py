@@ -84,8 +84,9 @@ def attend_to_similar(network: nn.Module, strength: float) -> None:
     """Let queries and keys of every head start as one random projection: tokens then attend to those like them.
 
     The product of the two weights is `strength` times a projection onto the head's share of the dimensions; biases
-    stay. A variant of the mimetic initialisation of Trockman and Kolter 2023 (arXiv 2305.09828), whose product is the
-    identity plus noise. Raises NoAttention, also for blocks without a common layer for queries, keys and values.
+    stay. Prefix tokens start from zero, and so attend to everything alike: else they would attend to themselves, and
+    learn nothing. A variant of the mimetic initialisation of Trockman and Kolter 2023 (arXiv 2305.09828), whose product
+    is the identity plus noise. Raises NoAttention, also for blocks without a common layer for queries, keys and values.
     """
     for attention in attention_modules(network):
         joint, heads = getattr(attention, "qkv", None), int(attention.num_heads)  # type: ignore[arg-type]
@@ -96,6 +97,13 @@ def attend_to_similar(network: nn.Module, strength: float) -> None:
             columns = torch.linalg.qr(torch.randn(joint.in_features, side)).Q
             for first in (0, heads * side):
                 joint.weight[first + head * side : first + (head + 1) * side] = strength**0.5 * columns.T
+    backbone: Any = getattr(network, "backbone", network)
+    for name in ("cls_token", "dist_token", "reg_token"):
+        if isinstance(getattr(backbone, name, None), nn.Parameter):
+            getattr(backbone, name).zero_()
+    positions, patches = getattr(backbone, "pos_embed", None), backbone.patch_embed.num_patches
+    if isinstance(positions, nn.Parameter) and positions.shape[1] > patches:
+        positions[:, : backbone.num_prefix_tokens] = 0
 
 
 class AttentionTap:

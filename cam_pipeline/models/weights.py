@@ -49,6 +49,8 @@ def check_name(name: str) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors or .pth file; `state_dict` or `model` wrappers and `module.` prefixes are removed.
 
+    So is the `backbone.` before the names in a classifier.safetensors of ours.
+
     Raises WeightsError when the file is missing, damaged or holds anything but tensors.
     """
     if not path.is_file():
@@ -66,7 +68,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds something other than named tensors")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> None:

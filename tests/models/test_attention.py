@@ -202,6 +202,17 @@ def test_tokens_attend_to_those_like_them():
     assert shares[0] > 0.5 > 0.2 > shares[1]
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_prefix_tokens_then_start_by_attending_to_everything_alike(name):
+    classifier = build(name, {"depth": 2}, similar_attention=2.0)
+    side, p = classifier.stride, classifier.prefix_tokens
+    with torch.no_grad(), AttentionTap(classifier, [0]) as tap:
+        classifier(torch.rand(2, 3, 2 * side, 3 * side))
+        (attention,) = tap.take()
+    torch.testing.assert_close(attention[:, :p], torch.full((2, p, p + 6), 1 / (p + 6)), rtol=0, atol=1e-5)
+    assert (attention[:, p:, p:].diagonal(dim1=1, dim2=2) > 1 / (p + 6)).all()
+
+
 def test_similar_attention_is_for_transformers_without_weights(tmp_path):
     torch.save(build("vit_tiny_patch16_224", SHALLOW).backbone.state_dict(), tmp_path / "vit.pth")
     loaded = build("vit_tiny_patch16_224", SHALLOW, weights=str(tmp_path / "vit.pth"), similar_attention=2.0)

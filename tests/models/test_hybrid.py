@@ -6,6 +6,7 @@ from cam_pipeline.config import TrainSettings
 from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.hybrid import Trunk, trunk_of
+from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.training import make_optimizer
 
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
@@ -71,6 +72,15 @@ def test_weights_of_the_trunk_fit_or_it_is_not_built(tmp_path):
         assert torch.equal(value, source.state_dict()[key])
     with pytest.raises(WeightsError, match="does not fit the backbone"):
         build(Trunk("resnet10t", {}, str(tmp_path / "trunk.pth")))
+
+
+def test_a_trained_classifier_lends_its_backbone(tmp_path):
+    cnn = build_classifier("test_resnet", 3, stride=16)
+    save_model(tmp_path / "classifier.safetensors", cnn, {"classes": ("a", "b", "c"), "fingerprint": "f"})
+    torch.manual_seed(5)
+    trunk = trunk_of(build(Trunk("test_resnet", {}, str(tmp_path / "classifier.safetensors"))).backbone).network
+    for key, value in trunk.state_dict().items():
+        assert torch.equal(value, cnn.backbone.state_dict()[key])
 
 
 def test_input_statistics_are_those_of_the_trunk():
