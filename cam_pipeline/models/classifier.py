@@ -1,5 +1,6 @@
 """One adapter over every timm backbone: feature map, image logits, and the number of prefix tokens."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -158,6 +159,7 @@ def build_classifier(
     there is no class token to pool; WeightsError for weights that do not fit.
     """
     cnn, hybrid = (None, {}) if trunk is None else trunk_arguments(trunk, stride)
+    own = copy.deepcopy(cnn.state_dict()) if cnn is not None else {}
     if cnn is not None and weights == "pretrained":
         raise ConfigError("classifier.weights: timm has no weights for a ViT with a trunk; write 'none', or a file")
     try:
@@ -169,6 +171,8 @@ def build_classifier(
             f"classifier.backbone: '{backbone}' does not take the features of a trunk, or classifier.backbone_args; "
             "take a model of timm's vision_transformer.py"
         ) from None
+    if cnn is not None:
+        cnn.load_state_dict(own)  # timm starts every layer of a new ViT anew, those of the trunk among them
     if weights not in ("pretrained", "none"):
         load_backbone(network, Path(weights))
     elif similar_attention and weights == "none":

@@ -64,7 +64,7 @@ def test_tokens_lie_where_the_trunk_puts_them():
 
 
 def test_weights_of_the_trunk_fit_or_it_is_not_built(tmp_path):
-    source = build().backbone.patch_embed.backbone.network
+    source = build_classifier("test_resnet", 3).backbone
     torch.save(source.state_dict(), tmp_path / "trunk.pth")
     torch.manual_seed(5)
     classifier = build(Trunk("test_resnet", {}, str(tmp_path / "trunk.pth")))
