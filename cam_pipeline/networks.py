@@ -6,7 +6,7 @@ import torch
 
 from cam_pipeline.config import CamSettings, ClassifierSettings, SegmenterSettings
 from cam_pipeline.errors import ConfigError, WeightsError
-from cam_pipeline.models.cams import AttentionAffinity, CamReading
+from cam_pipeline.models.cams import CamReading, Propagation
 from cam_pipeline.models.classifier import Classifier, PretrainedHalf, build_classifier
 from cam_pipeline.models.hybrid import Trunk
 from cam_pipeline.models.segmenter import Segmenter, build_segmenter
@@ -17,7 +17,7 @@ def new_classifier(settings: ClassifierSettings, num_classes: int) -> Classifier
     """The classifier that the settings describe, with its starting weights. Errors: see `build_classifier`."""
     trunk = None
     if settings.trunk:
-        trunk = Trunk(settings.trunk, settings.trunk_args, settings.trunk_weights, settings.trunk_lr_factor)
+        trunk = Trunk(settings.trunk, settings.trunk_args, settings.trunk_weights)
     return build_classifier(
         settings.backbone,
         num_classes,
@@ -28,6 +28,7 @@ def new_classifier(settings: ClassifierSettings, num_classes: int) -> Classifier
         mean=settings.mean,
         std=settings.std,
         pooling=settings.pooling,
+        trunk_lr_factor=settings.trunk_lr_factor,
         similar_attention=settings.similar_attention,
         trunk=trunk,
     )
@@ -35,10 +36,10 @@ def new_classifier(settings: ClassifierSettings, num_classes: int) -> Classifier
 
 def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
     """How maps are to be read out of this classifier. Raises ConfigError when it can not be done."""
-    affinity = None
+    propagation = None
     if settings.propagate == "attention":
-        affinity = AttentionAffinity(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
-    reading = CamReading(settings.source, settings.map_function, settings.start_layer, affinity)
+        propagation = Propagation(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
+    reading = CamReading(settings.source, settings.map_function, settings.start_layer, propagation)
     try:
         reading.check(classifier)
     except ValueError as error:

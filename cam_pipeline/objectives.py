@@ -1,7 +1,6 @@
 """What a classifier is trained for: the classes of an image, and any of the methods' objectives beside them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,26 +15,28 @@ from cam_pipeline.ops.acr import consistency_losses, patch_permutation, transfor
 ImageLoss = Callable[[Tensor, Tensor, float], Tensor]
 
 
-@contextmanager
-def image_loss(classifier: Classifier, config: Config) -> Iterator[ImageLoss]:
-    """The loss of images (B, 3, H, W), their image labels (B, C) and the share of all steps done; for inside `with`.
+def image_loss(classifier: Classifier, config: Config) -> ImageLoss:
+    """The loss of images (B, 3, H, W), their image labels (B, C) and the share of all steps done.
 
     Raises ConfigError for an objective that this classifier can not have.
     """
     if not config.objectives.acr:
-        yield lambda images, labels, progress: classification_loss(classifier(images).logits, labels)
-        return
+        return lambda images, labels, progress: classification_loss(classifier(images).logits, labels)
     try:
         tap = AttentionTap(classifier, config.acr.layers)
     except NoAttention as error:
         raise ConfigError(
-            f"objectives.acr compares attention between patches, but {error}; take a ViT as classifier.backbone, and "
-            f"'{config.classifier.backbone}' as its classifier.trunk"
+            f"objectives.acr compares attention between patches, but {error}; take a ViT as classifier.backbone "
+            "(a CNN can be its classifier.trunk)"
         ) from error
     except ValueError as error:
         raise ConfigError(f"acr.layers: {error}") from error
-    with tap:
-        yield lambda images, labels, progress: acr_loss(classifier, tap, images, labels, config.acr, progress)
+    if getattr(classifier.backbone, "cls_token", None) is None:
+        raise ConfigError(
+            f"objectives.acr compares what the class token attends to, and '{config.classifier.backbone}' has none; "
+            "take a ViT with a class token"
+        )
+    return lambda images, labels, progress: acr_loss(classifier, tap, images, labels, config.acr, progress)
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,7 +60,8 @@ def acr_loss(
     kind = settings.transforms[int(torch.randint(len(settings.transforms), ()))]
     layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     views = torch.cat([images, transform_images(images, kind)]).contiguous(memory_format=layout)
-    features, logits = classifier(views)
+    with tap:  # not open during validation, which needs no maps
+        features, logits = classifier(views)
     rows, columns = features.shape[-2:]
     first, second = torch.stack(tap.take(), dim=1).chunk(2)
     permutation = patch_permutation(kind, rows, columns).to(images.device)

@@ -35,24 +35,24 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     torch.manual_seed(config.run.seed)
     classifier = new_classifier(config.classifier, len(table.classes))
     check_crop(classifier, config.train_cls.crop, "train_cls.crop")
+    loss = image_loss(classifier, config)
     cam_reading(config.cam, classifier)  # what can not be read later is said before training
     place(classifier, device)
     targets = image_labels(train, len(table.classes)).to(device)
 
     settings, seed = config.train_cls, config.run.seed
     views = TrainingViews(train, crop=settings.crop, scale=settings.scale, fill=classifier.normalize.fill, seed=seed)
-    with image_loss(classifier, config) as loss:
-        trainer = Trainer(
-            name="train_cls",
-            network=classifier,
-            views=views,
-            loss=lambda batch: loss(image_batch(batch["image"], device), targets[batch["index"]], batch["progress"]),
-            report=lambda: validate(classifier, val, config),
-            settings=settings,
-            run=config.run,
-            folder=output.folder,
-        )
-        trainer.fit()
+    trainer = Trainer(
+        name="train_cls",
+        network=classifier,
+        views=views,
+        loss=lambda batch: loss(image_batch(batch["image"], device), targets[batch["index"]], batch["progress"]),
+        report=lambda: validate(classifier, val, config),
+        settings=settings,
+        run=config.run,
+        folder=output.folder,
+    )
+    trainer.fit()
     if is_first():
         trainer.write_history(output.logs / "train_cls.jsonl")
         save_model(output.path, classifier, {"classes": table.classes, "fingerprint": output.fingerprint})

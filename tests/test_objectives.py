@@ -36,8 +36,7 @@ def square(side=48):
 
 
 def loss_of(classifier, images, config, progress=1.0):
-    with image_loss(classifier, config) as loss:
-        return loss(images, LABELS, progress)
+    return image_loss(classifier, config)(images, LABELS, progress)
 
 
 def test_without_objectives_it_is_the_soft_margin_loss():
@@ -135,9 +134,7 @@ def test_bfloat16_is_close():
 
 def test_the_classifier_is_left_as_it_came():
     classifier = vit()
-    with image_loss(classifier, settings(layers=(1,))) as loss:
-        assert [block.attn.fused_attn for block in classifier.backbone.blocks] == [True, False, True]
-        loss(square(), LABELS, 0.5)
+    loss_of(classifier, square(), settings(layers=(1,)))
     assert all(block.attn.fused_attn for block in classifier.backbone.blocks)
     assert not any(module._forward_pre_hooks for module in classifier.modules())
 
@@ -147,3 +144,6 @@ def test_what_can_not_be_is_said():
         loss_of(build_classifier("test_resnet", 3), square(), settings())
     with pytest.raises(ConfigError, match=r"acr\.layers: there is no block 3"):
         loss_of(vit(), square(), settings(layers=(3,)))
+    for name in ("vit_little_patch16_reg4_gap_256", "vit_medium_patch16_rope_reg1_gap_256"):
+        with pytest.raises(ConfigError, match=r"compares what the class token attends to, and '.*' has none"):
+            loss_of(build_classifier(name, 3, arguments={"depth": 1}), square(), settings())

@@ -35,7 +35,9 @@ def attention_modules(network: nn.Module) -> list[nn.Module]:
         module for module in blocks if hasattr(module, "fused_attn") and hasattr(module, "attn_drop")
     ]
     # Attention without a fused form mixes heads after the softmax (CaiT); that with a temperature is over channels.
-    other = len(found) != len(blocks) or any(hasattr(module, "temperature") for module in found)
+    other = len(found) != len(blocks) or any(
+        hasattr(module, name) for module in found for name in ("temperature", "lambda_q1")
+    )
     if not found or other or not hasattr(backbone, "num_prefix_tokens"):
         raise NoAttention(f"{type(backbone).__name__} has no blocks with attention between all tokens")
     return found
@@ -128,6 +130,7 @@ class AttentionTap:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert self._open is not None
         self._open.__exit__(kind, error, at)
+        self._open = None
 
     def take(self) -> list[Tensor]:
         """The maps of the last forward pass, a tensor for each of `blocks`; they are then forgotten here.
@@ -147,25 +150,27 @@ class AttentionTap:
 
 
 class Affinity:
-    """The sum over some blocks of head-averaged attention between patches (B, N, N), kept as one tensor.
+    """The mean over some blocks of head-averaged attention between patches (B, N, N), kept as one tensor.
 
-    It is filled by `see`, which has the form of a hook. Row i says from which patches patch i gathers; rows sum to at
-    most the number of blocks.
+    It is filled by `see`. Row i says from which patches patch i gathers; rows sum to at most 1.
     """
 
     def __init__(self, prefix_tokens: int) -> None:
         self._prefix = prefix_tokens
         self._sum: Tensor | None = None
+        self._blocks = 0
 
     def see(self, attention: Tensor) -> None:
         """Add the attention (B, heads, p + N, p + N) of one block."""
         with torch.no_grad():
-            part = attention[:, :, self._prefix :, self._prefix :].mean(dim=1).float()
-        self._sum = part if self._sum is None else self._sum.add_(part)
+            part = attention[:, :, self._prefix :, self._prefix :].mean(dim=1)
+            part = part.to(torch.promote_types(part.dtype, torch.float32))
+            self._sum = part if self._sum is None else self._sum.add_(part)
+        self._blocks += 1
 
     @property
-    def total(self) -> Tensor:
-        """The sum so far. Raises RuntimeError before any block was seen."""
+    def mean(self) -> Tensor:
+        """The mean so far. Raises RuntimeError before any block was seen."""
         if self._sum is None:
             raise RuntimeError("no forward pass was seen")
-        return self._sum
+        return self._sum / self._blocks

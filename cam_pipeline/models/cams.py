@@ -17,8 +17,8 @@ ClassIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class AttentionAffinity:
-    """Propagation of maps by the network's own attention: summed over `blocks` (none named: all), `steps` times."""
+class Propagation:
+    """Propagation of maps by the network's own attention, its mean over `blocks` (none named: all), `steps` times."""
 
     blocks: tuple[int, ...] = ()
     steps: int = 1
@@ -30,13 +30,13 @@ class CamReading:
     """How the maps of one view are read.
 
     `source`: `classifier_weights` (CAM) or `class_token_gradient` (ACR: function `map_function` of the attention of the
-    blocks from `start_layer` on, negative: from the end). `affinity`: None, or how maps are propagated.
+    blocks from `start_layer` on, negative: from the end). `propagation`: None, or how maps are propagated.
     """
 
     source: str = "classifier_weights"
     map_function: str = "grad"
     start_layer: int = -2
-    affinity: AttentionAffinity | None = None
+    propagation: Propagation | None = None
 
     @property
     def by_gradient(self) -> bool:
@@ -44,10 +44,10 @@ class CamReading:
 
     def check(self, classifier: Classifier) -> None:
         """Raise ValueError (NoAttention for a CNN) when this classifier's maps can not be read so."""
-        if not self.by_gradient and self.affinity is None:
+        if not self.by_gradient and self.propagation is None:
             return
         count = len(attention_modules(classifier))
-        block_indices(count, self.affinity.blocks if self.affinity else ())
+        block_indices(count, self.propagation.blocks if self.propagation else ())
         if self.by_gradient:
             block_indices(count, (self.start_layer,))
             if classifier.pooling != "class_token":
@@ -74,7 +74,7 @@ def multi_scale_cams(
     `threshold` where they are None; the maps of the others are zero.
     """
     rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
-    ranks = None
+    ranks = likely = None
     if reading.by_gradient:
         known: list[ClassIds | None] = [None] * len(images) if class_ids is None else list(class_ids)
         if None in known:
@@ -87,7 +87,8 @@ def multi_scale_cams(
         raw, logits = view_maps(classifier, view, reading, ranks)
         maps.append(place_view(raw, (rows, columns), classifier.offset, flipped))
         probabilities.append(logits.float().sigmoid())
-    return torch.stack(maps).sum(dim=0) / (2 if flip else 1), torch.stack(probabilities).mean(dim=0)
+    chances = torch.stack(probabilities).mean(dim=0) if likely is None else likely  # those that chose the classes
+    return torch.stack(maps).sum(dim=0) / (2 if flip else 1), chances
 
 
 def view_maps(
@@ -97,21 +98,19 @@ def view_maps(
 
     `ranks` as `class_ranks` gives them, for maps by gradient. The classifier is left as it came.
     """
-    affinity = Affinity(classifier.prefix_tokens) if reading.affinity else None
+    affinity = Affinity(classifier.prefix_tokens) if reading.propagation else None
     if reading.by_gradient:
         if ranks is None:
             raise ValueError("maps by gradient need the classes to read")
         maps, logits = _class_token_maps(classifier, images, reading, ranks, affinity)
     else:
-        with _watched(classifier, reading.affinity, affinity):
+        with _watched(classifier, reading.propagation, affinity):
             features, logits = classifier(images)
         maps = classifier_cam(features, classifier.head.weight)
-    if affinity is not None and reading.affinity is not None:
+    if affinity is not None and reading.propagation is not None:
+        steps, normalize = reading.propagation.steps, reading.propagation.normalize
         # A patch gathers evidence for a class, not against it.
-        flat = propagate_attention(
-            maps.flatten(2).relu(), affinity.total, reading.affinity.steps, reading.affinity.normalize
-        )
-        maps = flat.view_as(maps)
+        maps = propagate_attention(maps.flatten(2).relu(), affinity.mean, steps, normalize).view_as(maps)
     return maps, logits
 
 
@@ -144,7 +143,7 @@ def _views(images: Tensor, stride: int, scales: Sequence[float], flip: bool) -> 
 
 
 def _watched(
-    classifier: Classifier, how: AttentionAffinity | None, affinity: Affinity | None
+    classifier: Classifier, how: Propagation | None, affinity: Affinity | None
 ) -> AbstractContextManager[None]:
     if how is None or affinity is None:
         return nullcontext()
@@ -161,7 +160,7 @@ def _class_token_maps(
     """
     count = len(attention_modules(classifier))
     start = reading.start_layer % count
-    of_affinity = set(block_indices(count, reading.affinity.blocks)) if reading.affinity else set()
+    of_affinity = set(block_indices(count, reading.propagation.blocks)) if reading.propagation else set()
     attentions: list[Tensor] = []
 
     def hook(block: int, attention: Tensor) -> Tensor | None:

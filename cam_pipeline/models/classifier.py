@@ -3,14 +3,14 @@
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import NoAttention, attend_to_similar
-from cam_pipeline.models.hybrid import Trunk, channels_first, trunk_arguments, trunk_of
+from cam_pipeline.models.hybrid import Trunk, channels_first, create_trunk, hybrid_arguments, trunk_of
 from cam_pipeline.models.stride import cell_offset, reduce_stride
 from cam_pipeline.models.weights import UnknownArgument, create_timm, load_backbone
 
@@ -149,6 +149,7 @@ def build_classifier(
     std: Rgb | None = None,
     pooling: str = "patches",
     trunk: Trunk | None = None,
+    trunk_lr_factor: float = 1.0,
     similar_attention: float = 0.0,
 ) -> Classifier:
     """Build a classifier over the timm model `backbone`; arguments as in `config.ClassifierSettings`.
@@ -158,24 +159,19 @@ def build_classifier(
     Raises ConfigError for a backbone that is unknown or bound to one image size, for a stride out of reach, and where
     there is no class token to pool; WeightsError for weights that do not fit.
     """
-    cnn, hybrid = (None, {}) if trunk is None else trunk_arguments(trunk, stride)
-    own = copy.deepcopy(cnn.state_dict()) if cnn is not None else {}
-    if cnn is not None and weights == "pretrained":
+    if trunk is not None and weights == "pretrained":
         raise ConfigError("classifier.weights: timm has no weights for a ViT with a trunk; write 'none', or a file")
-    try:
-        network = _create_for_any_size(backbone, weights, {"num_classes": 0, **hybrid, **(arguments or {})})
-    except UnknownArgument:
-        if cnn is None:
-            raise
-        raise ConfigError(
-            f"classifier.backbone: '{backbone}' does not take the features of a trunk, or classifier.backbone_args; "
-            "take a model of timm's vision_transformer.py"
-        ) from None
-    if cnn is not None:
-        cnn.load_state_dict(own)  # timm starts every layer of a new ViT anew, those of the trunk among them
+    if similar_attention and weights != "none":
+        raise ConfigError("classifier.similar_attention is a start for a ViT without weights; write 0")
+    cnn, own_stride = (None, 0) if trunk is None else create_trunk(trunk, stride)
+    given = {"num_classes": 0, **(arguments or {})}
+    if cnn is None:
+        network = _create_for_any_size(backbone, weights, given)
+    else:
+        network = _create_hybrid(backbone, weights, given, cnn, own_stride)
     if weights not in ("pretrained", "none"):
         load_backbone(network, Path(weights))
-    elif similar_attention and weights == "none":
+    if similar_attention:
         try:
             attend_to_similar(network, similar_attention)
         except NoAttention as error:
@@ -201,9 +197,29 @@ def build_classifier(
     classifier.freeze_batch_norm = freeze_batch_norm
     if trunk is not None:
         classifier.new_transformer = weights == "none"
-        classifier.trunk_lr_factor = trunk.lr_factor
-        cast(nn.Module, cnn).requires_grad_(trunk.lr_factor > 0)
+    if trunk_lr_factor != 1:
+        inside = trunk_of(network)
+        if inside is None:
+            raise ConfigError(f"classifier.trunk_lr_factor: '{backbone}' has no trunk; write 1")
+        classifier.trunk_lr_factor = trunk_lr_factor
+        inside.requires_grad_(trunk_lr_factor > 0)
     return classifier
+
+
+def _create_hybrid(name: str, weights: str, arguments: dict[str, Any], trunk: nn.Module, stride: int) -> nn.Module:
+    """Create a timm ViT over a trunk of this stride."""
+    own = copy.deepcopy(trunk.state_dict())
+    try:
+        network = _create_for_any_size(name, weights, hybrid_arguments(trunk) | arguments)
+    except UnknownArgument:
+        raise ConfigError(
+            f"classifier.backbone: '{name}' does not take the features of a trunk, or classifier.backbone_args; "
+            "take a model of timm's vision_transformer.py"
+        ) from None
+    trunk.load_state_dict(own)  # timm starts every layer of a new ViT anew, those of the trunk among them
+    patches: Any = network.patch_embed
+    patches.feature_ratio = (stride, stride)  # timm's own is rounded where `img_size` is no multiple of it
+    return network
 
 
 def _create_for_any_size(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:

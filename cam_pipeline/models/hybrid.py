@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.layers.hybrid_embed import HybridEmbed
 from torch import Tensor, nn
 
@@ -16,15 +17,11 @@ from cam_pipeline.models.weights import create_timm, load_backbone
 
 @dataclass(frozen=True)
 class Trunk:
-    """Which CNN: a timm model by `name`, its `arguments` and `weights` ("pretrained", "none" or a file).
-
-    `lr_factor` is its learning rate as a multiple of the backbone's; 0 freezes it.
-    """
+    """Which CNN: a timm model by `name`, its `arguments` and `weights` ("pretrained", "none" or a file)."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     weights: str = "pretrained"
-    lr_factor: float = 1.0
 
 
 class TrunkFeatures(nn.Module):
@@ -40,23 +37,43 @@ class TrunkFeatures(nn.Module):
         return channels_first(out, self.width)
 
 
-def trunk_arguments(trunk: Trunk, stride: int) -> tuple[nn.Module, dict[str, Any]]:
-    """The CNN with its weights, brought to `stride` unless that is 0, and what makes a timm ViT take its features.
+def create_trunk(trunk: Trunk, stride: int) -> tuple[nn.Module, int]:
+    """The CNN with its weights, brought to `stride` unless that is 0, and the stride it has.
 
     Raises ConfigError and WeightsError as `build_classifier`.
     """
     network = create_timm(trunk.name, trunk.weights, {"num_classes": 0, **trunk.arguments})
-    if hasattr(network, "blocks") and hasattr(network, "num_prefix_tokens"):
-        raise ConfigError(f"classifier.trunk: '{trunk.name}' is a transformer; a trunk is a CNN")
     if trunk.weights not in ("pretrained", "none"):
         load_backbone(network, Path(trunk.weights))
+    own_stride = _stride_of_trunk(network, trunk.name)
     if stride:
         try:
             reduce_stride(network, stride)
         except ValueError as error:
-            raise ConfigError(f"classifier.stride: trunk '{trunk.name}' {error}; 0 takes its own stride") from error
-    # A token is one cell of the feature map, whatever patch the model's name says.
-    return network, {"embed_layer": partial(HybridEmbed, backbone=TrunkFeatures(network)), "patch_size": 1}
+            raise ConfigError(
+                f"classifier.stride: trunk '{trunk.name}' {error}; its own is {own_stride} (write 0)"
+            ) from error
+    return network, stride or own_stride
+
+
+def hybrid_arguments(trunk: nn.Module) -> dict[str, Any]:
+    """What makes a timm ViT take the trunk's features: a token is one cell of them, whatever its name says."""
+    return {"embed_layer": partial(HybridEmbed, backbone=TrunkFeatures(trunk)), "patch_size": 1}
+
+
+@torch.no_grad()
+def _stride_of_trunk(network: nn.Module, name: str) -> int:
+    """Input pixels per cell, from a trial input. Raises ConfigError for what is no CNN."""
+    side = 256
+    try:
+        out = network.eval().forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
+    except (AssertionError, AttributeError, RuntimeError) as error:
+        raise ConfigError(f"classifier.trunk: '{name}' does not take images of any size: {error}") from error
+    finally:
+        network.train()
+    if not isinstance(out, Tensor) or out.dim() != 4:
+        raise ConfigError(f"classifier.trunk: '{name}' gives no feature map; a trunk is a CNN")
+    return side // int(channels_first(out, int(network.num_features)).shape[2])  # type: ignore[arg-type]
 
 
 def trunk_of(backbone: nn.Module) -> nn.Module | None:

@@ -28,7 +28,7 @@ def reduce_stride(backbone: nn.Module, stride: int, size: int = 128) -> None:
         for layer in dict.fromkeys(found):
             _undo(backbone, names[layer], layer)
         out = _features(backbone, size)
-    except RuntimeError as error:
+    except (AssertionError, RuntimeError) as error:
         raise ValueError(f"can not be brought to stride {stride}: {error}") from error
     if out.dim() != 4 or out.shape[-2] * stride != size:
         raise ValueError(

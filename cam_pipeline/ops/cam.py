@@ -80,14 +80,14 @@ def with_background(cam: Tensor, background_score: float) -> Tensor:
 
 
 def cam_scores(cam: Tensor, size: tuple[int, int], mode: str = "max") -> Tensor:
-    """Stored maps as scores at image size: (..., C, h, w) -> (..., C, H, W), bilinear, each map's maximum just below 1.
+    """Stored maps as scores at image size: (..., C, h, w) -> (..., C, H, W), bilinear, each map's maximum 1.
 
     `mode` is that of `normalize_cam`. Put the background score beside them with `with_background`. Raises ValueError
     for an empty grid or size.
     """
     if cam.ndim < 2 or 0 in cam.shape[-2:] or min(size) < 1:
         raise ValueError(f"cam (..., h, w) and size must not be empty, but are {tuple(cam.shape)} and {tuple(size)}")
-    return normalize_cam(_resize(at_least_float32(cam, "cam"), size), mode)
+    return normalize_cam(_resize(at_least_float32(cam, "cam"), size), mode, eps=0.0)  # gradients may be that small
 
 
 def to_probabilities(scores: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from cam_pipeline.models.attention import AttentionTap
-from cam_pipeline.models.cams import AttentionAffinity, CamReading, class_ranks, view_maps
+from cam_pipeline.models.cams import CamReading, Propagation, class_ranks, view_maps
 from cam_pipeline.models.classifier import Classifier, build_classifier
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 
 IMAGES, CLASSES, ROUNDS = 16, 20, 5
-READING = CamReading("class_token_gradient", "grad", -2, AttentionAffinity())
+READING = CamReading("class_token_gradient", "grad", -2, Propagation())
 
 
 def released_way(classifier: Classifier, images: Tensor, class_ids: list[tuple[int, ...]]) -> Tensor:
@@ -32,7 +32,7 @@ def released_way(classifier: Classifier, images: Tensor, class_ids: list[tuple[i
         for attention in attentions:
             attention.retain_grad()
         p = classifier.prefix_tokens
-        affinity = torch.stack([attention.detach().mean(dim=1)[:, p:, p:] for attention in attentions]).sum(dim=0)
+        affinity = torch.stack([attention.detach().mean(dim=1)[:, p:, p:] for attention in attentions]).mean(dim=0)
         for class_id in ids:
             classifier.zero_grad(set_to_none=True)
             for attention in attentions:

@@ -213,14 +213,12 @@ def test_prefix_tokens_then_start_by_attending_to_everything_alike(name):
     assert (attention[:, p:, p:].diagonal(dim1=1, dim2=2) > 1 / (p + 6)).all()
 
 
-def test_similar_attention_is_for_transformers_without_weights(tmp_path):
-    torch.save(build("vit_tiny_patch16_224", SHALLOW).backbone.state_dict(), tmp_path / "vit.pth")
-    loaded = build("vit_tiny_patch16_224", SHALLOW, weights=str(tmp_path / "vit.pth"), similar_attention=2.0)
-    queries, keys, _ = loaded.backbone.blocks[0].attn.qkv.weight.chunk(3)
-    assert not torch.equal(queries, keys)
+def test_similar_attention_is_for_transformers_without_weights():
     for name in ("test_resnet", "swin_tiny_patch4_window7_224"):
         with pytest.raises(ConfigError, match=r"classifier\.similar_attention: .*; write 0"):
             build(name, similar_attention=1.0)
+    with pytest.raises(ConfigError, match=r"classifier\.similar_attention is a start for a ViT without weights"):
+        build("vit_tiny_patch16_224", similar_attention=1.0, weights="vit.pth")
 
 
 def test_block_indices():
@@ -232,15 +230,15 @@ def test_block_indices():
         block_indices(4, [-5])
 
 
-def test_affinity_is_the_sum_over_blocks_of_what_patches_give_patches(family):
+def test_affinity_is_the_mean_over_blocks_of_what_patches_give_patches(family):
     classifier, images = family
     p = classifier.prefix_tokens
     affinity = Affinity(p)
     with pytest.raises(RuntimeError, match="no forward pass"):
-        affinity.total  # noqa: B018
+        affinity.mean  # noqa: B018
     with torch.no_grad(), AttentionTap(classifier, [0, 2]) as tap:
         with attention_hooked(classifier, [0, 2], lambda block, attention: affinity.see(attention)):
             classifier(images)
         maps = tap.take()
-    torch.testing.assert_close(affinity.total, sum(attention[:, p:, p:] for attention in maps))
-    assert affinity.total.shape == (2, 6, 6) and (affinity.total.sum(dim=-1) <= 2 + 1e-5).all()
+    torch.testing.assert_close(affinity.mean, sum(attention[:, p:, p:] for attention in maps) / 2)
+    assert affinity.mean.shape == (2, 6, 6) and (affinity.mean.sum(dim=-1) <= 1 + 1e-5).all()

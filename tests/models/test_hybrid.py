@@ -21,8 +21,8 @@ TRUNKS = [  # name, arguments, stride asked for, stride got
 
 def build(trunk="test_resnet", stride=16, *, name="vit_tiny_patch16_224", arguments=None, lr_factor=1.0, **more):
     torch.manual_seed(0)
-    spec = trunk if isinstance(trunk, Trunk) else Trunk(trunk, arguments or {}, "none", lr_factor)
-    return build_classifier(name, 3, arguments=SMALL, stride=stride, trunk=spec, **more)
+    spec = trunk if isinstance(trunk, Trunk) else Trunk(trunk, arguments or {}, "none")
+    return build_classifier(name, 3, arguments=SMALL, stride=stride, trunk=spec, trunk_lr_factor=lr_factor, **more)
 
 
 @pytest.mark.parametrize(("name", "arguments", "asked", "stride"), TRUNKS)
@@ -132,7 +132,9 @@ def test_batch_norm_of_the_trunk(frozen):
 
 
 def test_refusals():
-    with pytest.raises(ConfigError, match=r"classifier\.trunk: 'test_vit' is a transformer; a trunk is a CNN"):
+    with pytest.raises(
+        ConfigError, match=r"classifier\.trunk: 'test_vit' (gives no feature map|does not take images of any size)"
+    ):
         build("test_vit")
     with pytest.raises(ConfigError, match=r"classifier\.stride: trunk 'test_resnet' can not be brought to stride 5"):
         build(stride=5)
@@ -146,3 +148,27 @@ def test_refusals():
         build_classifier("vit_little_patch16_reg4_gap_256", 3, arguments={"depth": 1}, pooling="class_token")
     with pytest.raises(ConfigError, match="timm has no model 'mobilenet_v2'"):
         build("mobilenet_v2")
+    with pytest.raises(ConfigError, match=r"classifier\.trunk: 'swin_tiny_patch4_window7_224' does not take images"):
+        build("swin_tiny_patch4_window7_224")
+    for wrong in ({"embed_dim": 25}, {"class_token": False}):
+        with pytest.raises(ConfigError, match="timm model 'vit_tiny_patch16_224' can not be built"):
+            build_classifier("vit_tiny_patch16_224", 3, arguments=SMALL | wrong, trunk=Trunk("test_resnet", {}, "none"))
+    with pytest.raises(ConfigError, match=r"classifier\.trunk_lr_factor: 'test_vit' has no trunk; write 1"):
+        build_classifier("test_vit", 3, trunk_lr_factor=0.5)
+
+
+@pytest.mark.parametrize("side", [50, 224, 518])
+def test_the_stride_is_the_trunks_whatever_the_size_of_the_position_embedding(side):
+    arguments = SMALL | {"img_size": side}
+    classifier = build_classifier(
+        "vit_tiny_patch16_224", 3, arguments=arguments, stride=16, trunk=Trunk("test_resnet", {}, "none")
+    )
+    assert classifier.stride == 16
+    with torch.no_grad():
+        assert classifier.eval()(torch.rand(1, 3, 80, 176)).features.shape == (1, 24, 5, 11)
+
+
+def test_the_trunk_of_timms_own_hybrids_can_be_frozen():
+    classifier = build_classifier("vit_tiny_r_s16_p8_224", 3, arguments={"depth": 1}, trunk_lr_factor=0.0)
+    assert not any(parameter.requires_grad for parameter in trunk_of(classifier.backbone).parameters())
+    assert all(parameter.requires_grad for parameter in classifier.backbone.blocks.parameters())
