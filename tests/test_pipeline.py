@@ -587,7 +587,18 @@ def test_setting_remakes_its_stage_and_all_behind_it(real: Real, override: str, 
 
 @pytest.mark.parametrize(
     "override",
-    ["run.workers=5", "run.device=cpu", "run.device=cuda", "data.val=", "data.format=csv", "acr.affinity_weight=1.0"],
+    [
+        "run.workers=5",
+        "run.device=cpu",
+        "run.device=cuda",
+        "data.val=",
+        "data.format=csv",
+        "acr.affinity_weight=1.0",
+        "cam.map_function=cam_grad",
+        "cam.start_layer=-1",
+        "cam.attention_steps=2",
+        "classifier.trunk_weights=none",
+    ],
 )
 def test_how_to_compute_remakes_nothing(real: Real, override: str) -> None:
     assert real.to_make(override) == []

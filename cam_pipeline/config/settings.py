@@ -109,9 +109,9 @@ class ClassifierSettings(Section):
     freeze_batch_norm: bool = Field(
         False, description="keep BatchNorm statistics as loaded (needed when they were folded, or for tiny batches)"
     )
-    mean: Rgb | None = Field(None, description="input mean; unset: from timm's data config of the backbone")
+    mean: Rgb | None = Field(None, description="input mean; unset: from timm's data config of the trunk or backbone")
     std: tuple[Positive, Positive, Positive] | None = Field(
-        None, description="input standard deviation; unset: from timm's data config of the backbone"
+        None, description="input standard deviation; unset: from timm's data config of the trunk or backbone"
     )
 
 
@@ -339,16 +339,32 @@ class Config(Section):
             raise ConfigError("output.dir is not set")
         return self.output.dir
 
+    def _without_effect(self) -> list[str]:
+        """Sections and keys of parts that are off."""
+        idle = [] if self.objectives.acr else ["acr"]
+        if self.cam.source != "class_token_gradient":
+            idle += ["cam.map_function", "cam.start_layer"]
+        if self.cam.propagate == "none":
+            idle += ["cam.attention_layers", "cam.attention_steps", "cam.attention_normalize"]
+        if not self.classifier.trunk:
+            idle += ["classifier.trunk_args", "classifier.trunk_weights"]
+        return idle
+
     def pick(self, paths: Iterable[str], without: Iterable[str] = ()) -> dict[str, Any]:
         """The named sections or keys (`"refine"`, `"run.seed"`), less the keys `without`, as plain data.
 
-        The section of an objective that is off is empty: it changes nothing.
+        Settings of a part that is off are left out: they change nothing.
         """
         everything = self.model_dump(mode="json")
-        everything.update({name: {} for name, on in everything["objectives"].items() if not on})
+        for path in self._without_effect():
+            section, _, key = path.partition(".")
+            if key:
+                del everything[section][key]
+            else:
+                everything[section] = {}
         for path in without:
             section, key = path.split(".")
-            del everything[section][key]
+            everything[section].pop(key, None)
         picked: dict[str, Any] = {}
         for path in paths:
             value: Any = everything

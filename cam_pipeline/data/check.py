@@ -124,12 +124,16 @@ def _facts(name: str, table: Table) -> SplitFacts:
 def _check_models(config: Config, problems: AllProblems) -> None:
     """Names of networks and weights files, which a run would miss only when it gets to them; nothing is built."""
     classifier, segmenter = config.classifier, config.segmenter
-    for key, name in (("classifier.backbone", classifier.backbone), ("segmenter.encoder", segmenter.encoder)):
+    networks = {"classifier.backbone": classifier.backbone, "segmenter.encoder": segmenter.encoder}
+    files = {"classifier.weights": classifier.weights, "segmenter.weights": segmenter.weights}
+    if classifier.trunk:
+        networks["classifier.trunk"], files["classifier.trunk_weights"] = classifier.trunk, classifier.trunk_weights
+    for key, name in networks.items():
         try:
             check_name(name)
         except ConfigError as error:
             problems.report("network that timm lacks", f"{key}: {error}")
-    for key, weights in (("classifier.weights", classifier.weights), ("segmenter.weights", segmenter.weights)):
+    for key, weights in files.items():
         if weights not in ("pretrained", "none") and not Path(weights).is_file():
             message = f"{key}: there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
             problems.report("weights file that is not there", message)
@@ -219,7 +223,7 @@ def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
     labels = sum(2 * height * width for _, (height, width) in mapped)
     scores = sum((1 + len(sample.class_ids or ())) * height * width for sample, (height, width) in mapped)
     return (
-        ("train_cls", _training_cost(config.train_cls, count)),
+        ("train_cls", _training_cost(config.train_cls, count) + (", two views each" if config.objectives.acr else "")),
         ("extract_cams", f"{len(mapped) * views:,} forward passes: {len(mapped):,} images in {views} scales and flips"),
         ("refine_cams", f"{len(mapped):,} images" + (" through the CRF" if config.refine.crf else "")),
         ("train_seg", _training_cost(config.train_seg, count)),

@@ -54,6 +54,7 @@ class CamReading:
                 raise ValueError("its logits are not read from the class token, so they have no gradient there")
 
 
+@torch.inference_mode(False)  # else nothing made inside could have a gradient
 @torch.no_grad()
 def multi_scale_cams(
     classifier: Classifier,
@@ -73,6 +74,8 @@ def multi_scale_cams(
     Gradients are taken for the present classes only, 1-based `class_ids` for each image, or those predicted above
     `threshold` where they are None; the maps of the others are zero.
     """
+    if images.is_inference():
+        images = images.clone()
     rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
     ranks = likely = None
     if reading.by_gradient:

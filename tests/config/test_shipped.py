@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cam_pipeline.config import ClassifierSettings, Config, SegmenterSettings, load_config
+from cam_pipeline.models.cams import CamReading, Propagation
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.segmenter import Segmenter
-from cam_pipeline.networks import new_classifier, new_segmenter
+from cam_pipeline.networks import cam_reading, new_classifier, new_segmenter
 
 CLASSES = {"voc12": 20, "voc12-vit": 20, "voc12-acr": 20, "coco14": 80, "coco14-vit": 80}
 
@@ -34,8 +35,9 @@ def test_classifiers(name: str) -> None:
     classifier = classifier_of(settings.model_dump_json())
     parameters = sum(one.numel() for one in classifier.backbone.parameters())
     assert classifier.stride == 16
-    assert (classifier.width, round(parameters / 1e6)) == ((768, 86) if "vit" in name else (2048, 24))
-    assert classifier.freeze_batch_norm == ("vit" not in name)
+    expected = {"": (2048, 24), "vit": (768, 86), "acr": (768, 98)}[name.partition("-")[2]]
+    assert (classifier.width, round(parameters / 1e6)) == expected
+    assert classifier.freeze_batch_norm == ("-" not in name)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -51,14 +53,25 @@ def test_segmenters(name: str) -> None:
 def test_settings_of_the_literature(name: str) -> None:
     config = load_config(name)
     assert config.classifier.weights == config.segmenter.weights == "pretrained"
-    assert config.cam.flip and set(config.cam.scales) >= {0.5, 1.0, 1.5}
+    assert config.cam.flip and set(config.cam.scales) >= ({1.0} if "acr" in name else {0.5, 1.0, 1.5})
     assert config.cam.splits == (config.data.train,)
-    images = {"voc12": 10_582, "coco14": 82_783}[name.removesuffix("-vit")]
+    images = {"voc12": 10_582, "coco14": 82_783}[name.partition("-")[0]]
     steps = images // config.train_seg.batch_size * config.train_seg.epochs
-    assert steps == pytest.approx({"voc12": 20_000, "coco14": 100_000}[name.removesuffix("-vit")], rel=0.02)
-    if "vit" not in name:
+    assert steps == pytest.approx({"voc12": 20_000, "coco14": 100_000}[name.partition("-")[0]], rel=0.02)
+    if "-" not in name:
         train = config.train_cls
         assert (train.optimizer, train.lr, train.epochs, train.batch_size, train.crop) == ("sgd", 0.1, 5, 16, 512)
+
+
+def test_acr_is_that_of_the_paper() -> None:
+    """Sun et al. 2023: ViT-B over a ResNet-50 at 384 pixels, alpha 125 at 576 patches, the last two blocks."""
+    config = load_config("voc12-acr", ["classifier.weights=none"])
+    classifier = new_classifier(config.classifier, 20)
+    assert config.objectives.acr and classifier.pooling == "class_token"
+    assert cam_reading(config.cam, classifier) == CamReading("class_token_gradient", "grad", -2, Propagation())
+    assert (config.train_cls.crop // classifier.stride) ** 2 == 576
+    assert config.acr.activation_weight * 576 == pytest.approx(125, abs=0.01)
+    assert config.refine.normalize == "minmax"
 
 
 def test_voc_names_its_classes() -> None:

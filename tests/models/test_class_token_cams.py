@@ -8,7 +8,7 @@ from cam_pipeline.models.attention import AttentionTap, NoAttention
 from cam_pipeline.models.cams import CamReading, Propagation, class_ranks, multi_scale_cams, view_maps
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.ops.acr import MAP_FUNCTIONS, class_token_map, propagate_attention
-from cam_pipeline.ops.cam import classifier_cam
+from cam_pipeline.ops.cam import classifier_cam, normalize_cam
 
 CLASSES = 4
 
@@ -154,6 +154,16 @@ def test_unknown_classes_are_predicted_first(classifier, images):
     assert everywhere.flatten(2).any(dim=2).all()
 
 
+def test_a_caller_in_inference_mode_gets_the_same(classifier, images):
+    reading, class_ids = gradient(propagation=Propagation()), [(1,), None, (2, 3)]
+    usual, chances = multi_scale_cams(classifier, images, [1.0], True, reading, class_ids)
+    with torch.inference_mode():
+        maps, others = multi_scale_cams(classifier, images.clone(), [1.0], True, reading, class_ids)
+        assert torch.is_inference_mode_enabled()
+    torch.testing.assert_close(maps, usual)
+    torch.testing.assert_close(others, chances)
+
+
 def test_affinity_numbers():
     affinity, maps = torch.tensor([[[0.6, 0.4], [0.1, 0.9]]]), torch.tensor([[[1.0, 0.5], [0.0, 2.0]]])
     torch.testing.assert_close(propagate_attention(maps, affinity), torch.tensor([[[0.8, 0.55], [0.8, 1.8]]]))
@@ -163,6 +173,13 @@ def test_affinity_numbers():
         propagate_attention(maps, affinity * 12, normalize=True), propagate_attention(maps, affinity)
     )
     torch.testing.assert_close(propagate_attention(maps, 12 * torch.eye(2)[None]), 12 * maps)
+    # Min-max normalisation does not see a factor, and takes .8, .55 to 1, 0.
+    grid = propagate_attention(maps, affinity)[:, :1].unflatten(2, (1, 2))
+    torch.testing.assert_close(normalize_cam(grid, "minmax"), torch.tensor([[[[1.0, 0.0]]]]), rtol=0, atol=1e-4)
+    spread = propagate_attention(maps, 12 * torch.eye(2)[None]).unflatten(2, (1, 2))
+    torch.testing.assert_close(
+        normalize_cam(spread, "minmax"), normalize_cam(maps.unflatten(2, (1, 2)), "minmax"), rtol=0, atol=1e-4
+    )
     assert torch.equal(propagate_attention(maps, affinity, steps=0), maps)
 
 
