@@ -83,8 +83,14 @@ def test_a_network_that_follows_the_transform_is_consistent(kind):
     for positions, most, least in ((False, 1e-4, 0.0), (True, 10.0, 0.01)):
         classifier = vit(positions).eval()
         with torch.no_grad():
+            for term in ("activation_weight", "affinity_weight"):
+                one = settings(**{**weights, term: 2.0}), settings(**weights)
+                extra = loss_of(classifier, images, one[0]) - loss_of(classifier, images, one[1])
+                assert least <= extra.abs().item() <= most
             extra = loss_of(classifier, images, settings(**weights)) - loss_of(classifier, images, without)
+            logits = [classifier(view).logits for view in (images, transform_images(images, kind))]
         assert least <= extra.abs().item() <= most
+        assert torch.allclose(*logits, rtol=0, atol=1e-4) != positions
 
 
 def test_the_weights_rise_over_the_ramp():

@@ -47,6 +47,15 @@ def test_permuted_matrix():
     assert permuted.trace() == matrix.trace() and permuted.sum(dim=1).sort()[0].equal(matrix.sum(dim=1).sort()[0])
 
 
+def test_a_quarter_turn_is_undone_by_its_inverse():
+    index = patch_permutation("rot90", 3, 3)
+    assert torch.equal(index[torch.argsort(index)], torch.arange(9)) and not torch.equal(index[index], torch.arange(9))
+    matrix = torch.rand(9, 9)
+    turned = matrix[index][:, index]
+    assert torch.equal(turned.flatten().sort().values, matrix.flatten().sort().values)
+    torch.testing.assert_close(turned.trace(), matrix.trace())
+
+
 def test_permutation_refuses():
     with pytest.raises(ValueError, match="square"):
         patch_permutation("rot90", 2, 3)
