@@ -69,4 +69,5 @@ STAGE = Stage(
     params=("refine",),
     needs=lambda config: ("extract_cams",),
     data=_data,
+    version=2,
 )

@@ -224,12 +224,16 @@ def _create_hybrid(name: str, weights: str, arguments: dict[str, Any], trunk: nn
 
 def _create_for_any_size(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
     """Create a timm model that takes images of any size: ViT and Swin families must be asked to."""
-    for switch in ({"dynamic_img_size": True}, {"strict_img_size": False}):
-        try:
-            return create_timm(name, weights, switch | arguments)
-        except UnknownArgument:
-            continue
-    return create_timm(name, weights, arguments)
+    try:
+        for switch in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+            try:
+                return create_timm(name, weights, switch | arguments)
+            except UnknownArgument:
+                continue
+        return create_timm(name, weights, arguments)
+    except AssertionError as error:
+        reason = str(error) or "one of classifier.backbone_args does not suit it"
+        raise ConfigError(f"timm model '{name}' can not be built: {reason}") from error
 
 
 @torch.no_grad()

@@ -29,10 +29,9 @@ def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Mod
         raise UnknownArgument(
             f"timm model '{name}' does not take these arguments {dict(arguments)}: {error}"
         ) from error
-    except (AssertionError, OSError, RuntimeError, ValueError) as error:
-        if weights != "pretrained" or isinstance(error, AssertionError):
-            reason = str(error) or "an argument does not suit it"
-            raise ConfigError(f"timm model '{name}' can not be built from {dict(arguments)}: {reason}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        if weights != "pretrained":
+            raise ConfigError(f"timm model '{name}' can not be built: {error}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"the pretrained weights of '{name}' can not be had ({reason}); "
