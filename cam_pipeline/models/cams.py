@@ -101,19 +101,19 @@ def view_maps(
 
     `ranks` as `class_ranks` gives them, for maps by gradient. The classifier is left as it came.
     """
-    affinity = Affinity(classifier.prefix_tokens) if reading.propagation else None
+    affinity, propagation = Affinity(classifier.prefix_tokens), reading.propagation
     if reading.by_gradient:
         if ranks is None:
             raise ValueError("maps by gradient need the classes to read")
         maps, logits = _class_token_maps(classifier, images, reading, ranks, affinity)
     else:
-        with _watched(classifier, reading.propagation, affinity):
+        with _seen_by(affinity, classifier, propagation):
             features, logits = classifier(images)
         maps = classifier_cam(features, classifier.head.weight)
-    if affinity is not None and reading.propagation is not None:
-        steps, normalize = reading.propagation.steps, reading.propagation.normalize
+    if propagation is not None:
         # A patch gathers evidence for a class, not against it.
-        maps = propagate_attention(maps.flatten(2).relu(), affinity.mean, steps, normalize).view_as(maps)
+        flat = maps.flatten(2).relu()
+        maps = propagate_attention(flat, affinity.mean, propagation.steps, propagation.normalize).view_as(maps)
     return maps, logits
 
 
@@ -145,16 +145,17 @@ def _views(images: Tensor, stride: int, scales: Sequence[float], flip: bool) -> 
             yield view.contiguous(memory_format=torch.channels_last), flipped
 
 
-def _watched(
-    classifier: Classifier, how: Propagation | None, affinity: Affinity | None
+def _seen_by(
+    affinity: Affinity, classifier: Classifier, propagation: Propagation | None
 ) -> AbstractContextManager[None]:
-    if how is None or affinity is None:
+    """Inside, `affinity` sees the attention of the blocks by which maps are to be propagated."""
+    if propagation is None:
         return nullcontext()
-    return attention_hooked(classifier, how.blocks, lambda block, attention: affinity.see(attention))
+    return attention_hooked(classifier, propagation.blocks, lambda block, attention: affinity.see(attention))
 
 
 def _class_token_maps(
-    classifier: Classifier, images: Tensor, reading: CamReading, ranks: Tensor, affinity: Affinity | None
+    classifier: Classifier, images: Tensor, reading: CamReading, ranks: Tensor, affinity: Affinity
 ) -> tuple[Tensor, Tensor]:
     """Maps of the classes in `ranks`, zero elsewhere, from the gradients of their logits.
 
@@ -167,7 +168,7 @@ def _class_token_maps(
     attentions: list[Tensor] = []
 
     def hook(block: int, attention: Tensor) -> Tensor | None:
-        if affinity is not None and block in of_affinity:
+        if block in of_affinity:
             affinity.see(attention)
         if block < start:
             return None

@@ -163,12 +163,11 @@ def build_classifier(
         raise ConfigError("classifier.weights: timm has no weights for a ViT with a trunk; write 'none', or a file")
     if similar_attention and weights != "none":
         raise ConfigError("classifier.similar_attention is a start for a ViT without weights; write 0")
-    cnn, own_stride = (None, 0) if trunk is None else create_trunk(trunk, stride)
-    given = {"num_classes": 0, **(arguments or {})}
-    if cnn is None:
-        network = _create_for_any_size(backbone, weights, given)
+    if trunk is None:
+        cnn, network = None, _create_for_any_size(backbone, weights, {"num_classes": 0, **(arguments or {})})
     else:
-        network = _create_hybrid(backbone, weights, given, cnn, own_stride)
+        cnn, trunk_stride = create_trunk(trunk, stride)
+        network = _create_hybrid(backbone, weights, {"num_classes": 0, **(arguments or {})}, cnn, trunk_stride)
     if weights not in ("pretrained", "none"):
         load_backbone(network, Path(weights))
     if similar_attention:
@@ -176,18 +175,7 @@ def build_classifier(
             attend_to_similar(network, similar_attention)
         except NoAttention as error:
             raise ConfigError(f"classifier.similar_attention: {error}; write 0") from error
-    try:
-        own_stride = _stride_of(network)
-    except ValueError as error:
-        raise ConfigError(f"classifier.backbone: '{backbone}' {error}") from error
-    if stride and cnn is None:
-        try:
-            reduce_stride(network, stride)
-        except ValueError as error:
-            raise ConfigError(
-                f"classifier.stride: backbone '{backbone}' {error}; its own is {own_stride} (write 0)"
-            ) from error
-        own_stride = stride
+    own_stride = _bring_to_stride(network, backbone, stride if trunk is None else 0)
     if pooling == "class_token" and getattr(network, "cls_token", None) is None:
         raise ConfigError(
             f"classifier.pooling: '{backbone}' has no class token; write 'patches', or take a ViT that has one"
@@ -204,6 +192,21 @@ def build_classifier(
         classifier.trunk_lr_factor = trunk_lr_factor
         inside.requires_grad_(trunk_lr_factor > 0)
     return classifier
+
+
+def _bring_to_stride(network: nn.Module, name: str, stride: int) -> int:
+    """The stride that a backbone has after it was brought to `stride`, unless that is 0. Raises ConfigError."""
+    try:
+        own_stride = _stride_of(network)
+    except ValueError as error:
+        raise ConfigError(f"classifier.backbone: '{name}' {error}") from error
+    if not stride:
+        return own_stride
+    try:
+        reduce_stride(network, stride)
+    except ValueError as error:
+        raise ConfigError(f"classifier.stride: backbone '{name}' {error}; its own is {own_stride} (write 0)") from error
+    return stride
 
 
 def _create_hybrid(name: str, weights: str, arguments: dict[str, Any], trunk: nn.Module, stride: int) -> nn.Module:
