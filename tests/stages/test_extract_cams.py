@@ -17,7 +17,7 @@ LABELS = {"a": "eel;cat", "b": "?", "c": "", "d": "dog", "e": "?"}
 
 
 class Colours(nn.Module):
-    stride, offset = 32, 0.0
+    stride, offset, prefix_tokens = 32, 0.0, 0
 
     def __init__(self):
         super().__init__()
