@@ -46,6 +46,29 @@ def complete_labels(scores: Array, class_ids: Sequence[int]) -> Array:
     return _like(complete, scores)
 
 
+def merge_high_low(high: Array, low: Array) -> Array:
+    """One label map with an ignore band from two (..., H, W): refined with a high and with a low background score.
+
+    The class of `high` where it has one; 0 where both are 0; else IGNORE_INDEX, which also stays where `high` has it.
+    Both are uint8 or a wider signed integer type, and both numpy or both torch; the result has the kind and dtype of
+    `high`. Raises ValueError for two kinds, other types, or shapes that differ. Source: Xu et al. 2023 (TSCD).
+    """
+    first, second = (_checked_labels(labels, name) for labels, name in ((high, "high"), (low, "low")))
+    if isinstance(high, Tensor) != isinstance(low, Tensor):
+        raise ValueError("high and low must both be numpy arrays or both tensors")
+    if first.shape != second.shape:
+        raise ValueError(f"high and low must have the same shape, not {tuple(first.shape)} and {tuple(second.shape)}")
+    return _like(torch.where((first == 0) & (second != 0), IGNORE_INDEX, first), high)
+
+
+def _checked_labels(labels: NDArray[Any] | Tensor, name: str) -> Tensor:
+    """The label map as a tensor that can hold IGNORE_INDEX."""
+    tensor = labels if isinstance(labels, Tensor) else torch.from_numpy(np.array(labels, order="C"))
+    if tensor.dtype not in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        raise ValueError(f"{name} must be uint8 or a wider signed integer type, not {tensor.dtype}")
+    return tensor
+
+
 def _best_labels(scores: Tensor, class_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Complete label map (H, W) uint8 and the best class score (H, W), which is -1 without classes."""
     if not class_ids:
@@ -74,5 +97,5 @@ def _like(labels: Tensor, scores: Array) -> Array:
     """Give the labels the kind of array that the scores have."""
     if isinstance(scores, Tensor):
         return labels
-    array: NDArray[np.uint8] = labels.numpy()
+    array: NDArray[Any] = labels.numpy()
     return array

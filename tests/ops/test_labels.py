@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels, labels_from_scores
+from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels, labels_from_scores, merge_high_low
 
 # Background, class 7, class 3; 2 x 3 pixels.
 SCORES = [
@@ -116,3 +116,54 @@ def test_scores_are_checked(scores, message):
             complete_labels(given, [7, 3])
         with pytest.raises(ValueError, match=message):
             labels_from_scores(given, [7, 3], 0.3, 0.6)
+
+
+# Two label maps of 2 x 3 pixels: every case, and what becomes of it.
+HIGH, LOW, MERGED = [[0, 0, 5], [5, 255, 0]], [[0, 5, 5], [7, 255, 7]], [[0, 255, 5], [5, 255, 255]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_merge_by_hand(dtype):
+    high, low = torch.tensor(HIGH, dtype=dtype), torch.tensor(LOW, dtype=dtype)
+    merged = merge_high_low(high, low)
+    assert merged.tolist() == MERGED and merged.dtype == dtype
+    merged = merge_high_low(high.numpy(), low.numpy())
+    assert isinstance(merged, np.ndarray) and merged.tolist() == MERGED and merged.dtype == high.numpy().dtype
+
+
+def test_merge_of_two_types_has_that_of_high():
+    high, low = torch.tensor(HIGH, dtype=torch.uint8), torch.tensor(LOW)
+    assert merge_high_low(high, low).dtype == torch.uint8 and merge_high_low(high.long(), low.byte()).dtype == low.dtype
+
+
+@pytest.mark.parametrize(("high", "low", "merged"), [(255, 0, 255), (255, 3, 255), (0, 255, 255), (3, 255, 3)])
+def test_merge_with_ignored_pixels(high, low, merged):
+    assert merge_high_low(torch.tensor([[high]]), torch.tensor([[low]])).tolist() == [[merged]]
+
+
+def test_merge_takes_batches_and_changes_nothing():
+    high, low = np.array([HIGH, LOW], dtype=np.uint8), np.array([LOW, HIGH], dtype=np.uint8)
+    before = high.copy(), low.copy()
+    high.setflags(write=False)
+    merged = merge_high_low(high, low)
+    assert merged.tolist() == [MERGED, [[0, 5, 5], [7, 255, 7]]]
+    merged[:] = 1
+    once = merge_high_low(torch.from_numpy(before[0]), torch.from_numpy(low))
+    once.fill_(1)
+    assert np.array_equal(high, before[0]) and np.array_equal(low, before[1])
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "message"),
+    [
+        (torch.zeros(2, 3).byte(), torch.zeros(3, 2).byte(), "same shape"),
+        (torch.zeros(2, 3).byte(), torch.zeros(1, 2, 3).byte(), "same shape"),
+        (torch.zeros(2, 3), torch.zeros(2, 3).byte(), "high must be uint8"),
+        (torch.zeros(2, 3).byte(), torch.zeros(2, 3).bool(), "low must be uint8"),
+        (torch.zeros(2, 3, dtype=torch.int8), torch.zeros(2, 3).byte(), "high must be uint8"),
+        (torch.zeros(2, 3).byte(), np.zeros((2, 3), dtype=np.uint8), "both"),
+    ],
+)
+def test_merge_is_checked(high, low, message):
+    with pytest.raises(ValueError, match=message):
+        merge_high_low(high, low)
