@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cam_pipeline.config import Config
+from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.images import sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.device import pick_device, place
 from cam_pipeline.errors import DataError, StageNotReady
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.networks import load_segmenter
-from cam_pipeline.ops.cam import cam_scores
 from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels
 from cam_pipeline.ops.metrics import (
     confusion_matrix,
@@ -36,6 +35,7 @@ from cam_pipeline.ops.metrics import (
 )
 from cam_pipeline.prediction import predict_labels
 from cam_pipeline.progress import track
+from cam_pipeline.refinement import class_scores
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore
 from cam_pipeline.store.scores import ScoreStore
@@ -90,8 +90,11 @@ def _target(sample: Sample, table: Table) -> Tensor:
     return torch.from_numpy(np.array(sample_mask(sample, len(table.classes))))
 
 
-def cam_sweep(path: Path, table: Table, samples: Sequence[Sample], normalize: str = "max") -> Tensor:
-    """Exact confusion of the CAMs at every background score of THRESHOLDS, in one pass: (T, K, K)."""
+def cam_sweep(path: Path, table: Table, samples: Sequence[Sample], settings: RefineSettings) -> Tensor:
+    """Exact confusion of the CAMs at every background score of THRESHOLDS, in one pass: (T, K, K).
+
+    Of `settings` those of `refinement.class_scores` matter.
+    """
     num_labels = 1 + len(table.classes)
     total = torch.zeros(num_labels, num_labels, len(THRESHOLDS) + 1, dtype=torch.int64)
     with CamStore.open(path) as store, track("evaluate CAM", len(samples)) as progress:
@@ -99,7 +102,9 @@ def cam_sweep(path: Path, table: Table, samples: Sequence[Sample], normalize: st
             stored = store.read(sample.id)
             target = _target(sample, table)
             if stored.class_ids:
-                score, channel = cam_scores(stored.cam, stored.size, normalize).max(dim=0)
+                scores, background_map = class_scores(stored, settings)
+                score, channel = scores.max(dim=0)
+                score = (score - background_map).clamp_min(0)  # a class wins where that exceeds the constant
                 best = torch.tensor(stored.class_ids)[channel]
             else:
                 score, best = torch.zeros(stored.size), torch.zeros(stored.size, dtype=torch.long)
@@ -192,7 +197,7 @@ def evaluate(
     if "extract_cams" in results and label_split in config.cam.splits:
         samples = with_masks(table.split(label_split), every)
         facts: dict[str, Any] = {"split": label_split, "images": len(samples)}
-        confusions = cam_sweep(results["extract_cams"], table, samples, config.refine.normalize)
+        confusions = cam_sweep(results["extract_cams"], table, samples, config.refine)
         rows += cam_rows(confusions, config.refine.background, oracle, **facts)
         facts |= {"used": "image labels", "background": config.refine.background}
         if "refine_cams" in results:

@@ -6,6 +6,7 @@ import torch
 
 from cam_pipeline.config import CamSettings, ClassifierSettings, SegmenterSettings
 from cam_pipeline.errors import ConfigError, WeightsError
+from cam_pipeline.models.calibration import Calibration
 from cam_pipeline.models.cams import CamReading, Propagation
 from cam_pipeline.models.classifier import Classifier, PretrainedHalf, build_classifier
 from cam_pipeline.models.hybrid import Trunk
@@ -13,12 +14,15 @@ from cam_pipeline.models.segmenter import Segmenter, build_segmenter
 from cam_pipeline.store.checkpoints import StoredModel, load_model
 
 
-def new_classifier(settings: ClassifierSettings, num_classes: int) -> Classifier:
-    """The classifier that the settings describe, with its starting weights. Errors: see `build_classifier`."""
+def new_classifier(settings: ClassifierSettings, num_classes: int, calibrated: bool = False) -> Classifier:
+    """The classifier that the settings describe, with its starting weights; `calibrated`: with SFC's layers beside it.
+
+    Errors: see `build_classifier`.
+    """
     trunk = None
     if settings.trunk:
         trunk = Trunk(settings.trunk, settings.trunk_args, settings.trunk_weights)
-    return build_classifier(
+    classifier = build_classifier(
         settings.backbone,
         num_classes,
         arguments=settings.backbone_args,
@@ -32,6 +36,9 @@ def new_classifier(settings: ClassifierSettings, num_classes: int) -> Classifier
         similar_attention=settings.similar_attention,
         trunk=trunk,
     )
+    if calibrated:
+        classifier.add_calibration()
+    return classifier
 
 
 def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
@@ -39,11 +46,14 @@ def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
     propagation = None
     if settings.propagate == "attention":
         propagation = Propagation(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
-    reading = CamReading(settings.source, settings.map_function, settings.start_layer, propagation)
+    calibration = None
+    if settings.calibration == "sfc":
+        calibration = Calibration(settings.background_over, settings.seed_background, settings.correlation_steps)
+    reading = CamReading(settings.source, settings.map_function, settings.start_layer, propagation, calibration)
     try:
         reading.check(classifier)
     except ValueError as error:
-        asked = f"cam.source = '{settings.source}', cam.propagate = '{settings.propagate}'"
+        asked = ", ".join(f"cam.{key} = '{getattr(settings, key)}'" for key in ("source", "propagate", "calibration"))
         raise ConfigError(f"{asked}: this classifier does not allow it: {error}") from error
     return reading
 
@@ -52,7 +62,9 @@ def load_classifier(settings: ClassifierSettings, path: Path, classes: tuple[str
     """A trained classifier, in evaluation mode. Raises WeightsError when made for other classes or another backbone."""
     stored = load_model(path)
     _check_classes(stored, classes, path)
-    classifier = new_classifier(settings.model_copy(update={"weights": "none", "trunk_weights": "none"}), len(classes))
+    calibrated = any(key.startswith("calibration.") for key in stored.state)
+    without_weights = settings.model_copy(update={"weights": "none", "trunk_weights": "none"})
+    classifier = new_classifier(without_weights, len(classes), calibrated)
     stored.restore(classifier, path)
     classifier.eval()
     return classifier

@@ -1,42 +1,46 @@
 """What a classifier is trained for: the classes of an image, and any of the methods' objectives beside them."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cam_pipeline.config import AcrSettings, Config
+from cam_pipeline.config import AcrSettings, Config, SfcSettings
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import AttentionTap, NoAttention
+from cam_pipeline.models.calibration import Calibration, LevelTap
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.ops.acr import consistency_losses, patch_permutation, transform_images
+from cam_pipeline.ops.cam import classifier_cam
+from cam_pipeline.ops.sfc import prototype_loss, scale_loss
 
-ImageLoss = Callable[[Tensor, Tensor, float], Tensor]
+ImageLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-def image_loss(classifier: Classifier, config: Config) -> ImageLoss:
-    """The loss of images (B, 3, H, W), their image labels (B, C) and the share of all steps done.
+def image_loss(classifier: Classifier, config: Config, class_weights: Tensor | None = None) -> ImageLoss:
+    """The loss of images (B, 3, H, W), their labels (B, C), the boxes (B, 4) they fill and the share of all steps done.
 
-    Raises ConfigError for an objective that this classifier can not have.
+    `class_weights` (C,): of SFC's losses, all 1 when None. Raises ConfigError for an objective that this classifier
+    can not have.
     """
-    if not config.objectives.acr:
-        return lambda images, labels, progress: classification_loss(classifier(images).logits, labels)
-    try:
-        tap = AttentionTap(classifier, config.acr.layers)
-    except NoAttention as error:
-        raise ConfigError(
-            f"objectives.acr compares attention between patches, but {error}; take a ViT as classifier.backbone "
-            "(a CNN can be its classifier.trunk)"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"acr.layers: {error}") from error
-    if getattr(classifier.backbone, "cls_token", None) is None:
-        raise ConfigError(
-            f"objectives.acr compares what the class token attends to, and '{config.classifier.backbone}' has none; "
-            "take a ViT with a class token"
-        )
-    return lambda images, labels, progress: acr_loss(classifier, tap, images, labels, config.acr, progress)
+    acr = AcrObjective(classifier, config) if config.objectives.acr else None
+    sfc = SfcObjective(classifier, config.sfc, class_weights) if config.objectives.sfc else None
+
+    def loss(images: Tensor, labels: Tensor, boxes: Tensor, progress: float) -> Tensor:
+        views, transform = acr.both_views(images) if acr else (images, "")
+        with ExitStack() as taps:  # not open during validation, which needs no maps
+            for tap in [objective.tap for objective in (acr, sfc) if objective]:
+                taps.enter_context(tap)
+            features, logits = classifier(views)
+        own, *others = (classification_loss(view, labels) for view in logits.split(len(images)))
+        total = own if sfc is None else sfc.loss(images, labels, boxes, features[: len(images)], own, progress)
+        if acr:
+            total = total + others[0] + acr.consistency(transform, features.shape[-2:], progress)
+        return total
+
+    return loss
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -44,30 +48,112 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(logits.float(), labels)
 
 
-def acr_loss(
-    classifier: Classifier,
-    tap: AttentionTap,
-    images: Tensor,
-    labels: Tensor,
-    settings: AcrSettings,
-    progress: float = 1.0,
-) -> Tensor:
-    """Classification of two views, seen in one pass, plus the distances of their attention; `images` are square.
+class AcrObjective:
+    """Two views, seen in one pass, whose attention must agree once the transform between them is undone.
 
     The two classification losses are summed, not averaged, as in the released code: the weights are relative to that.
     Source: ACR (arXiv 2308.04321), section 3.2; per-row weights are `weight * N` times the means over N patches.
     """
-    kind = settings.transforms[int(torch.randint(len(settings.transforms), ()))]
-    layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    views = torch.cat([images, transform_images(images, kind)]).contiguous(memory_format=layout)
-    with tap:  # not open during validation, which needs no maps
-        features, logits = classifier(views)
-    rows, columns = features.shape[-2:]
-    first, second = torch.stack(tap.take(), dim=1).chunk(2)
-    permutation = patch_permutation(kind, rows, columns).to(images.device)
-    activation, affinity = consistency_losses(first, second, permutation, classifier.prefix_tokens)
-    consistency = settings.activation_weight * activation + settings.affinity_weight * affinity
-    own, other = (classification_loss(view, labels) for view in logits.chunk(2))
-    rise = min(1.0, progress / settings.ramp) if settings.ramp else 1.0
-    total: Tensor = own + other + rise * rows * columns * consistency
-    return total
+
+    def __init__(self, classifier: Classifier, config: Config) -> None:
+        try:
+            self.tap = AttentionTap(classifier, config.acr.layers)
+        except NoAttention as error:
+            raise ConfigError(
+                f"objectives.acr compares attention between patches, but {error}; take a ViT as classifier.backbone "
+                "(a CNN can be its classifier.trunk)"
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"acr.layers: {error}") from error
+        if getattr(classifier.backbone, "cls_token", None) is None:
+            raise ConfigError(
+                f"objectives.acr compares what the class token attends to, and '{config.classifier.backbone}' has "
+                "none; take a ViT with a class token"
+            )
+        self.prefix_tokens = classifier.prefix_tokens
+        self.settings: AcrSettings = config.acr
+
+    def both_views(self, images: Tensor) -> tuple[Tensor, str]:
+        """The square images, behind them their transforms; and which transform it is."""
+        kinds = self.settings.transforms
+        kind = kinds[int(torch.randint(len(kinds), ()))]
+        channels_last = images.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return torch.cat([images, transform_images(images, kind)]).contiguous(memory_format=layout), kind
+
+    def consistency(self, kind: str, grid: torch.Size, progress: float) -> Tensor:
+        """The weighted distances of the attention that the tap saw in both views."""
+        rows, columns = grid
+        first, second = torch.stack(self.tap.take(), dim=1).chunk(2)
+        permutation = patch_permutation(kind, rows, columns).to(first.device)
+        activation, affinity = consistency_losses(first, second, permutation, self.prefix_tokens)
+        distance = self.settings.activation_weight * activation + self.settings.affinity_weight * affinity
+        return _rise(progress, self.settings.ramp) * rows * columns * distance
+
+
+class SfcObjective:
+    """Classifier maps drawn to prototype maps, and those of scales 1 and 1/2 to one another.
+
+    Source: SFC (arXiv 2401.11719), specification section 3. The maps of the classifier are those of its weights, also
+    where logits are read from a class token. All layers of the backbone learn, not the last two stages alone.
+    """
+
+    def __init__(self, classifier: Classifier, settings: SfcSettings, class_weights: Tensor | None) -> None:
+        self.classifier, self.settings = classifier, settings
+        self.tap = LevelTap(classifier.backbone, classifier.prefix_tokens)
+        self.calibration = Calibration(background_over=settings.background_over)
+        weights = torch.ones(classifier.head.out_features) if class_weights is None else class_weights
+        self.class_weights = weights.float()
+
+    def loss(
+        self, images: Tensor, labels: Tensor, boxes: Tensor, features: Tensor, classification: Tensor, progress: float
+    ) -> Tensor:
+        """All of SFC's loss; `features` and `classification` are those of `images`, which the tap saw."""
+        levels = [level[: len(images)] for level in self.tap.take(features.shape[-2:])]
+        if not (self.settings.prototype_weight or self.settings.scale_weight):
+            return classification
+        head, weights = self.classifier.calibration, self.class_weights.to(labels.device)
+        assert head is not None
+        maps, valid = self._maps(images, labels, boxes, features)
+        total: Tensor = images.new_zeros((), dtype=torch.float32)
+        if self.settings.prototype_weight:
+            shown = torch.cat([torch.ones_like(labels[:, :1]), labels], dim=1)[:, :, None, None] * valid
+            prototypes = head.prototype_maps(maps, levels, self.calibration, shown)
+            total = total + prototype_loss(maps, prototypes, weights, self.settings.prototype_weight)
+        if self.settings.scale_weight:
+            small = self._half_scale(images)
+            small_features, small_logits = self.classifier(small)
+            half_boxes = boxes * small.shape[-1] / images.shape[-1]
+            half, _ = self._maps(small, labels, half_boxes, small_features)
+            down = F.interpolate(maps, half.shape[-2:], mode="bilinear", align_corners=False)
+            total = total + scale_loss(down, half, weights, self.settings.scale_weight)
+            classification = (classification + classification_loss(small_logits, labels)) / 2
+        return classification + _rise(progress, self.settings.ramp) * total
+
+    def _maps(self, images: Tensor, labels: Tensor, boxes: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Classifier maps with background (B, K, h, w), and where the image lies (B, 1, h, w)."""
+        head = self.classifier.calibration
+        assert head is not None
+        raw = classifier_cam(features, self.classifier.head.weight)
+        valid = inside(boxes, raw.shape[-2:], self.classifier.stride)
+        normalized = self.classifier.normalize(images)
+        return head.classifier_maps(raw, normalized, features, labels, self.calibration, valid), valid
+
+    def _half_scale(self, images: Tensor) -> Tensor:
+        """The images at half their size, as far as whole cells allow."""
+        stride = self.classifier.stride
+        height, width = (max(1, round(side / (2 * stride))) * stride for side in images.shape[-2:])
+        unit = images.float() / 255 if images.dtype == torch.uint8 else images
+        return F.interpolate(unit, (height, width), mode="bilinear", align_corners=False)
+
+
+def inside(boxes: Tensor, grid: torch.Size, stride: int) -> Tensor:
+    """(B, 1, h, w) float 0/1: cells whose centre lies in their image's box (top, left, bottom, right in pixels)."""
+    rows, columns = ((torch.arange(cells, device=boxes.device) + 0.5) * stride for cells in grid)
+    top, left, bottom, right = (side[:, None] for side in boxes.unbind(dim=1))
+    high, wide = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    return (high[:, None, :, None] & wide[:, None, None, :]).float()
+
+
+def _rise(progress: float, ramp: float) -> float:
+    return min(1.0, progress / ramp) if ramp else 1.0

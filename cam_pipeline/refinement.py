@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.images import UInt8
@@ -13,15 +15,34 @@ from cam_pipeline.ops.crf import dense_crf
 from cam_pipeline.store.cams import StoredCam
 
 
+def class_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tensor]:
+    """What the present classes score before refinement, (n, H, W) in 0..1, and what to add to the background's score.
+
+    Of calibrated maps the weighted mean of classifier and prototype maps, and (H, W) the share `background_map` of that
+    of their backgrounds; every map is divided by its maximum first. Of others the maps, and zero. Source: SFC
+    (arXiv 2401.11719), specification section 6: with a background of .2 a class wins where fg > .5 bg + .2.
+    """
+    scores = cam_scores(cam.cam, cam.size, settings.normalize)
+    if cam.background is None or cam.prototype is None:
+        return scores, scores.new_zeros(cam.size)
+    share = settings.prototype_share
+    prototypes = cam_scores(cam.prototype[1:], cam.size, settings.normalize)
+    background, of_prototypes = cam_scores(torch.stack([cam.background, cam.prototype[0]]), cam.size)
+    merged = torch.lerp(background, of_prototypes, share)
+    return torch.lerp(scores, prototypes, share), settings.background_map * merged
+
+
 def refined_scores(cam: StoredCam, read_image: Callable[[], UInt8], settings: RefineSettings) -> NDArray[np.float32]:
     """Background score, then a dense CRF over the present classes: scores (1 + n, H, W) that sum to 1 over channels.
 
     `read_image` gives the image (H, W, 3) and is called only if it is needed. Raises ValueError when the image is not
     of `cam.size`.
     """
-    scores = with_background(cam_scores(cam.cam, cam.size, settings.normalize), settings.background)
+    classes, beside = class_scores(cam, settings)
+    scores = with_background(classes, settings.background)
+    scores[0] += beside
     probabilities: NDArray[np.float32] = to_probabilities(scores).numpy()
     if not settings.crf or not cam.class_ids:
         return probabilities
-    kernels: dict[str, Any] = settings.model_dump(exclude={"normalize", "background", "crf", "crf_iterations"})
+    kernels: dict[str, Any] = {key: value for key, value in settings if key.startswith(("gaussian_", "bilateral_"))}
     return dense_crf(read_image(), probabilities, iterations=settings.crf_iterations, **kernels)

@@ -14,22 +14,19 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cam_pipeline.config import Config, load_config, toml_value
 from cam_pipeline.data.images import UInt8, grid_size, read_image, resize_to_grid, to_tensor
 from cam_pipeline.data.table import unknown_class
-from cam_pipeline.device import autocast, image_batch, pick_device, place
+from cam_pipeline.device import image_batch, pick_device, place
 from cam_pipeline.errors import DataError, StageNotReady
-from cam_pipeline.models.cams import multi_scale_cams, predicted_classes
+from cam_pipeline.extraction import CamExtractor
 from cam_pipeline.models.segmenter import Segmenter
-from cam_pipeline.networks import cam_reading, load_classifier, load_segmenter
-from cam_pipeline.ops.cam import cam_scores
+from cam_pipeline.networks import load_classifier, load_segmenter
 from cam_pipeline.ops.labels import labels_from_scores
 from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.prediction import predict_image
-from cam_pipeline.refinement import refined_scores
-from cam_pipeline.store.cams import StoredCam
+from cam_pipeline.refinement import class_scores, refined_scores
 from cam_pipeline.store.checkpoints import load_model
 
 
@@ -63,7 +60,7 @@ class TrainedRun:
         self.config, self.device = config, pick_device(config.run)
         self.classes: tuple[str, ...] = tuple(load_model(path).metadata["classes"])
         self.classifier = load_classifier(config.classifier, path, self.classes)
-        self._reading = cam_reading(config.cam, self.classifier)
+        self._extractor = CamExtractor(self.classifier, config)
         place(self.classifier, self.device)
 
     def annotate(self, image: Path | str | UInt8, classes: Sequence[str] | None = None) -> Annotation:
@@ -75,18 +72,18 @@ class TrainedRun:
         pixels, config = _pixels(image, self.config.data.max_pixels), self.config
         size = (pixels.shape[0], pixels.shape[1])
         known = None if classes is None else tuple(sorted({self._class_id(name) for name in _listed(classes)}))
-        cam, chances = self._class_maps(pixels, known)
-        present = predicted_classes(chances, config.cam.presence_threshold) if known is None else known
-        rows = [class_id - 1 for class_id in present]
-        stored = StoredCam("", cam[rows], present, size)
+        grid = grid_size(*size, self.classifier.stride, config.cam.max_side)
+        batch = image_batch(resize_to_grid(to_tensor(pixels), grid, self.classifier.stride)[None], self.device)
+        [(stored, chances)] = self._extractor.extract(batch, [""], [known], [size])
+        rows = [class_id - 1 for class_id in stored.class_ids]
         scores = refined_scores(stored, lambda: pixels, config.refine)
         return Annotation(
             names=tuple(self.classes[row] for row in rows),
-            class_ids=present,
+            class_ids=stored.class_ids,
             probabilities=chances[rows].numpy(),
-            cams=cam_scores(stored.cam, size, config.refine.normalize).numpy(),
+            cams=class_scores(stored, config.refine)[0].numpy(),
             scores=scores,
-            labels=labels_from_scores(scores, present, config.labels.low, config.labels.high),
+            labels=labels_from_scores(scores, stored.class_ids, config.labels.low, config.labels.high),
         )
 
     def segment(self, image: Path | str | UInt8) -> UInt8:
@@ -101,23 +98,6 @@ class TrainedRun:
         segmenter = load_segmenter(self.config.segmenter, path, self.classes)
         place(segmenter, self.device)
         return segmenter
-
-    def _class_maps(self, pixels: UInt8, class_ids: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
-        """(C, h, w), (C,) of an image that shows `class_ids` (None: unknown), as the stage extract_cams makes them."""
-        settings, stride = self.config.cam, self.classifier.stride
-        grid = grid_size(pixels.shape[0], pixels.shape[1], stride, settings.max_side)
-        batch = image_batch(resize_to_grid(to_tensor(pixels), grid, stride)[None], self.device)
-        with autocast(self.config.run, self.device):
-            maps, chances = multi_scale_cams(
-                self.classifier,
-                batch,
-                settings.scales,
-                settings.flip,
-                self._reading,
-                [class_ids],
-                settings.presence_threshold,
-            )
-        return maps[0].float().cpu(), chances[0].cpu()
 
     def _class_id(self, name: str) -> int:
         if name not in self.classes:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cam_pipeline.atomic import write_text
 from cam_pipeline.config import RunSettings, TrainSettings
 from cam_pipeline.data.batches import EpochBatches, TrainingViews, training_batches
+from cam_pipeline.data.image_bank import ImageBank
 from cam_pipeline.device import autocast, compiled, uncompiled, worker_count
 from cam_pipeline.distributed import (
     check_shares,
@@ -93,7 +94,7 @@ class Trainer:
     `loss` maps a batch (tensors on the device, and `progress`, the share of all steps done) to a scalar, the mean over
     as many things as `counts` says, so that several processes can form the mean over their parts; `report` is asked
     for figures at the end of each epoch (in the first process), which are logged and kept in `history`; `losses` holds
-    the epoch's mean so far. `name` is the stage, for progress and messages.
+    the epoch's mean so far. `name` is the stage, for progress and messages. What a `bank` draws is seen again.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Trainer:
     run: RunSettings
     folder: Path
     counts: Callable[[Batch], float] = counts_images
+    bank: ImageBank | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     losses: Mean = field(default_factory=Mean)
 
@@ -142,7 +144,8 @@ class Trainer:
     def _plan(self) -> EpochBatches:
         """The batches of this process. Raises ConfigError when they can not be divided evenly."""
         size, images = self.settings.batch_size, len(self.views)
-        plan = EpochBatches(images, size, self.settings.epochs, self.run.seed, rank=rank(), processes=world_size())
+        shared: dict[str, Any] = {"rank": rank(), "processes": world_size(), "bank": self.bank}
+        plan = EpochBatches(images, size, self.settings.epochs, self.run.seed, **shared)
         check_shares(f"{self.name}.batch_size", size)
         if plan.batch_size % world_size():
             raise ConfigError(

@@ -26,7 +26,7 @@ def evaluate_run(
     config, path = pipeline.config, pipeline.folder / "evaluation.json"
     table = load_table(config.data)
     run_ids = {name: state.run_id for name, state in states.items()}
-    settings = config.pick(("refine.background", "refine.normalize", "segmenter.max_side", "run.precision"))
+    settings = config.pick(("refine", "segmenter.max_side", "run.precision"))
     key: dict[str, Any] = {"split": split, "every": every, "oracle": oracle, "results": run_ids, "settings": settings}
     key["data"] = _data(pipeline, table, split)
     known = read_json(path)

@@ -3,22 +3,20 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.batches import GridImages, loader_over, same_size_batches
 from cam_pipeline.data.digest import FileDigests, data_digest
 from cam_pipeline.data.images import grid_size, sample_size
 from cam_pipeline.data.readers import load_table
-from cam_pipeline.data.table import Sample, check_files
-from cam_pipeline.device import autocast, image_batch, pick_device, place, worker_count
+from cam_pipeline.data.table import check_files
+from cam_pipeline.device import image_batch, pick_device, place, worker_count
 from cam_pipeline.distributed import first_before_others, is_first, local_world_size, meet, rank, world_size
+from cam_pipeline.extraction import CamExtractor
 from cam_pipeline.interrupt import raise_if_stopped
-from cam_pipeline.models.cams import multi_scale_cams, predicted_classes
-from cam_pipeline.networks import cam_reading, load_classifier
+from cam_pipeline.networks import load_classifier
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.progress import track
-from cam_pipeline.store.cams import StoredCam, cam_record
+from cam_pipeline.store.cams import cam_record
 from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes
 
 BATCHES_PER_PART = 4
@@ -36,7 +34,7 @@ def extract_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> 
     check_files(samples)
     device = pick_device(config.run)
     classifier = load_classifier(config.classifier, inputs["train_cls"], table.classes)
-    reading = cam_reading(settings, classifier)
+    extractor = CamExtractor(classifier, config)
     place(classifier, device)
     sizes = [sample_size(sample) for sample in samples]
     grids = [grid_size(*size, classifier.stride, settings.max_side) for size in sizes]
@@ -56,29 +54,19 @@ def extract_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> 
             records: list[Record] = []
             for batch in parts[number]:
                 raise_if_stopped()
-                with autocast(config.run, device):
-                    maps, probabilities = multi_scale_cams(
-                        classifier,
-                        image_batch(next(loaded), device),
-                        settings.scales,
-                        settings.flip,
-                        reading,
-                        [samples[i].class_ids for i in batch],
-                        settings.presence_threshold,
-                    )
-                for index, cam, chances in zip(batch, maps.float().cpu(), probabilities.cpu(), strict=True):
-                    records.append(_record(samples[index], cam, chances, sizes[index], settings.presence_threshold))
+                chosen = [samples[index] for index in batch]
+                found = extractor.extract(
+                    image_batch(next(loaded), device),
+                    [sample.id for sample in chosen],
+                    [sample.class_ids for sample in chosen],
+                    [sizes[index] for index in batch],
+                )
+                records += [cam_record(stored) for stored, _ in found]
                 progress.advance(len(batch))
             writer.write(number, records)
     meet(stoppable=True)
     if is_first():
         writer.join([sample.id for sample in samples])
-
-
-def _record(sample: Sample, cam: Tensor, chances: Tensor, size: tuple[int, int], threshold: float) -> Record:
-    """The maps of the classes that an image shows, as it is known or, where nobody knows, predicted."""
-    present = predicted_classes(chances, threshold) if sample.class_ids is None else sample.class_ids
-    return cam_record(StoredCam(sample.id, cam[[class_id - 1 for class_id in present]], present, size))
 
 
 def _data(config: Config, digests: FileDigests) -> str:

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.batches import TrainingViews, grid_batches
 from cam_pipeline.data.digest import FileDigests, data_digest
+from cam_pipeline.data.image_bank import ImageBank
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, check_files, image_labels, labelled, warn_of_absent_classes
 from cam_pipeline.device import autocast, image_batch, pick_device, place, worker_count
@@ -16,6 +19,7 @@ from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.networks import cam_reading, check_crop, new_classifier
 from cam_pipeline.objectives import image_loss
 from cam_pipeline.ops.metrics import average_precision, f1_score
+from cam_pipeline.ops.sfc import bank_appearances, distribution_weights
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.training import Trainer
@@ -33,12 +37,13 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     warn_of_absent_classes(table.classes, train)
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
-    classifier = new_classifier(config.classifier, len(table.classes))
+    classifier = new_classifier(config.classifier, len(table.classes), config.objectives.sfc)
     check_crop(classifier, config.train_cls.crop, "train_cls.crop")
-    loss = image_loss(classifier, config)
+    shown = image_labels(train, len(table.classes))
+    loss = image_loss(classifier, config, _class_weights(shown, config))
     cam_reading(config.cam, classifier)  # what can not be read later is said before training
     place(classifier, device)
-    targets = image_labels(train, len(table.classes)).to(device)
+    targets = F.pad(shown, (0, 0, 0, 1)).to(device)  # the row behind the last is that of an empty view (BLANK)
 
     settings, seed = config.train_cls, config.run.seed
     views = TrainingViews(train, crop=settings.crop, scale=settings.scale, fill=classifier.normalize.fill, seed=seed)
@@ -46,16 +51,36 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
         name="train_cls",
         network=classifier,
         views=views,
-        loss=lambda batch: loss(image_batch(batch["image"], device), targets[batch["index"]], batch["progress"]),
+        loss=lambda batch: loss(
+            image_batch(batch["image"], device), targets[batch["index"]], batch["box"], batch["progress"]
+        ),
         report=lambda: validate(classifier, val, config),
         settings=settings,
         run=config.run,
         folder=output.folder,
+        bank=_bank(train, len(table.classes), config),
     )
     trainer.fit()
     if is_first():
         trainer.write_history(output.logs / "train_cls.jsonl")
         save_model(output.path, classifier, {"classes": table.classes, "fingerprint": output.fingerprint})
+
+
+def _bank(samples: list[Sample], num_classes: int, config: Config) -> ImageBank | None:
+    """SFC's image bank; None where there is none."""
+    if not (config.objectives.sfc and config.sfc.draws):
+        return None
+    class_ids = [sample.class_ids or () for sample in samples]
+    return ImageBank(class_ids, num_classes, config.sfc.draws, config.run.seed, config.sfc.blank_slots)
+
+
+def _class_weights(shown: Tensor, config: Config) -> Tensor | None:
+    """Weights of SFC's losses by the counts of image labels (N, C); None: all classes alike."""
+    if not (config.objectives.sfc and config.sfc.distribution_weights):
+        return None
+    steps = max(1, len(shown) // config.train_cls.batch_size)
+    added = bank_appearances(shown, steps, config.sfc.draws) if config.sfc.extra is None else config.sfc.extra
+    return distribution_weights(shown.sum(dim=0), added)
 
 
 @torch.inference_mode()
@@ -93,7 +118,7 @@ STAGE = Stage(
     name="train_cls",
     makes="classifier.safetensors",
     run=train_cls,
-    params=("classifier", "objectives", "acr", "train_cls", "run.seed", "run.precision"),
+    params=("classifier", "objectives", "acr", "sfc", "train_cls", "run.seed", "run.precision"),
     ignores=("train_cls.checkpoint_seconds",),
     data=_data,
     shared=True,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cam_pipeline import evaluation
-from cam_pipeline.config import Config
+from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError, StageNotReady
 from cam_pipeline.evaluation import (
@@ -111,7 +111,7 @@ def random_cams(folder):
 
 def test_sweep_equals_an_argmax_for_every_background_score(tmp_path):
     table, path = random_cams(tmp_path)
-    sweep = cam_sweep(path, table, table.samples)
+    sweep = cam_sweep(path, table, table.samples, RefineSettings())
     assert sweep.shape == (100, 4, 4)
     expected = torch.zeros_like(sweep)
     with CamStore.open(path) as store:
@@ -128,8 +128,8 @@ def test_sweep_equals_an_argmax_for_every_background_score(tmp_path):
 
 def test_sweep_covers_only_the_images_asked_for(tmp_path):
     table, path = random_cams(tmp_path)
-    parts = [cam_sweep(path, table, [sample]) for sample in table.samples]
-    assert torch.equal(sum(parts), cam_sweep(path, table, table.samples))
+    parts = [cam_sweep(path, table, [sample], RefineSettings()) for sample in table.samples]
+    assert torch.equal(sum(parts), cam_sweep(path, table, table.samples, RefineSettings()))
     assert [int(part[0].sum()) for part in parts] == [
         int((np.array(Image.open(sample.mask)) != 255).sum()) for sample in table.samples
     ]

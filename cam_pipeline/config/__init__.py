@@ -13,6 +13,7 @@ from cam_pipeline.config.settings import (
     RefineSettings,
     RunSettings,
     SegmenterSettings,
+    SfcSettings,
     TrainSegSettings,
     TrainSettings,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "RefineSettings",
     "RunSettings",
     "SegmenterSettings",
+    "SfcSettings",
     "TrainSegSettings",
     "TrainSettings",
     "load_config",

@@ -119,6 +119,9 @@ class ObjectiveSettings(Section):
     """What the classifier learns beside which classes an image shows. Each has a section of its own settings."""
 
     acr: bool = Field(False, description="all-pairs consistency of attention between two views (ACR); a ViT only")
+    sfc: bool = Field(
+        False, description="shared feature calibration (SFC): class maps agree with prototype maps and across scales"
+    )
 
 
 class AcrSettings(Section):
@@ -142,6 +145,40 @@ class AcrSettings(Section):
         ("hflip",), min_length=1, description="what the second view may be; one is drawn for each step"
     )
     layers: tuple[int, ...] = Field((), description="blocks whose attention must agree (-1: the last); empty: all")
+
+
+class SfcSettings(Section):
+    """SFC: rare classes are shown again from an image bank, and class maps are drawn to maps of class prototypes."""
+
+    draws: int = Field(
+        4, ge=0, le=1024, description="images drawn from the bank in every step, evenly over classes; 0: no bank"
+    )
+    blank_slots: bool = Field(
+        False, description="classes not seen yet can be drawn, as an empty image without labels (the released code)"
+    )
+    prototype_weight: float = Field(
+        1.6, ge=0, description="weight of the distance between classifier and prototype maps; 0: off"
+    )
+    scale_weight: float = Field(
+        0.8,
+        ge=0,
+        description="weight of the distance between classifier maps at scales 1 and 1/2; 0: scale 1/2 is not seen",
+    )
+    distribution_weights: bool = Field(
+        True, description="weigh classes by how their image counts lie among the others'; off: all alike"
+    )
+    background_over: Literal["present", "all"] = Field(
+        "present", description="the background map is what these classes leave; `all`: the released code"
+    )
+    extra: float | None = Field(
+        None,
+        ge=0,
+        description="appearances per class and epoch that the bank adds, for those weights; unset: from the data "
+        "(396 reproduces the paper's on VOC)",
+    )
+    ramp: float = Field(
+        0.0, ge=0, le=1, description="share of all steps in which both weights rise evenly from 0 (the paper: 0)"
+    )
 
 
 class TrainSettings(Section):
@@ -201,6 +238,21 @@ class CamSettings(Section):
     attention_normalize: bool = Field(
         False, description="`propagate` only: divide by what attention goes to patches, so that constants are kept"
     )
+    calibration: Literal["none", "sfc"] = Field(
+        "none",
+        description="`sfc`: maps of class prototypes beside the maps of the classifier, and a background map "
+        "(`refine.prototype_share`, `refine.background_map`); also for a classifier trained without `objectives.sfc`",
+    )
+    background_over: Literal["present", "all"] = Field(
+        "present",
+        description="`calibration` only: the background map is what these classes leave; `all`: the released code",
+    )
+    seed_background: float = Field(
+        0.3, ge=0, le=1, description="`calibration` only: factor of the background map before seeds are chosen"
+    )
+    correlation_steps: int = Field(
+        2, ge=0, le=100, description="`calibration` only: how many times maps are spread over pixels that look alike"
+    )
     splits: tuple[str, ...] = Field(("train",), min_length=1, description="splits to make CAMs, scores and labels for")
     scales: tuple[Scale, ...] = Field(
         (0.75, 1.0, 1.25, 1.5), min_length=1, description="image scales whose maps are summed"
@@ -223,6 +275,19 @@ class RefineSettings(Section):
         "max", description="what is 0 and what is 1 in a class map: `max`: 0 and its maximum; `minmax`: its minimum too"
     )
     background: float = Field(0.35, gt=0, lt=1, description="score of the background before the CRF: where objects end")
+    prototype_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="`cam.calibration` only: share of prototype maps beside the classifier's",
+    )
+    background_map: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="`cam.calibration` only: this share of the background map is added to `background` (the paper: .5, "
+        "with a background of .2)",
+    )
     crf: bool = Field(True, description="refine the scores with a dense CRF")
     crf_iterations: int = Field(10, ge=1, le=10_000, description="mean-field iterations")
     gaussian_sxy: float = Field(3.0, gt=0, description="CRF smoothness kernel: standard deviation in pixels")
@@ -323,6 +388,7 @@ class Config(Section):
     classifier: ClassifierSettings = ClassifierSettings()
     objectives: ObjectiveSettings = ObjectiveSettings()
     acr: AcrSettings = AcrSettings()
+    sfc: SfcSettings = SfcSettings()
     train_cls: TrainSettings = TrainSettings()
     cam: CamSettings = CamSettings()
     refine: RefineSettings = RefineSettings()
@@ -341,11 +407,14 @@ class Config(Section):
 
     def _without_effect(self) -> list[str]:
         """Sections and keys of parts that are off."""
-        idle = [] if self.objectives.acr else ["acr"]
+        idle = [name for name, on in self.objectives if not on]
         if self.cam.source != "class_token_gradient":
             idle += ["cam.map_function", "cam.start_layer"]
         if self.cam.propagate == "none":
             idle += ["cam.attention_layers", "cam.attention_steps", "cam.attention_normalize"]
+        if self.cam.calibration == "none":
+            idle += ["refine.prototype_share", "refine.background_map", "cam.correlation_steps"]
+            idle += ["cam.background_over", "cam.seed_background"]
         if not self.classifier.trunk:
             idle += ["classifier.trunk_args", "classifier.trunk_weights"]
         return idle

@@ -15,11 +15,12 @@ def random_view(
     scale: tuple[float, float],
     fill: tuple[int, int, int],
     rng: np.random.Generator,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Resize the longer side to U(scale) * crop, flip with probability 1/2, cut or pad to crop x crop.
 
     image (3, H, W) uint8 -> (3, crop, crop) uint8, padded with the colour `fill`; mask (H, W) uint8 ->
-    (crop, crop), resized by nearest neighbour, padded with 255 (ignore).
+    (crop, crop), resized by nearest neighbour, padded with 255 (ignore). The third is the box of the view that shows
+    the image, (4,) int64: top, left, bottom, right in pixels.
     """
     height, width = image.shape[-2:]
     factor = rng.uniform(*scale) * crop / max(height, width)
@@ -27,11 +28,15 @@ def random_view(
     image = transform.resize(image, size, antialias=True)
     flip = bool(rng.random() < 0.5)
     top, left = (int(rng.integers(min(0, side - crop), max(0, side - crop) + 1)) for side in size)
-    view = _window(transform.horizontal_flip(image) if flip else image, top, left, crop, fill)
+    flipped = transform.horizontal_flip(image) if flip else image
+    view = _window(flipped, top, left, crop, fill)
+    corners = [max(-top, 0), max(-left, 0), min(size[0] - top, crop), min(size[1] - left, crop)]
+    box = torch.tensor(corners)
     if mask is None:
-        return view, None
+        return view, None, box
     mask = transform.resize(mask[None], size, interpolation=transform.InterpolationMode.NEAREST_EXACT)
-    return view, _window(transform.horizontal_flip(mask) if flip else mask, top, left, crop, (IGNORE_INDEX,))[0]
+    mask = transform.horizontal_flip(mask) if flip else mask
+    return view, _window(mask, top, left, crop, (IGNORE_INDEX,))[0], box
 
 
 def _window(image: Tensor, top: int, left: int, crop: int, fill: tuple[int, ...]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cam_pipeline.data.augment import random_view
+from cam_pipeline.data.image_bank import BLANK, ImageBank, Key
 from cam_pipeline.data.images import UInt8, grid_size, resize_to_grid, sample_image, sample_size, to_tensor
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import UserError, WorkerLost
@@ -24,7 +25,8 @@ CPU = torch.device("cpu")
 class TrainingViews(Dataset[dict[str, Any]]):
     """Random views. An item is asked for by (epoch, index), and depends on (seed, epoch, index) alone.
 
-    Items: `image` (3, crop, crop) uint8, `index` int and, where `read_mask` is given, `mask` (crop, crop) uint8.
+    Items: `image` (3, crop, crop) uint8, `index` int, `box` (4,) the part that shows the image (top, left, bottom,
+    right) and, where `read_mask` is given, `mask` (crop, crop) uint8. The index BLANK has an empty view and no mask.
     """
 
     def __init__(
@@ -43,41 +45,60 @@ class TrainingViews(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = key
+        if index == BLANK:
+            empty = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None].repeat(1, self.crop, self.crop)
+            return {"image": empty, "index": BLANK, "box": torch.zeros(4, dtype=torch.int64)}
         image = to_tensor(sample_image(self.samples[index]))
         mask = None if self.read_mask is None else torch.from_numpy(np.array(self.read_mask(index)))
         rng = np.random.default_rng([self.seed, epoch, index])
-        view, mask = random_view(image, mask, self.crop, self.scale, self.fill, rng)
-        return {"image": view, "index": index} | ({} if mask is None else {"mask": mask})
+        view, mask, box = random_view(image, mask, self.crop, self.scale, self.fill, rng)
+        return {"image": view, "index": index, "box": box} | ({} if mask is None else {"mask": mask})
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
+class EpochBatches(Sampler[list[Key]]):
     """Batches of (epoch, index) from step `start` on: each epoch is a new permutation, drawn from (seed, epoch).
 
     Every batch is full; the rest of a permutation that fills no batch is left out (all of it, where the data set
     is smaller than one batch, makes a batch). Of `processes` that share the work, the one numbered `rank` gets its
-    part of each batch: together they see what one alone would see.
+    part of each batch: together they see what one alone would see. Views that a `bank` draws come behind a batch.
     """
 
     def __init__(
-        self, count: int, batch_size: int, epochs: int, seed: int, start: int = 0, *, rank: int = 0, processes: int = 1
+        self,
+        count: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        start: int = 0,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        bank: ImageBank | None = None,
     ) -> None:
         self.count, self.epochs, self.seed, self.start = count, epochs, seed, start
-        self.rank, self.processes = rank, processes
+        self.rank, self.processes, self.bank = rank, processes, bank
         self.batch_size = min(batch_size, count)
         self.steps_per_epoch = count // self.batch_size
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.epochs - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.start, self.steps_per_epoch * self.epochs):
+    def __iter__(self) -> Iterator[list[Key]]:
+        if self.bank:
+            self.bank.clear()
+        for step in range(0 if self.bank else self.start, self.steps_per_epoch * self.epochs):
             epoch, batch = divmod(step, self.steps_per_epoch)
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            share = self.batch_size // self.processes
-            yield [(epoch, int(index)) for index in chosen[self.rank * share : (self.rank + 1) * share]]
+            if batch == 0 or step == self.start:
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.count).tolist()
+            views = [(epoch, index) for index in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+            if self.bank:
+                self.bank.update(views)
+            if step >= self.start:
+                share = self.batch_size // self.processes
+                again = self.bank.draw(step) if self.bank else []
+                yield views[self.rank * share : (self.rank + 1) * share] + again[self.rank :: self.processes]
 
 
 class _Reporting(Dataset[Any]):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cam_pipeline.models.attention import Affinity, attention_hooked, attention_modules, block_indices
-from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.models.calibration import Calibration, CalibrationHead, LevelTap, feature_levels
+from cam_pipeline.models.classifier import Classifier, ClassifierOutput
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.cam import classifier_cam, place_view
 
@@ -31,12 +32,14 @@ class CamReading:
 
     `source`: `classifier_weights` (CAM) or `class_token_gradient` (ACR: function `map_function` of the attention of the
     blocks from `start_layer` on, negative: from the end). `propagation`: None, or how maps are propagated.
+    `calibration`: None, or how `calibrated_cams` calibrates them.
     """
 
     source: str = "classifier_weights"
     map_function: str = "grad"
     start_layer: int = -2
     propagation: Propagation | None = None
+    calibration: Calibration | None = None
 
     @property
     def by_gradient(self) -> bool:
@@ -44,6 +47,8 @@ class CamReading:
 
     def check(self, classifier: Classifier) -> None:
         """Raise ValueError (NoAttention for a CNN) when this classifier's maps can not be read so."""
+        if self.calibration is not None:
+            feature_levels(classifier.backbone)
         if not self.by_gradient and self.propagation is None:
             return
         count = len(attention_modules(classifier))
@@ -74,30 +79,69 @@ def multi_scale_cams(
     Gradients are taken for the present classes only, 1-based `class_ids` for each image, or those predicted above
     `threshold` where they are None; the maps of the others are zero.
     """
-    if images.is_inference():
-        images = images.clone()
+    images = images.clone() if images.is_inference() else images
     rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
-    ranks = likely = None
+    views, ranks, likely = list(_views(images, classifier.stride, scales, flip)), None, None
     if reading.by_gradient:
-        known: list[ClassIds | None] = [None] * len(images) if class_ids is None else list(class_ids)
-        if None in known:
-            views = _views(images, classifier.stride, scales, flip)
-            likely = torch.stack([classifier(view).logits.float().sigmoid() for view, _ in views]).mean(dim=0)
-            known = [predicted_classes(likely[i], threshold) if ids is None else ids for i, ids in enumerate(known)]
-        ranks = class_ranks([ids or () for ids in known], images.device)
+        known, likely = _shown_classes(classifier, views, class_ids, threshold)
+        ranks = class_ranks(known, images.device)
     maps, probabilities = [], []
-    for view, flipped in _views(images, classifier.stride, scales, flip):
-        raw, logits = view_maps(classifier, view, reading, ranks)
+    for view, flipped in views:
+        raw, output = view_maps(classifier, view, reading, ranks)
         maps.append(place_view(raw, (rows, columns), classifier.offset, flipped))
-        probabilities.append(logits.float().sigmoid())
+        probabilities.append(output.logits.float().sigmoid())
     chances = torch.stack(probabilities).mean(dim=0) if likely is None else likely  # those that chose the classes
     return torch.stack(maps).sum(dim=0) / (2 if flip else 1), chances
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
+def calibrated_cams(
+    classifier: Classifier,
+    images: Tensor,
+    scales: Sequence[float],
+    flip: bool,
+    reading: CamReading,
+    class_ids: Sequence[ClassIds | None] | None = None,
+    threshold: float = 0.5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Classifier maps and prototype maps with background, and class probabilities; arguments as `multi_scale_cams`.
+
+    Returns (B, 1 + C, h, w) >= 0 twice, background first, summed over scales as there, and (B, C). The maps of absent
+    classes are zero and have no say in the background or the prototypes. The side features are those that the
+    classifier learned (objective SFC), else its stages' own. Source: SFC (AAAI 2024), specification section 6, but
+    every view is calibrated by itself, so that its cells need not coincide with those of the mirrored one.
+    """
+    calibration = reading.calibration or Calibration()
+    images = images.clone() if images.is_inference() else images
+    rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
+    views = list(_views(images, classifier.stride, scales, flip))
+    known, likely = _shown_classes(classifier, views, class_ids, threshold)
+    present = images.new_zeros(len(images), classifier.head.out_features)
+    for image, ids in enumerate(known):
+        present[image, [class_id - 1 for class_id in ids]] = 1
+    ranks = class_ranks(known, images.device)
+    head = classifier.calibration or CalibrationHead((), 0, learned=False)
+    sums: list[Tensor | float] = [0.0, 0.0]
+    probabilities = []
+    for view, flipped in views:
+        with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
+            raw, (features, logits) = view_maps(classifier, view, reading, ranks)
+        normalized = classifier.normalize(view)
+        own = head.classifier_maps(raw, normalized, features, present, calibration)
+        prototype = head.prototype_maps(own, tap.take(features.shape[-2:]), calibration, present)
+        for number, maps in enumerate((own, prototype)):
+            sums[number] = sums[number] + place_view(maps, (rows, columns), classifier.offset, flipped)
+        probabilities.append(logits.float().sigmoid())
+    chances = torch.stack(probabilities).mean(dim=0) if likely is None else likely
+    own, prototype = (torch.as_tensor(total) / (2 if flip else 1) for total in sums)
+    return own, prototype, chances
+
+
 def view_maps(
     classifier: Classifier, images: Tensor, reading: CamReading, ranks: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Raw maps (B, C, h, w) and logits (B, C) of one view: images (B, 3, H, W) as `Classifier` takes them.
+) -> tuple[Tensor, ClassifierOutput]:
+    """Raw maps (B, C, h, w) of one view, and what the classifier gave: images (B, 3, H, W) as `Classifier` takes them.
 
     `ranks` as `class_ranks` gives them, for maps by gradient. The classifier is left as it came.
     """
@@ -105,16 +149,16 @@ def view_maps(
     if reading.by_gradient:
         if ranks is None:
             raise ValueError("maps by gradient need the classes to read")
-        maps, logits = _class_token_maps(classifier, images, reading, ranks, affinity)
+        maps, output = _class_token_maps(classifier, images, reading, ranks, affinity)
     else:
         with _seen_by(affinity, classifier, propagation):
-            features, logits = classifier(images)
-        maps = classifier_cam(features, classifier.head.weight)
+            output = classifier(images)
+        maps = classifier_cam(output.features, classifier.head.weight)
     if propagation is not None:
         # A patch gathers evidence for a class, not against it.
         flat = maps.flatten(2).relu()
         maps = propagate_attention(flat, affinity.mean, propagation.steps, propagation.normalize).view_as(maps)
-    return maps, logits
+    return maps, output
 
 
 def class_ranks(class_ids: Sequence[ClassIds], device: torch.device) -> Tensor:
@@ -128,6 +172,21 @@ def predicted_classes(probabilities: Tensor, threshold: float) -> ClassIds:
     """1-based ids of the classes whose probability (C,) exceeds `threshold`; at least the likeliest one."""
     chosen = {int(index) + 1 for index in (probabilities > threshold).nonzero().flatten()}
     return tuple(sorted(chosen | {int(probabilities.argmax()) + 1}))
+
+
+def _shown_classes(
+    classifier: Classifier,
+    views: Sequence[tuple[Tensor, bool]],
+    class_ids: Sequence[ClassIds | None] | None,
+    threshold: float,
+) -> tuple[list[ClassIds], Tensor | None]:
+    """The classes of every image, predicted where unknown, and the probabilities (B, C) that took; None: all known."""
+    count = len(views[0][0])
+    known: list[ClassIds | None] = [None] * count if class_ids is None else list(class_ids)
+    if None not in known:
+        return [ids or () for ids in known], None
+    likely = torch.stack([classifier(view).logits.float().sigmoid() for view, _ in views]).mean(dim=0)
+    return [predicted_classes(likely[i], threshold) if ids is None else ids for i, ids in enumerate(known)], likely
 
 
 def _views(images: Tensor, stride: int, scales: Sequence[float], flip: bool) -> Iterator[tuple[Tensor, bool]]:
@@ -156,7 +215,7 @@ def _seen_by(
 
 def _class_token_maps(
     classifier: Classifier, images: Tensor, reading: CamReading, ranks: Tensor, affinity: Affinity
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ClassifierOutput]:
     """Maps of the classes in `ranks`, zero elsewhere, from the gradients of their logits.
 
     One gradient pass serves a rank of all images, since no image's logit depends on another image. The graph begins
@@ -189,4 +248,4 @@ def _class_token_maps(
         gradients = torch.autograd.grad(chosen, attentions, retain_graph=rank + 1 < ranks.shape[1])
         found = class_token_map(attentions, gradients, reading.map_function, classifier.prefix_tokens)
         maps[present, classes[present]] = found[present].view(-1, *maps.shape[2:])
-    return maps, logits.detach()
+    return maps, ClassifierOutput(features.detach(), logits.detach())

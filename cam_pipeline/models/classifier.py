@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import NoAttention, attend_to_similar
+from cam_pipeline.models.calibration import CalibrationHead, NoLevels, feature_levels
 from cam_pipeline.models.hybrid import Trunk, channels_first, create_trunk, hybrid_arguments, trunk_of
 from cam_pipeline.models.stride import cell_offset, reduce_stride
 from cam_pipeline.models.weights import UnknownArgument, create_timm, load_backbone
@@ -95,6 +96,15 @@ class Classifier(PretrainedHalf):
         self.width = feature_width(backbone)
         self.head = nn.Linear(self.width, num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=0.01)
+        self.calibration: CalibrationHead | None = None
+
+    def add_calibration(self) -> None:
+        """Give the classifier side features to learn (objective SFC). Raises ConfigError where there can be none."""
+        try:
+            levels = feature_levels(self.backbone)
+        except NoLevels as error:
+            raise ConfigError(f"objectives.sfc needs features of several depths, but {error}") from error
+        self.calibration = CalibrationHead([width for _, width in levels], self.width)
 
     def pretrained_half(self) -> nn.Module:
         trunk = trunk_of(self.backbone)

@@ -10,8 +10,8 @@ from cam_pipeline.data.images import sample_image, sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.device import pick_device, place
 from cam_pipeline.networks import load_segmenter
-from cam_pipeline.ops.cam import cam_scores
 from cam_pipeline.prediction import predict_labels
+from cam_pipeline.refinement import class_scores
 from cam_pipeline.report.contact_sheet import SheetRow, contact_sheet
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore
@@ -36,7 +36,7 @@ def run_sheet(config: Config, table: Table, results: Mapping[str, Path], path: P
             return SheetRow(
                 name=sample.id,
                 image=sample_image(sample),
-                cam=cam_scores(stored.cam, stored.size, config.refine.normalize).numpy(),
+                cam=class_scores(stored, config.refine)[0].numpy(),
                 class_ids=stored.class_ids,
                 pseudo_label=labels.read(sample.id),
                 prediction=predictions.get(sample.id),

@@ -4,22 +4,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cam_pipeline.store.hdf5 import Record, RecordStore, damage_named, read_record
+
+LEAST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
 class StoredCam:
     """`cam` (n, h, w) float32 >= 0, not normalised, a channel for each of `class_ids` (1-based).
 
-    `size` is (H, W) of the image, all of which the grid covers (see `data.images.grid_size`).
+    `size` is (H, W) of the image, all of which the grid covers (see `data.images.grid_size`). Calibrated maps have a
+    `background` (h, w) beside them and `prototype` maps (1 + n, h, w), background first, not normalised either.
     """
 
     name: str
     cam: Tensor
     class_ids: tuple[int, ...]
     size: tuple[int, int]
+    background: Tensor | None = None
+    prototype: Tensor | None = None
 
 
 class CamStore(RecordStore):
@@ -29,22 +35,40 @@ class CamStore(RecordStore):
 
     def read(self, name: str) -> StoredCam:
         """The maps of one image. Raises UserError for an unknown name."""
-        record = read_record(self.file, ["cams"], name)
+        with damage_named(f"{self.file.filename} is damaged"):
+            kinds = ["cams", "calibration"] if "calibration" in self.file else ["cams"]
+        record = read_record(self.file, kinds, name)
         with damage_named(f"{self.file.filename} is damaged at image {name}"):
             class_ids = tuple(int(number) for number in record.attributes["class_ids"])
             height, width = (int(side) for side in record.attributes["size"])
-            peaks = np.asarray(record.attributes["peaks"], dtype=np.float32)[:, None, None]
-            cam = torch.from_numpy(record.arrays["cams"].astype(np.float32) * peaks)
-        return StoredCam(name, cam, class_ids, (height, width))
+            cam = _from_parts(record.arrays["cams"], record.attributes["peaks"])
+            if len(kinds) == 1:
+                return StoredCam(name, cam, class_ids, (height, width))
+            beside = _from_parts(record.arrays["calibration"], record.attributes["calibration_peaks"])
+        return StoredCam(name, cam, class_ids, (height, width), beside[0], beside[1:])
 
 
 def cam_record(stored: StoredCam) -> Record:
     """The record that `read` gives back: float16 maps, each divided by its peak, which is kept beside it."""
-    peaks = stored.cam.flatten(1).amax(dim=1) if stored.cam.numel() else stored.cam.new_zeros(len(stored.class_ids))
-    maps = stored.cam / peaks.clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
+    maps, peaks = _in_parts(stored.cam)
+    arrays = {"cams": maps}
     attributes = {
         "class_ids": np.array(stored.class_ids, dtype=np.uint8),
-        "peaks": peaks.numpy(),
+        "peaks": peaks,
         "size": np.array(stored.size, dtype=np.int32),
     }
-    return Record(stored.name, {"cams": maps.numpy().astype(np.float16)}, attributes)
+    if stored.background is not None and stored.prototype is not None:
+        beside = torch.cat([stored.background[None], stored.prototype])
+        arrays["calibration"], attributes["calibration_peaks"] = _in_parts(beside)
+    return Record(stored.name, arrays, attributes)
+
+
+def _in_parts(maps: Tensor) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Maps (n, h, w) divided by their peaks (n,), and these."""
+    peaks = maps.flatten(1).amax(dim=1) if maps.numel() else maps.new_zeros(len(maps))
+    return (maps / peaks.clamp(min=LEAST)[:, None, None]).numpy().astype(np.float16), peaks.numpy()
+
+
+def _from_parts(maps: NDArray[np.float16], peaks: NDArray[np.float32]) -> Tensor:
+    """What `_in_parts` took apart."""
+    return torch.from_numpy(maps.astype(np.float32) * np.asarray(peaks, dtype=np.float32)[:, None, None])

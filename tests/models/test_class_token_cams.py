@@ -56,7 +56,7 @@ def one_by_one(classifier, images, class_ids, mode, start):
 def test_a_pass_for_each_rank_equals_a_pass_for_each_class_and_image(images, mode, start):
     classifier, images = build().double(), images.double()
     class_ids = [(1, 4), (3,), (1, 2, 3)]
-    maps, logits = view_maps(classifier, images, gradient(mode, start), class_ranks(class_ids, images.device))
+    maps, (_, logits) = view_maps(classifier, images, gradient(mode, start), class_ranks(class_ids, images.device))
     expected = one_by_one(classifier, images, class_ids, mode, start)
     assert maps.shape == (3, CLASSES, 2, 3) and expected.amax() > 1e-4
     torch.testing.assert_close(maps, expected, rtol=0, atol=1e-6)
@@ -95,7 +95,7 @@ def test_frozen_parameters_and_no_grad_make_no_difference(classifier, images):
     usual, _ = view_maps(classifier, images, gradient(), ranks)
     frozen = build().requires_grad_(False)
     with torch.no_grad():
-        maps, logits = view_maps(frozen, images, gradient(), ranks)
+        maps, (_, logits) = view_maps(frozen, images, gradient(), ranks)
         assert not torch.is_grad_enabled() and not maps.requires_grad and not logits.requires_grad
     torch.testing.assert_close(maps, usual)
     assert not maps[2].any()

@@ -1,0 +1,154 @@
+"""What SFC reads beside a classifier's maps: features of several depths, and which pixels are alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from cam_pipeline.models.hybrid import channels_first, trunk_of
+from cam_pipeline.ops.sfc import maps_with_background, peak_normalized, pixel_correlation, prototype_cam, unit_vectors
+
+SIDE_WIDTHS = (128, 128, 256, 256)
+"""Channels of the side features of the (at most) four levels, shallow to deep."""
+WIDEST = 2048
+
+
+class NoLevels(ValueError):
+    """The network does not say where its features of several depths are."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Settings of the maps: `background_over` and `background_factor` as in `ops.sfc`; steps of pixel correlation."""
+
+    background_over: str = "present"
+    background_factor: float = 0.3
+    correlation_steps: int = 2
+
+
+def feature_levels(backbone: nn.Module) -> list[tuple[nn.Module, int]]:
+    """The modules whose outputs are features of (at most) four depths, shallow to deep, with their channels.
+
+    Of a CNN the last four stages, of a transformer four blocks as far apart as can be, of a hybrid the last three
+    stages of its trunk and its last block. Raises NoLevels for a model of which timm does not say.
+    """
+    trunk = trunk_of(backbone)
+    if trunk is not None:
+        return _stages(trunk)[-3:] + _stages(backbone)[-1:]
+    stages = _stages(backbone)
+    if hasattr(backbone, "blocks") and hasattr(backbone, "num_prefix_tokens"):
+        count = min(len(SIDE_WIDTHS), len(stages))
+        return [stages[len(stages) * (level + 1) // count - 1] for level in range(count)]
+    return stages[-len(SIDE_WIDTHS) :]
+
+
+def _stages(network: nn.Module) -> list[tuple[nn.Module, int]]:
+    """The modules of timm's `feature_info`, with their channels."""
+    described: Any = getattr(network, "feature_info", None)
+    try:
+        return [(network.get_submodule(stage["module"]), int(stage["num_chs"])) for stage in described]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise NoLevels(f"timm does not say where the stages of {type(network).__name__} are") from error
+
+
+class LevelTap:
+    """Keeps the features of several depths of a classifier's last forward pass, without their graph.
+
+    with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
+        features, logits = classifier(images)
+    levels = tap.take(features.shape[-2:])   # (B, D_l, h_l, w_l) each, shallow to deep
+    """
+
+    def __init__(self, backbone: nn.Module, prefix_tokens: int) -> None:
+        self.levels, self.prefix_tokens = feature_levels(backbone), prefix_tokens
+        self._seen: dict[int, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        def hook_of(level: int) -> Any:
+            def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+                self._seen[level] = (output[0] if isinstance(output, tuple | list) else output).detach()
+
+            return keep
+
+        self._handles = [module.register_forward_hook(hook_of(level)) for level, (module, _) in enumerate(self.levels)]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def take(self, grid: Sequence[int]) -> list[Tensor]:
+        """The levels, tokens laid out on `grid` (h, w); they are forgotten. RuntimeError when nothing was seen."""
+        if len(self._seen) != len(self.levels):
+            raise RuntimeError("the network has not run since the levels were last taken")
+        maps = []
+        for level, (_, width) in enumerate(self.levels):
+            out = self._seen.pop(level)
+            if out.dim() == 3:  # tokens (B, p + N, D)
+                out = out[:, self.prefix_tokens :].transpose(1, 2).unflatten(2, tuple(grid))
+            maps.append(channels_first(out, width))
+        return maps
+
+
+class CalibrationHead(nn.Module):
+    """Side features of every level, and features by which pixels are compared.
+
+    Learned, they are 1 x 1 convolutions without bias, of the levels to `SIDE_WIDTHS` and of image and features to
+    min(2048, feature width); otherwise levels and features are taken as they are.
+    """
+
+    def __init__(self, level_widths: Sequence[int], feature_width: int, learned: bool = True) -> None:
+        super().__init__()
+        self.learned = learned
+        if learned:
+            sides = zip(level_widths, SIDE_WIDTHS, strict=False)
+            self.sides = nn.ModuleList(nn.Conv2d(width, side, 1, bias=False) for width, side in sides)
+            self.comparison = nn.Conv2d(3 + feature_width, min(WIDEST, feature_width), 1, bias=False)
+
+    def side_features(self, levels: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
+        """The levels' unit vectors, brought to `grid` and put one behind another: (B, sum of widths, h, w)."""
+        projected = [side(level) for side, level in zip(self.sides, levels, strict=True)] if self.learned else levels
+        size = tuple(grid)
+        units = [F.interpolate(unit_vectors(level), size, mode="bilinear", align_corners=False) for level in projected]
+        return torch.cat(units, dim=1)
+
+    def compared_features(self, images: Tensor, features: Tensor) -> Tensor:
+        """What pixel correlation compares: of normalised images (B, 3, H, W) and features (B, D, h, w)."""
+        if not self.learned:
+            return features
+        small = F.interpolate(images, features.shape[-2:], mode="bilinear", align_corners=False)
+        compared: Tensor = self.comparison(torch.cat([small.to(features.dtype), features], dim=1))
+        return compared
+
+    def classifier_maps(
+        self,
+        raw: Tensor,
+        images: Tensor,
+        features: Tensor,
+        present: Tensor,
+        settings: Calibration,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Raw class maps (B, C, h, w) as maps with background (B, K, h, w), spread over pixels that look alike.
+
+        `images` (B, 3, H, W) normalised, `features` (B, D, h, w), `present` (B, C), `valid` (B, 1, h, w) or None.
+        """
+        maps = maps_with_background(raw, present, settings.background_over, valid)
+        if settings.correlation_steps == 0:
+            return maps
+        return pixel_correlation(maps, self.compared_features(images, features), settings.correlation_steps)
+
+    def prototype_maps(
+        self, maps: Tensor, levels: Sequence[Tensor], settings: Calibration, valid: Tensor | None = None
+    ) -> Tensor:
+        """Prototype maps (B, K, h, w), each with a maximum of 1, from the seeds of `maps` (B, K, h, w)."""
+        side_features = self.side_features(levels, maps.shape[-2:])
+        return peak_normalized(prototype_cam(maps, side_features, valid, settings.background_factor))

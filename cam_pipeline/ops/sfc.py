@@ -1,0 +1,191 @@
+"""SFC: prototype maps beside classifier maps, and losses that draw the two together (Zhao et al. 2024).
+
+Maps here have a background channel: K = 1 + C, background first. N = h * w.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cam_pipeline.ops.precision import at_least_float32
+
+EPS = 1e-5
+EMPTY = 1e-6
+"""A map that nowhere exceeds this is taken for empty: dividing it by its maximum would only amplify noise."""
+ENTRIES_AT_ONCE = 1 << 24
+"""How many entries of the (B, N, N) affinity pixel correlation holds at a time (64 MiB in float32)."""
+
+
+def distribution_weights(counts: Tensor, extra: float = 0.0) -> Tensor:
+    """Weight of every class by how its count of training images lies among the others': counts (C,) >= 0 -> (C,).
+
+    TD_c = sum_j |n_c - n_j|, r_c = TD_c / (n_c + extra), weight r_c / mean(r): large for the most frequent and for the
+    rarest classes, 1 on average, and 1 for all when counts are equal. `extra`: appearances per class that an image
+    bank adds. A class without images gets 0 and is left out of sums and mean. Raises ValueError for another shape,
+    and for negative numbers. Source: SFC (AAAI 2024), distribution-weighted consistency; specification section 3.
+    """
+    if counts.ndim != 1 or not extra >= 0 or (counts < 0).any():
+        raise ValueError(f"counts (C,) and extra must not be negative, but are {counts.tolist()} and {extra}")
+    numbers = counts.to(torch.promote_types(counts.dtype, torch.float32))
+    shown = numbers > 0
+    distances = (numbers[:, None] - numbers[None]).abs() * shown
+    ratio = torch.where(shown, distances.sum(dim=1) / (numbers + extra).clamp_min(torch.finfo(numbers.dtype).tiny), 0)
+    mean = ratio.sum() / shown.sum().clamp_min(1)
+    return torch.where(mean > 0, ratio / mean.clamp_min(torch.finfo(numbers.dtype).tiny), shown.to(numbers.dtype))
+
+
+def bank_appearances(image_labels: Tensor, steps: int, draws: int) -> float:
+    """How often a class appears more in an epoch of `steps`, on average, through `draws` from an image bank a step.
+
+    image_labels (N, C) 0/1. A draw takes each class's slot alike and shows every class of the image there:
+    steps * draws / C * (mean over slots of the labels of an image with that class).
+    """
+    shown = image_labels.sum(dim=0)
+    slots = shown > 0
+    if not slots.any():
+        return 0.0
+    labels_per_slot = (image_labels.T @ image_labels.sum(dim=1))[slots] / shown[slots]
+    return float(steps * draws / image_labels.shape[1] * labels_per_slot.mean())
+
+
+def maps_with_background(
+    cam: Tensor, present: Tensor, background_over: str = "present", valid: Tensor | None = None
+) -> Tensor:
+    """Class maps of at most 1 and what they leave to the background: raw maps (B, C, h, w) -> (B, K, h, w).
+
+    Every map's positive part is divided by (its maximum + 1e-5); those of classes that are not `present` (B, C) become
+    zero. The background is 1 - max over classes: over those `present`, or over `all` as in the released code. Where
+    `valid` (B, 1, h, w) is 0, all channels are. Raises ValueError for other shapes or another `background_over`.
+    Source: specification section 2 (W-CAM), pitfall 9.
+    """
+    if cam.ndim != 4 or present.shape != cam.shape[:2]:
+        raise ValueError(f"cam (B, C, h, w) and present (B, C) do not fit: {tuple(cam.shape)}, {tuple(present.shape)}")
+    if background_over not in ("present", "all"):
+        raise ValueError(f"background_over must be 'present' or 'all', not {background_over!r}")
+    scaled = peak_normalized(at_least_float32(cam, "cam").relu())
+    shown = scaled * present.to(scaled.dtype)[:, :, None, None]
+    foreground = (shown if background_over == "present" else scaled).amax(dim=1, keepdim=True)
+    maps = torch.cat([1 - foreground, shown], dim=1)
+    return maps if valid is None else maps * valid.to(maps.dtype)
+
+
+def peak_normalized(maps: Tensor) -> Tensor:
+    """Maps (..., h, w) >= 0, each divided by (its maximum + 1e-5); one that is empty becomes zero."""
+    peaks = maps.amax(dim=(-2, -1), keepdim=True)
+    return torch.where(peaks > EMPTY, maps / (peaks + EPS), torch.zeros_like(maps))
+
+
+def pixel_correlation(cam: Tensor, features: Tensor, steps: int = 2) -> Tensor:
+    """Spread maps over pixels that look alike: cam (B, K, h, w), features (B, D, h, w) -> (B, K, h, w).
+
+    With f the features divided by (their norm + 1e-5), A = relu(f^T f) and A[:, j] /= (sum_i A[i, j] + 1e-5), `steps`
+    times M <- M A: a pixel gets the mean of the map over the pixels like it. The affinity is computed a block of
+    columns at a time. Raises ValueError for other shapes or a negative `steps`. Source: SEAM's pixel correlation
+    module as SFC has it, specification section 2.
+    """
+    if cam.ndim != 4 or features.ndim != 4 or cam.shape[0] != features.shape[0] or cam.shape[2:] != features.shape[2:]:
+        raise ValueError(f"cam and features must share batch and grid: {tuple(cam.shape)}, {tuple(features.shape)}")
+    if steps < 0:
+        raise ValueError(f"steps must not be negative, but is {steps}")
+    maps = at_least_float32(cam, "cam").flatten(2)
+    unit = _unit(at_least_float32(features, "features").flatten(2))
+    with torch.autocast(maps.device.type, enabled=False):  # it would lower the products to half precision
+        for _ in range(steps):
+            maps = torch.cat([maps @ columns for columns in _affinity_columns(unit)], dim=2)
+    return maps.view_as(cam)
+
+
+def unit_vectors(features: Tensor) -> Tensor:
+    """Every cell's feature vector divided by (its norm + 1e-5): (B, D, h, w) -> (B, D, h, w)."""
+    return _unit(at_least_float32(features, "features"))
+
+
+def prototype_cam(cam: Tensor, features: Tensor, mask: Tensor | None = None, background_factor: float = 0.3) -> Tensor:
+    """How like each pixel is to its image's prototype of each class: (B, K, h, w) of features (B, D, h, w).
+
+    Seeds are the pixels that a class wins in `cam` (B, K, h, w), once the background is multiplied by
+    `background_factor`; a prototype is the sum of its seeds' features; the map is the positive part of their cosine.
+    A class without seeds is zero everywhere.
+    `mask` (B, 1 or K, h, w) multiplies `cam` first, and a pixel that it takes away is nobody's seed. Has a gradient
+    with respect to `features` alone. Returns values in 0..1, not divided by their maximum. Raises ValueError for other
+    shapes. Source: specification section 2 (P-CAM).
+    """
+    if cam.ndim != 4 or features.ndim != 4 or cam.shape[0] != features.shape[0] or cam.shape[2:] != features.shape[2:]:
+        raise ValueError(f"cam and features must share batch and grid: {tuple(cam.shape)}, {tuple(features.shape)}")
+    batch, channels, rows, columns = cam.shape
+    if mask is not None and mask.shape not in ((batch, 1, rows, columns), (batch, channels, rows, columns)):
+        raise ValueError(f"mask must be (B, 1 or K, h, w) for cam {tuple(cam.shape)}, not {tuple(mask.shape)}")
+    features = at_least_float32(features, "features")
+    with torch.no_grad():
+        weighed = at_least_float32(cam, "cam") if mask is None else at_least_float32(cam, "cam") * mask
+        weighed = torch.cat([weighed[:, :1] * background_factor, weighed[:, 1:]], dim=1)
+        seeds = F.one_hot(weighed.argmax(dim=1), channels).permute(0, 3, 1, 2).to(features.dtype)
+        if mask is not None:
+            seeds = seeds * (mask != 0)
+    with torch.autocast(cam.device.type, enabled=False):  # it would lower the products to half precision
+        prototypes = torch.einsum("bkhw,bdhw->bkd", seeds, features)
+        along = F.normalize(prototypes, dim=2, eps=1e-8)
+        return torch.einsum("bkd,bdhw->bkhw", along, F.normalize(features, dim=1, eps=1e-8)).relu()
+
+
+def msdw_losses(
+    classifier_cam: Tensor,
+    prototype_cam: Tensor,
+    downscaled_cam: Tensor,
+    half_scale_cam: Tensor,
+    weights: Tensor,
+    weight_prototype: float = 1.6,
+    weight_scale: float = 0.8,
+) -> tuple[Tensor, Tensor]:
+    """The multi-scaled distribution-weighted losses: (loss_prototype, loss_scale), both scalars.
+
+    loss_prototype: mean of weights_c * |classifier_cam - prototype_cam|, both (B, K, h, w), the background's weight 1
+    and the prototype maps already divided by their maxima; loss_scale: the same between the maps of scale 1 brought to
+    scale 1/2 and those of the image at scale 1/2, both (B, K, h', w'), without the background channel. Means are over
+    all channels, absent ones included; `weights` (C,). Raises ValueError for other shapes. Source: specification
+    section 3.
+    """
+    return (
+        prototype_loss(classifier_cam, prototype_cam, weights, weight_prototype),
+        scale_loss(downscaled_cam, half_scale_cam, weights, weight_scale),
+    )
+
+
+def prototype_loss(classifier_cam: Tensor, prototype_cam: Tensor, weights: Tensor, weight: float = 1.6) -> Tensor:
+    """The first of `msdw_losses`."""
+    _check_alike(classifier_cam, prototype_cam, weights)
+    of_channels = torch.cat([weights.new_ones(1), weights])
+    return weight * _weighted_distance(classifier_cam, prototype_cam, of_channels)
+
+
+def scale_loss(downscaled_cam: Tensor, half_scale_cam: Tensor, weights: Tensor, weight: float = 0.8) -> Tensor:
+    """The second of `msdw_losses`."""
+    _check_alike(downscaled_cam, half_scale_cam, weights)
+    return weight * _weighted_distance(downscaled_cam[:, 1:], half_scale_cam[:, 1:], weights)
+
+
+def _check_alike(first: Tensor, second: Tensor, weights: Tensor) -> None:
+    if first.ndim != 4 or first.shape != second.shape or weights.shape != (first.shape[1] - 1,):
+        shapes = f"{tuple(first.shape)}, {tuple(second.shape)}, {tuple(weights.shape)}"
+        raise ValueError(f"maps must be (B, 1 + C, h, w) twice and weights (C,), not {shapes}")
+
+
+def _weighted_distance(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    distance = (at_least_float32(first, "maps") - at_least_float32(second, "maps")).abs()
+    return (distance * weights[:, None, None]).mean()
+
+
+def _unit(features: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return features / (norms + EPS)
+
+
+def _affinity_columns(unit: Tensor) -> Iterator[Tensor]:
+    """Normalised columns of the affinity of unit vectors (B, D, N): blocks (B, N, n)."""
+    cells = unit.shape[2]
+    width = max(1, ENTRIES_AT_ONCE // (len(unit) * cells))
+    for start in range(0, cells, width):
+        affinity = (unit.transpose(1, 2) @ unit[:, :, start : start + width]).relu()
+        yield affinity / (affinity.sum(dim=1, keepdim=True) + EPS)
