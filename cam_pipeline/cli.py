@@ -337,18 +337,29 @@ def show(report: Mapping[str, Any]) -> None:
 
 
 def show_classes(report: Mapping[str, Any]) -> None:
-    """Print the IoU of every class for every map, in percent."""
+    """Print the IoU of every class for every map, in percent, and its mean over frequent and rare classes."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    def percent(values: list[float | None]) -> list[str]:
+        return ["-" if value is None else f"{100 * value:.1f}" for value in values]
+
+    rows = report["rows"]
     grid = Table("IoU %", box=box.SIMPLE, padding=(0, 1))
-    for row in report["rows"]:
+    grid.add_column("training images", justify="right")
+    for row in rows:
         grid.add_column(row["map"], justify="right")
-    for name in report["rows"][0]["IoU"]:
-        values = [row["IoU"][name] for row in report["rows"]]
-        grid.add_row(Text(name), *("-" if value is None else f"{100 * value:.1f}" for value in values))
+    for name in rows[0]["IoU"]:
+        count = report["training_images"].get(name, "")
+        grid.add_row(Text(name), str(count), *percent([row["IoU"][name] for row in rows]))
+    grid.add_section()
+    for group, names in report["groups"].items():
+        counts = [report["training_images"][name] for name in names]
+        if names:
+            title = f"{group} ({len(names)} of {len(report['training_images'])} classes)"
+            grid.add_row(title, f"{min(counts)} to {max(counts)}", *percent([row["groups"][group] for row in rows]))
     Console().print(grid)
 
 

@@ -56,9 +56,15 @@ class Row:
     background: float | None = None
     coverage: float | None = None
 
-    def figures(self, classes: Sequence[str], seed: int) -> dict[str, Any]:
-        """Everything of this row as plain numbers in 0..1; None for a class neither predicted nor present."""
+    def figures(
+        self, classes: Sequence[str], seed: int, groups: Mapping[str, Sequence[int]] | None = None
+    ) -> dict[str, Any]:
+        """Everything of this row as plain numbers in 0..1; None for a class neither predicted nor present.
+
+        `groups`: classes, numbered from 0 without background, whose mean IoU is given beside that of all.
+        """
         iou = iou_per_class(self.confusion)
+        of_groups = {name: float(iou[1:][list(ids)].nanmean()) for name, ids in (groups or {}).items()}
         return {
             "map": self.map,
             "split": self.split,
@@ -72,6 +78,7 @@ class Row:
             "recall": float(recall_per_class(self.confusion).nanmean()),
             "false_positive": float(false_positive_share(self.confusion)),
             "false_negative": float(false_negative_share(self.confusion)),
+            "groups": {name: None if math.isnan(value) else value for name, value in of_groups.items()},
             "IoU": {
                 name: None if math.isnan(value) else value for name, value in zip(classes, iou.tolist(), strict=True)
             },
@@ -86,7 +93,8 @@ def with_masks(samples: Iterable[Sample], every: int = 1) -> list[Sample]:
     return chosen
 
 
-def _target(sample: Sample, table: Table) -> Tensor:
+def target_labels(sample: Sample, table: Table) -> Tensor:
+    """The mask of a sample as labels (H, W) uint8."""
     return torch.from_numpy(np.array(sample_mask(sample, len(table.classes))))
 
 
@@ -100,7 +108,7 @@ def cam_sweep(path: Path, table: Table, samples: Sequence[Sample], settings: Ref
     with CamStore.open(path) as store, track("evaluate CAM", len(samples)) as progress:
         for sample in samples:
             stored = store.read(sample.id)
-            target = _target(sample, table)
+            target = target_labels(sample, table)
             if stored.class_ids:
                 scores, background_map = class_scores(stored, settings)
                 score, channel = scores.max(dim=0)
@@ -125,7 +133,7 @@ def _confusion_of(
     with track(f"evaluate {title}", len(samples)) as progress:
         for sample in samples:
             labels, ignored = predict(sample)
-            total += confusion_matrix(labels, _target(sample, table), num_labels)
+            total += confusion_matrix(labels, target_labels(sample, table), num_labels)
             undecided, pixels = undecided + ignored, pixels + labels.numel()
             progress.advance()
     return total, 1 - undecided / pixels
@@ -162,7 +170,7 @@ def segmenter_confusion(segmenter: Segmenter, table: Table, samples: Sequence[Sa
     total = torch.zeros(num_labels, num_labels, dtype=torch.int64)
     with track("evaluate segmenter", len(samples)) as progress:
         for sample, labels in predict_labels(segmenter, samples, config):
-            total += confusion_matrix(labels, _target(sample, table), num_labels)
+            total += confusion_matrix(labels, target_labels(sample, table), num_labels)
             progress.advance()
     return total
 

@@ -114,30 +114,31 @@ class SfcObjective:
             return classification
         head, weights = self.classifier.calibration, self.class_weights.to(labels.device)
         assert head is not None
-        maps, valid = self._maps(images, labels, boxes, features)
+        valid = inside(boxes, features.shape[-2:], self.classifier.stride)
+        maps = self._maps(images, labels, features, levels[-1], valid)
         total: Tensor = images.new_zeros((), dtype=torch.float32)
         if self.settings.prototype_weight:
-            shown = torch.cat([torch.ones_like(labels[:, :1]), labels], dim=1)[:, :, None, None] * valid
-            prototypes = head.prototype_maps(maps, levels, self.calibration, shown)
+            prototypes = head.prototype_maps(maps, levels, labels, self.calibration, valid)
             total = total + prototype_loss(maps, prototypes, weights, self.settings.prototype_weight)
         if self.settings.scale_weight:
             small = self._half_scale(images)
-            small_features, small_logits = self.classifier(small)
-            half_boxes = boxes * small.shape[-1] / images.shape[-1]
-            half, _ = self._maps(small, labels, half_boxes, small_features)
-            down = F.interpolate(maps, half.shape[-2:], mode="bilinear", align_corners=False)
+            with self.tap:
+                small_features, small_logits = self.classifier(small)
+            deepest, grid = self.tap.take(small_features.shape[-2:])[-1], small_features.shape[-2:]
+            small_valid = inside(boxes * small.shape[-1] / images.shape[-1], grid, self.classifier.stride)
+            half = self._maps(small, labels, small_features, deepest, small_valid)
+            down = F.interpolate(maps, grid, mode="bilinear", align_corners=False)
             total = total + scale_loss(down, half, weights, self.settings.scale_weight)
             classification = (classification + classification_loss(small_logits, labels)) / 2
         return classification + _rise(progress, self.settings.ramp) * total
 
-    def _maps(self, images: Tensor, labels: Tensor, boxes: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Classifier maps with background (B, K, h, w), and where the image lies (B, 1, h, w)."""
+    def _maps(self, images: Tensor, labels: Tensor, features: Tensor, deepest: Tensor, valid: Tensor) -> Tensor:
+        """Classifier maps with background (B, K, h, w)."""
         head = self.classifier.calibration
         assert head is not None
         raw = classifier_cam(features, self.classifier.head.weight)
-        valid = inside(boxes, raw.shape[-2:], self.classifier.stride)
         normalized = self.classifier.normalize(images)
-        return head.classifier_maps(raw, normalized, features, labels, self.calibration, valid), valid
+        return head.classifier_maps(raw, normalized, deepest, labels, self.calibration, valid)
 
     def _half_scale(self, images: Tensor) -> Tensor:
         """The images at half their size, as far as whole cells allow."""

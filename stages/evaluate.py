@@ -8,9 +8,10 @@ from typing import Any
 from cam_pipeline.atomic import write_text
 from cam_pipeline.data.digest import data_digest
 from cam_pipeline.data.readers import load_table
-from cam_pipeline.data.table import Table
+from cam_pipeline.data.table import Table, image_labels
 from cam_pipeline.device import memory_errors_named
 from cam_pipeline.evaluation import evaluate
+from cam_pipeline.ops.metrics import frequency_groups
 from cam_pipeline.pipeline import Pipeline, read_json
 from cam_pipeline.report.run_sheet import run_sheet
 
@@ -39,8 +40,15 @@ def evaluate_run(
     if {"extract_cams", "make_labels"} <= set(results):
         run_sheet(config, table, results, sheet)
     classes = ("background", *table.classes)
-    figures = [row.figures(classes, config.run.seed) for row in rows]
-    report = {"key": key, "rows": figures, "sheet": str(sheet) if sheet.is_file() else ""}
+    counts = image_labels(table.split(config.data.train), len(table.classes)).sum(dim=0).int().tolist()
+    groups = frequency_groups(counts)
+    report = {
+        "key": key,
+        "rows": [row.figures(classes, config.run.seed, groups) for row in rows],
+        "training_images": dict(zip(table.classes, counts, strict=True)),
+        "groups": {name: [table.classes[number] for number in ids] for name, ids in groups.items()},
+        "sheet": str(sheet) if sheet.is_file() else "",
+    }
     write_text(path, json.dumps(report, indent=1))
     return report
 

@@ -263,11 +263,13 @@ def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture
     """To rich they would be markup."""
     figures = dict.fromkeys(("mIoU", "precision", "recall", "false_positive", "false_negative"), 0.5)
     row = {"map": "CAM", "split": "[/i]val", "images": 3, "seed": 0, "used": "masks", "background": None}
-    report = {"rows": [row | figures | {"coverage": None, "IoU": {"[/b]duck": 0.25, "[red]car": None}}]}
+    row |= figures | {"coverage": None, "IoU": {"[/b]duck": 0.25, "[red]car": None}, "groups": {"head": 0.25}}
+    report = {"rows": [row], "groups": {"head": ["[/b]duck"]}, "training_images": {"[/b]duck": 7, "[red]car": 4}}
     cli.show(report)
     cli.show_classes(report)
     shown = capsys.readouterr().out
     assert "[/b]duck" in shown and "[red]car" in shown and "[/i]val, 3 images" in shown
+    assert "head (1 of 2 classes)" in shown and "7 to 7" in shown
 
 
 def test_status_of_a_folder_with_brackets(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cam_pipeline.evaluation import (
 )
 from cam_pipeline.ops.cam import cam_scores, with_background
 from cam_pipeline.ops.metrics import confusion_matrix
+from cam_pipeline.refinement import class_scores
 from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
 from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
 from cam_pipeline.store.labels import label_record
@@ -133,6 +134,35 @@ def test_sweep_covers_only_the_images_asked_for(tmp_path):
     assert [int(part[0].sum()) for part in parts] == [
         int((np.array(Image.open(sample.mask)) != 255).sum()) for sample in table.samples
     ]
+
+
+def test_sweep_of_calibrated_maps_equals_the_rule_of_the_background(tmp_path):
+    rng = np.random.default_rng(1)
+    sample = make_sample(tmp_path, "a", rng.choice([0, 1, 2, 3, 255], (5, 7)))
+    cam, background, prototype = (
+        torch.from_numpy(rng.random(shape, np.float32)) for shape in ((2, 2, 3), (2, 3), (3, 2, 3))
+    )
+    record = cam_record(StoredCam("a", cam, (1, 3), (5, 7), background, prototype))
+    table = Table(("cat", "dog", "eel"), (sample,))
+    path = write(tmp_path / "cams.h5", "cams", [record], table.classes)
+    settings = RefineSettings(prototype_share=0.4, background_map=0.3)
+    sweep = cam_sweep(path, table, [sample], settings)
+    with CamStore.open(path) as store:
+        scores, beside = class_scores(store.read("a"), settings)
+    target = torch.from_numpy(np.array(Image.open(sample.mask)))
+    for number, threshold in enumerate(THRESHOLDS.tolist()):
+        whole = with_background(scores, threshold)
+        whole[0] += beside
+        labels = torch.tensor([0, 1, 3])[whole.argmax(dim=0)]
+        assert torch.equal(sweep[number], confusion_matrix(labels, target, 4))
+
+
+def test_figures_of_groups_of_classes():
+    confusion = torch.tensor([[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]])
+    row = Row("CAM", "val", 5, "image labels", confusion)
+    figures = row.figures(("background", "cat", "dog", "eel"), 0, {"head": [0], "middle": [2, 1], "tail": []})
+    assert figures["groups"]["head"] == pytest.approx(3 / 6) and figures["groups"]["tail"] is None
+    assert figures["groups"]["middle"] == pytest.approx((1 / 2 + 0 / 1) / 2)
 
 
 def test_figures_of_a_row():

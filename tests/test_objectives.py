@@ -2,14 +2,18 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from cam_pipeline.config import Config
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import AttentionTap
+from cam_pipeline.models.calibration import Calibration, LevelTap
 from cam_pipeline.models.classifier import build_classifier
-from cam_pipeline.objectives import classification_loss, image_loss
+from cam_pipeline.objectives import classification_loss, image_loss, inside
 from cam_pipeline.ops.acr import TRANSFORMS, consistency_losses, patch_permutation, transform_images
+from cam_pipeline.ops.cam import classifier_cam
+from cam_pipeline.ops.sfc import msdw_losses
 
 LABELS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
 
@@ -159,3 +163,120 @@ def test_what_can_not_be_is_said():
     for name in ("vit_little_patch16_reg4_gap_256", "vit_medium_patch16_rope_reg1_gap_256"):
         with pytest.raises(ConfigError, match=r"compares what the class token attends to, and '.*' has none"):
             loss_of(build_classifier(name, 3, arguments={"depth": 1}), square(), settings())
+
+
+# SFC
+
+
+def cnn(calibrated=True, seed=0, name="resnet10t"):
+    torch.manual_seed(seed)
+    arguments = {"channels": [8, 16, 24, 32], "stem_width": 8}
+    classifier = build_classifier(name, 3, arguments=arguments, stride=16, freeze_batch_norm=True)
+    nn.init.normal_(classifier.head.weight)
+    if calibrated:
+        classifier.add_calibration()
+    return classifier.eval()
+
+
+def sfc_settings(acr=False, **values):
+    return Config.model_validate({"objectives": {"sfc": True, "acr": acr}, "sfc": values})
+
+
+def sfc_loss(classifier, images, progress=1.0, weights=None, boxes=None, **values):
+    loss = image_loss(classifier, sfc_settings(**values), weights)
+    return loss(images, LABELS, whole(images) if boxes is None else boxes, progress)
+
+
+def maps_of(classifier, images, boxes=None):
+    """Classifier maps and levels by the functions that have tests of their own."""
+    with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
+        features, logits = classifier(images)
+    levels = tap.take(features.shape[-2:])
+    raw = classifier_cam(features, classifier.head.weight)
+    valid = inside(whole(images) if boxes is None else boxes, raw.shape[-2:], classifier.stride)
+    maps = classifier.calibration.classifier_maps(
+        raw, classifier.normalize(images), levels[-1], LABELS, Calibration(), valid
+    )
+    return maps, levels, logits, valid
+
+
+@pytest.mark.parametrize("boxes", [None, torch.tensor([[0, 16, 64, 64], [0, 0, 32, 64]])])
+def test_sfc_is_classification_at_two_scales_and_both_distances(boxes):
+    classifier, images = cnn(), square(64)
+    weights = torch.tensor([0.5, 1.5, 1.0])
+    small = F.interpolate(images, (32, 32), mode="bilinear", align_corners=False)
+    maps, levels, logits, valid = maps_of(classifier, images, boxes)
+    prototypes = classifier.calibration.prototype_maps(maps, levels, LABELS, Calibration(), valid)
+    half, _, half_logits, _ = maps_of(classifier, small, None if boxes is None else boxes / 2)
+    down = F.interpolate(maps, (2, 2), mode="bilinear", align_corners=False)
+    prototype, scale = msdw_losses(maps, prototypes, down, half, weights)
+    classification = (classification_loss(logits, LABELS) + classification_loss(half_logits, LABELS)) / 2
+    assert prototype > 0.01 and scale > 0.001
+    torch.testing.assert_close(
+        sfc_loss(classifier, images, weights=weights, boxes=boxes), classification + prototype + scale
+    )
+    own = sfc_loss(classifier, images, weights=weights, boxes=boxes, scale_weight=0.0)
+    torch.testing.assert_close(own, classification_loss(logits, LABELS) + prototype)
+    bank_alone = sfc_loss(classifier, images, boxes=boxes, scale_weight=0.0, prototype_weight=0.0)
+    torch.testing.assert_close(bank_alone, classification_loss(logits, LABELS))
+
+
+def test_sfc_weights_rise_over_the_ramp_and_are_one_unless_given():
+    classifier, images = cnn(), square(64)
+    none = sfc_loss(classifier, images, progress=0.0, ramp=0.5)
+    whole_loss = sfc_loss(classifier, images)
+    torch.testing.assert_close(sfc_loss(classifier, images, progress=0.25, ramp=0.5), (none + whole_loss) / 2)
+    torch.testing.assert_close(sfc_loss(classifier, images, progress=0.5, ramp=0.5), whole_loss)
+    torch.testing.assert_close(sfc_loss(classifier, images, weights=torch.ones(3)), whole_loss)
+
+
+def test_sfc_gradients_go_where_the_paper_sends_them():
+    """To the backbone by the classifier maps, to side layers by the prototype maps alone."""
+    classifier, images = cnn(), square(64)
+    sfc_loss(classifier, images, prototype_weight=0.0).backward()
+    head = classifier.calibration
+    assert all(side.weight.grad is None for side in head.sides)
+    assert head.comparison.weight.grad.any() and classifier.backbone.layer4[0].downsample[1].weight.grad.any()
+    classifier.zero_grad()
+    sfc_loss(classifier, images, scale_weight=0.0).backward()
+    assert all(side.weight.grad.any() for side in head.sides)
+
+
+def test_sfc_of_an_empty_view_is_classification_alone():
+    """What an unwritten slot of the bank gives in the released way."""
+    classifier, images = cnn(), torch.zeros(2, 3, 64, 64)
+    loss = image_loss(classifier, sfc_settings(scale_weight=0.0))
+    nothing = torch.zeros(2, 3)
+    got = loss(images, nothing, torch.zeros(2, 4, dtype=torch.int64), 1.0)
+    torch.testing.assert_close(got, classification_loss(classifier(images).logits, nothing))
+
+
+def test_crops_that_have_no_half_in_whole_cells():
+    classifier = cnn()
+    assert sfc_loss(classifier, square(48)).isfinite()  # 3 x 3 cells, so 2 x 2
+    assert sfc_loss(classifier, square(16)).isfinite()
+
+
+def test_acr_and_sfc_together_are_the_sum_of_their_parts():
+    classifier, images = vit().eval(), square(64)
+    classifier.add_calibration()
+    acr = loss_of(classifier, images, settings())
+    both = image_loss(classifier, sfc_settings(acr=True))(images, LABELS, whole(images), 1.0)
+    alone = sfc_loss(classifier, images)
+    own = classification_loss(classifier(images).logits, LABELS)
+    torch.testing.assert_close(both, acr + alone - own, rtol=1e-4, atol=1e-5)
+    assert all(not module._forward_hooks for module in classifier.modules())
+
+
+def test_a_split_batch_has_the_mean_loss_of_its_parts():
+    """What several processes need: weights of classes do not depend on the batch."""
+    classifier, images = cnn(), square(64)
+    loss = image_loss(classifier, sfc_settings(), torch.tensor([0.5, 1.5, 1.0]))
+    boxes = whole(images)
+    parts = [loss(images[i : i + 1], LABELS[i : i + 1], boxes[i : i + 1], 1.0) for i in range(2)]
+    torch.testing.assert_close(loss(images, LABELS, boxes, 1.0), torch.stack(parts).mean())
+
+
+def test_cells_whose_centre_lies_in_the_box():
+    boxes = torch.tensor([[0, 0, 32, 48], [8, 9, 24, 41]])
+    assert inside(boxes, torch.Size((2, 3)), 16).tolist() == [[[[1, 1, 1], [1, 1, 1]]], [[[0, 1, 1], [0, 0, 0]]]]

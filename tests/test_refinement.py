@@ -6,7 +6,7 @@ from PIL import Image
 from cam_pipeline import refinement
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.images import read_image
-from cam_pipeline.refinement import refined_scores
+from cam_pipeline.refinement import class_scores, refined_scores
 from cam_pipeline.store.cams import StoredCam
 
 SIZE = (24, 36)
@@ -72,3 +72,33 @@ def test_an_image_that_is_not_needed_is_not_read():
 def test_an_image_of_another_size_is_refused():
     with pytest.raises(ValueError, match="image"):
         refined_scores(stored([[[4.0, 0.0]]], (2,)), lambda: np.zeros((3, 4, 3), np.uint8), RefineSettings())
+
+
+def calibrated(cam, background, prototype):
+    """Maps of one cell each: what they are divided by their maxima is 1, unless they have none."""
+    return StoredCam("a", torch.tensor(cam), (2,), SIZE, torch.tensor(background), torch.tensor(prototype))
+
+
+def test_classifier_and_prototype_maps_are_merged_after_each_has_a_maximum_of_one():
+    cam = calibrated([[[8.0, 4.0]]], [[1.0, 3.0]], [[[4.0, 2.0]], [[0.0, 5.0]]])
+    for share, left, right in ((0.0, 1.0, 0.5), (1.0, 0.0, 1.0), (0.25, 0.75, 0.625)):
+        scores, beside = class_scores(cam, RefineSettings(prototype_share=share, background_map=0.5))
+        np.testing.assert_allclose(scores[0, 5, [0, -1]], [left, right], atol=1e-6)
+        expected = [0.5 * ((1 - share) * low + share * high) for low, high in ((1 / 3, 1.0), (1.0, 0.5))]
+        np.testing.assert_allclose(beside[5, [0, -1]], expected, atol=1e-6)
+    assert not class_scores(cam, RefineSettings(background_map=0.0))[1].any()
+
+
+def test_maps_without_calibration_have_a_background_that_is_the_same_everywhere():
+    scores, beside = class_scores(stored([[[8.0, 4.0]]], (2,)), RefineSettings(prototype_share=0.9, background_map=1.0))
+    np.testing.assert_allclose(scores[0, 5, [0, -1]], [1.0, 0.5])
+    assert beside.shape == SIZE and not beside.any()
+
+
+@pytest.mark.parametrize(("background", "wins"), [(0.5, True), (0.7, False)])
+def test_the_papers_rule_of_the_background(image, background, wins):
+    """A class of .5 wins where .5 > .5 bg + .2, beside a pixel where class and background map have their maximum."""
+    cam = calibrated([[[1.0, 0.5]]], [[1.0, background]], [[[1.0, background]], [[1.0, 0.5]]])
+    scores = refined_scores(cam, image, RefineSettings(background=0.2, background_map=0.5, crf=False))
+    assert (scores[1, 5, -1] > scores[0, 5, -1]) == wins
+    np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-6)

@@ -14,6 +14,7 @@ import pytest
 
 from cam_pipeline import open_run
 from cam_pipeline.ops.cam import cam_scores
+from cam_pipeline.refinement import class_scores
 from cam_pipeline.store.cams import CamStore
 
 HYBRID = (
@@ -127,4 +128,74 @@ def test_what_can_not_be_is_said_before_training(
 
 def test_what_cams_can_not_be_read_is_said_when_they_are_made(mistake: Callable[..., str]) -> None:
     line = mistake("make-cams", "--set", "cam.source=class_token_gradient")
-    assert "cam.source = 'class_token_gradient', cam.propagate = 'none': this classifier does not allow it" in line
+    assert "cam.source = 'class_token_gradient', cam.propagate = 'none', cam.calibration = 'none': this" in line
+
+
+# SFC
+
+SFC = ("objectives.sfc=true", "cam.calibration=sfc", "refine.background=0.2")
+
+
+@pytest.fixture(scope="module")
+def sfc_run(commands: Any, new_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after a whole run with SFC on the tiny CNN."""
+    folder = new_workspace(tmp_path_factory.mktemp("sfc"))
+    ended = commands.run("run", *options(*SFC), folder=folder)
+    assert ended.code == 0, ended.stderr
+    return folder
+
+
+def test_a_run_with_sfc_stores_both_kinds_of_maps_and_is_then_current(commands: Any, sfc_run: Path) -> None:
+    with CamStore.open(sfc_run / "run" / "cams.h5") as store:
+        stored = [store.read(name) for name in store.names]
+    for cam in stored:
+        assert cam.background is not None and cam.prototype is not None
+        assert cam.background.shape == cam.cam.shape[1:] and len(cam.prototype) == 1 + len(cam.cam)
+    assert sum(bool(cam.prototype[1:].any()) for cam in stored if cam.prototype is not None) > len(stored) / 2
+    again = commands.run("run", *options(*SFC), folder=sfc_run)
+    assert again.stderr.count("current, nothing to do") == 5
+
+
+def test_the_weights_of_the_two_maps_change_without_extraction(commands: Any, sfc_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sfc_run, tmp_path / "copy"))
+    chosen = ("refine.prototype_share=0.0", "refine.background_map=0.3")
+    ended = commands.run("make-cams", *options(*SFC, *chosen), folder=folder)
+    assert ended.code == 0 and "extract_cams: current" in ended.stderr and "refine_cams: done" in ended.stderr
+
+
+def test_a_killed_run_with_sfc_ends_as_an_undisturbed_one(
+    commands: Any, sfc_run: Path, workspace: Path, differences: Callable[[Path, Path], list[str]]
+) -> None:
+    """The image bank is as it was: what it holds follows from the steps before."""
+    moment = {
+        "function": "cam_pipeline.training.save_checkpoint", "holds": "train_cls-", "call": 3,
+        "send": "SIGKILL", "group": True,
+    }  # fmt: skip
+    ended = commands.run("run", *options(*SFC), folder=workspace, signal_at=moment)
+    assert ended.code == -9
+    assert commands.run("run", *options(*SFC), folder=workspace).code == 0
+    assert differences(workspace / "run", sfc_run / "run") == []
+
+
+def test_maps_are_calibrated_without_and_on_top_of_the_other_method(
+    commands: Any, acr_run: Path, workspace: Path, tmp_path: Path
+) -> None:
+    """A classifier that never heard of SFC; the maps that ACR reads; and both objectives in one training."""
+    folder = Path(shutil.copytree(acr_run, tmp_path / "copy"))
+    ended = commands.run("make-cams", *options(*HYBRID, *ACR, *SFC[1:]), folder=folder)
+    assert ended.code == 0, ended.stderr
+    assert "train_cls" not in ended.stderr, "the classifier stays"
+    with CamStore.open(folder / "run" / "cams.h5") as store:
+        assert all(store.read(name).prototype is not None for name in store.names)
+    both = ("sfc.blank_slots=true", "sfc.background_over=all", "cam.background_over=all")
+    ended = commands.run("run", *options(*HYBRID, *ACR, *SFC, *both), folder=workspace)
+    assert ended.code == 0, ended.stderr
+
+
+def test_one_image_with_calibrated_maps_from_python(sfc_run: Path) -> None:
+    run = open_run(sfc_run / "run", device="cpu")
+    with CamStore.open(sfc_run / "run" / "cams.h5") as store:
+        stored = store.read(store.names[0])
+    names = [run.classes[class_id - 1] for class_id in stored.class_ids]
+    found = run.annotate(next((sfc_run / "data").rglob(f"{Path(stored.name).name}.*g")), classes=names)
+    np.testing.assert_allclose(found.cams, class_scores(stored, run.config.refine)[0].numpy(), atol=5e-3)

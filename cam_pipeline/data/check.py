@@ -223,13 +223,22 @@ def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
     labels = sum(2 * height * width for _, (height, width) in mapped)
     scores = sum((1 + len(sample.class_ids or ())) * height * width for sample, (height, width) in mapped)
     return (
-        ("train_cls", _training_cost(config.train_cls, count) + (", two views each" if config.objectives.acr else "")),
+        ("train_cls", _training_cost(config.train_cls, count) + _extra_cost(config)),
         ("extract_cams", f"{len(mapped) * views:,} forward passes: {len(mapped):,} images in {views} scales and flips"),
         ("refine_cams", f"{len(mapped):,} images" + (" through the CRF" if config.refine.crf else "")),
         ("train_seg", _training_cost(config.train_seg, count)),
         ("scores.h5", f"at most {_megabytes(scores)} (before compression)"),
         ("pseudo_labels.h5", f"at most {_megabytes(labels)} (before compression)"),
     )
+
+
+def _extra_cost(config: Config) -> str:
+    """What the objectives add to a step."""
+    acr, sfc = config.objectives.acr, config.objectives.sfc
+    parts = [", two views each"] if acr else []
+    parts += [f" and {config.sfc.draws} from the image bank"] if sfc and config.sfc.draws else []
+    parts += [", also at half their size"] if sfc and config.sfc.scale_weight else []
+    return "".join(parts)
 
 
 def _training_cost(settings: TrainSettings, count: int) -> str:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def share_batch_norm(network: nn.Module) -> None:
     """Let BatchNorm layers that are in training mode use the statistics of all processes of the default group.
 
-    All must give inputs of equal shape. Layers in evaluation mode (frozen ones, too) are as before.
+    Batches may differ in size. Layers in evaluation mode (frozen ones, too) are as before.
     """
     for module in network.modules():
         if isinstance(module, _BatchNorm):
@@ -29,21 +29,23 @@ def _forward(module: Any, alone: Any, images: Tensor) -> Tensor:
     if not module.training:
         out: Tensor = alone(images)
         return out
-    count = images.numel() // images.shape[1] * dist.get_world_size()
-    mean, variance = _statistics(images, count)
+    mean, variance, count = _statistics(images)
     if module.track_running_stats:
-        _remember(module, mean, variance * count / max(count - 1, 1))
+        _remember(module, mean, variance * count / (count - 1).clamp_min(1))
     out = _Normalise.apply(images, module.weight, module.bias, mean, variance, module.eps, count)
     return module.act(module.drop(out)) if hasattr(module, "act") else out  # timm's BatchNormAct2d
 
 
 @torch.no_grad()
-def _statistics(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) over the images of all processes: `count` values a channel."""
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance (C,) over the images of all processes, and of how many values a channel ()."""
     axes = [0, *range(2, images.dim())]
-    mean = _sum_over_processes(images.float().sum(axes)) / count
+    own = images.float().sum(axes)
+    total = _sum_over_processes(torch.cat([own, own.new_tensor([images.numel() // images.shape[1]])]))
+    count = total[-1]  # of values that a float32 counts exactly up to 16 million
+    mean = total[:-1] / count
     deviations = images.float() - _per_channel(mean, images)
-    return mean, _sum_over_processes(deviations.square().sum(axes)) / count
+    return mean, _sum_over_processes(deviations.square().sum(axes)) / count, count
 
 
 @torch.no_grad()
@@ -66,20 +68,19 @@ class _Normalise(torch.autograd.Function):
         mean: Tensor,
         variance: Tensor,
         eps: float,
-        count: int,
+        count: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(images, weight, mean, (variance + eps).rsqrt())
-        ctx.count = count
+        ctx.save_for_backward(images, weight, mean, (variance + eps).rsqrt(), count)
         return F.batch_norm(images, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, weight, mean, inverse = ctx.saved_tensors
+        images, weight, mean, inverse, count = ctx.saved_tensors
         axes = [0, *range(2, images.dim())]
         normalised = (images.float() - _per_channel(mean, images)) * _per_channel(inverse, images)
         own = torch.stack([gradient.float().sum(axes), (gradient.float() * normalised).sum(axes)])
-        mean_gradient, mean_product = _sum_over_processes(own.clone()) / ctx.count
+        mean_gradient, mean_product = _sum_over_processes(own.clone()) / count
         scale = inverse if weight is None else inverse * weight
         to_images = gradient - _per_channel(mean_gradient, images) - normalised * _per_channel(mean_product, images)
         to_images = (to_images * _per_channel(scale, images)).to(images.dtype)

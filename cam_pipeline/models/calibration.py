@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from cam_pipeline.models.hybrid import channels_first, trunk_of
+from cam_pipeline.models.hybrid import TrunkFeatures, channels_first, trunk_of
 from cam_pipeline.ops.sfc import maps_with_background, peak_normalized, pixel_correlation, prototype_cam, unit_vectors
 
 SIDE_WIDTHS = (128, 128, 256, 256)
@@ -39,7 +39,8 @@ def feature_levels(backbone: nn.Module) -> list[tuple[nn.Module, int]]:
     """
     trunk = trunk_of(backbone)
     if trunk is not None:
-        return _stages(trunk)[-3:] + _stages(backbone)[-1:]
+        cnn = trunk.network if isinstance(trunk, TrunkFeatures) else trunk
+        return _stages(cnn)[-3:] + _stages(backbone)[-1:]
     stages = _stages(backbone)
     if hasattr(backbone, "blocks") and hasattr(backbone, "num_prefix_tokens"):
         count = min(len(SIDE_WIDTHS), len(stages))
@@ -57,11 +58,11 @@ def _stages(network: nn.Module) -> list[tuple[nn.Module, int]]:
 
 
 class LevelTap:
-    """Keeps the features of several depths of a classifier's last forward pass, without their graph.
+    """Keeps the features of several depths of a classifier's last forward pass.
 
     with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
         features, logits = classifier(images)
-    levels = tap.take(features.shape[-2:])   # (B, D_l, h_l, w_l) each, shallow to deep
+    levels = tap.take(features.shape[-2:])   # (B, D_l, h_l, w_l) each, shallow to deep; only the last has a graph
     """
 
     def __init__(self, backbone: nn.Module, prefix_tokens: int) -> None:
@@ -72,7 +73,8 @@ class LevelTap:
     def __enter__(self) -> Self:
         def hook_of(level: int) -> Any:
             def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-                self._seen[level] = (output[0] if isinstance(output, tuple | list) else output).detach()
+                out: Tensor = output[0] if isinstance(output, tuple | list) else output
+                self._seen[level] = out if level == len(self.levels) - 1 else out.detach()
 
             return keep
 
@@ -101,54 +103,82 @@ class LevelTap:
 class CalibrationHead(nn.Module):
     """Side features of every level, and features by which pixels are compared.
 
-    Learned, they are 1 x 1 convolutions without bias, of the levels to `SIDE_WIDTHS` and of image and features to
-    min(2048, feature width); otherwise levels and features are taken as they are.
+    Learned, they are 1 x 1 convolutions without bias: of the levels to `SIDE_WIDTHS`, and of the image with the deepest
+    level, D wide, to min(2048, D). Otherwise levels are taken as they are.
     """
 
-    def __init__(self, level_widths: Sequence[int], feature_width: int, learned: bool = True) -> None:
+    def __init__(self, level_widths: Sequence[int] = ()) -> None:
         super().__init__()
-        self.learned = learned
-        if learned:
+        self.learned = bool(level_widths)
+        if self.learned:
             sides = zip(level_widths, SIDE_WIDTHS, strict=False)
             self.sides = nn.ModuleList(nn.Conv2d(width, side, 1, bias=False) for width, side in sides)
-            self.comparison = nn.Conv2d(3 + feature_width, min(WIDEST, feature_width), 1, bias=False)
+            self.comparison = nn.Conv2d(level_widths[-1] + 3, min(WIDEST, level_widths[-1]), 1, bias=False)
 
     def side_features(self, levels: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
-        """The levels' unit vectors, brought to `grid` and put one behind another: (B, sum of widths, h, w)."""
-        projected = [side(level) for side, level in zip(self.sides, levels, strict=True)] if self.learned else levels
-        size = tuple(grid)
-        units = [F.interpolate(unit_vectors(level), size, mode="bilinear", align_corners=False) for level in projected]
+        """The levels' unit vectors, brought to `grid` and put one behind another: (B, sum of widths, h, w).
+
+        They have no graph but that of the side layers.
+        """
+        size, sides = (grid[0], grid[1]), list(self.sides) if self.learned else [nn.Identity()] * len(levels)
+        units = []
+        for side, level in zip(sides, levels, strict=True):
+            unit = unit_vectors(side(sampled_pixels(level.detach(), size)))
+            units.append(F.interpolate(unit, size, mode="bilinear", align_corners=False))
         return torch.cat(units, dim=1)
 
-    def compared_features(self, images: Tensor, features: Tensor) -> Tensor:
-        """What pixel correlation compares: of normalised images (B, 3, H, W) and features (B, D, h, w)."""
+    def compared_features(self, images: Tensor, deepest: Tensor) -> Tensor:
+        """What pixel correlation compares: of normalised images (B, 3, H, W) and the deepest level (B, D, h, w)."""
         if not self.learned:
-            return features
-        small = F.interpolate(images, features.shape[-2:], mode="bilinear", align_corners=False)
-        compared: Tensor = self.comparison(torch.cat([small.to(features.dtype), features], dim=1))
+            return deepest
+        small = F.interpolate(images, deepest.shape[-2:], mode="bilinear", align_corners=False)
+        compared: Tensor = self.comparison(torch.cat([deepest, small.to(deepest.dtype)], dim=1))
         return compared
 
     def classifier_maps(
         self,
         raw: Tensor,
         images: Tensor,
-        features: Tensor,
+        deepest: Tensor,
         present: Tensor,
         settings: Calibration,
         valid: Tensor | None = None,
     ) -> Tensor:
         """Raw class maps (B, C, h, w) as maps with background (B, K, h, w), spread over pixels that look alike.
 
-        `images` (B, 3, H, W) normalised, `features` (B, D, h, w), `present` (B, C), `valid` (B, 1, h, w) or None.
+        `images` (B, 3, H, W) normalised, `deepest` level (B, D, h, w), `present` (B, C), `valid` (B, 1, h, w) or None.
         """
         maps = maps_with_background(raw, present, settings.background_over, valid)
         if settings.correlation_steps == 0:
             return maps
-        return pixel_correlation(maps, self.compared_features(images, features), settings.correlation_steps)
+        return pixel_correlation(maps, self.compared_features(images, deepest), settings.correlation_steps)
 
     def prototype_maps(
-        self, maps: Tensor, levels: Sequence[Tensor], settings: Calibration, valid: Tensor | None = None
+        self,
+        maps: Tensor,
+        levels: Sequence[Tensor],
+        present: Tensor,
+        settings: Calibration,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """Prototype maps (B, K, h, w), each with a maximum of 1, from the seeds of `maps` (B, K, h, w)."""
+        shown = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)[:, :, None, None].expand_as(maps)
+        mask = shown if valid is None else shown * valid
         side_features = self.side_features(levels, maps.shape[-2:])
-        return peak_normalized(prototype_cam(maps, side_features, valid, settings.background_factor))
+        return peak_normalized(prototype_cam(maps, side_features, mask, settings.background_factor))
+
+
+def sampled_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """The pixels of (B, D, H, W) that bilinear resampling to `size`, a whole even part of (H, W), looks at.
+
+    Of four, six, ... rows that become one it takes the mean of the middle two; resampling what is returned gives the
+    same. Maps of other sizes are returned as they are.
+    """
+    factors = [length // side for length, side in zip(maps.shape[-2:], size, strict=True)]
+    whole = all(length == side * factor for length, side, factor in zip(maps.shape[-2:], size, factors, strict=True))
+    if not whole or any(factor % 2 or factor <= 2 for factor in factors):
+        return maps
+    (rows, columns), (tall, wide) = size, factors
+    blocks = maps.unflatten(-1, (columns, wide)).unflatten(-3, (rows, tall))
+    middle: Tensor = blocks[..., tall // 2 - 1 : tall // 2 + 1, :, wide // 2 - 1 : wide // 2 + 1]
+    return middle.flatten(-2).flatten(-3, -2)

@@ -81,7 +81,7 @@ def multi_scale_cams(
     """
     images = images.clone() if images.is_inference() else images
     rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
-    views, ranks, likely = list(_views(images, classifier.stride, scales, flip)), None, None
+    views, ranks, likely = list(scaled_views(images, classifier.stride, scales, flip)), None, None
     if reading.by_gradient:
         known, likely = _shown_classes(classifier, views, class_ids, threshold)
         ranks = class_ranks(known, images.device)
@@ -115,21 +115,21 @@ def calibrated_cams(
     calibration = reading.calibration or Calibration()
     images = images.clone() if images.is_inference() else images
     rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
-    views = list(_views(images, classifier.stride, scales, flip))
+    views = list(scaled_views(images, classifier.stride, scales, flip))
     known, likely = _shown_classes(classifier, views, class_ids, threshold)
     present = images.new_zeros(len(images), classifier.head.out_features)
     for image, ids in enumerate(known):
         present[image, [class_id - 1 for class_id in ids]] = 1
     ranks = class_ranks(known, images.device)
-    head = classifier.calibration or CalibrationHead((), 0, learned=False)
+    head = classifier.calibration or CalibrationHead()
     sums: list[Tensor | float] = [0.0, 0.0]
     probabilities = []
     for view, flipped in views:
         with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
             raw, (features, logits) = view_maps(classifier, view, reading, ranks)
-        normalized = classifier.normalize(view)
-        own = head.classifier_maps(raw, normalized, features, present, calibration)
-        prototype = head.prototype_maps(own, tap.take(features.shape[-2:]), calibration, present)
+        levels = tap.take(features.shape[-2:])
+        own = head.classifier_maps(raw, classifier.normalize(view), levels[-1], present, calibration)
+        prototype = head.prototype_maps(own, levels, present, calibration)
         for number, maps in enumerate((own, prototype)):
             sums[number] = sums[number] + place_view(maps, (rows, columns), classifier.offset, flipped)
         probabilities.append(logits.float().sigmoid())
@@ -189,8 +189,8 @@ def _shown_classes(
     return [predicted_classes(likely[i], threshold) if ids is None else ids for i, ids in enumerate(known)], likely
 
 
-def _views(images: Tensor, stride: int, scales: Sequence[float], flip: bool) -> Iterator[tuple[Tensor, bool]]:
-    """Every scale of a batch, and each mirrored left to right; channels last in memory."""
+def scaled_views(images: Tensor, stride: int, scales: Sequence[float], flip: bool) -> Iterator[tuple[Tensor, bool]]:
+    """Every scale of a batch (B, 3, H, W), sides in whole cells, and each mirrored left to right; channels last."""
     rows, columns = images.shape[-2] // stride, images.shape[-1] // stride
     for scale in scales:
         size = (max(1, round(rows * scale)) * stride, max(1, round(columns * scale)) * stride)

@@ -104,7 +104,7 @@ class Classifier(PretrainedHalf):
             levels = feature_levels(self.backbone)
         except NoLevels as error:
             raise ConfigError(f"objectives.sfc needs features of several depths, but {error}") from error
-        self.calibration = CalibrationHead([width for _, width in levels], self.width)
+        self.calibration = CalibrationHead([width for _, width in levels])
 
     def pretrained_half(self) -> nn.Module:
         trunk = trunk_of(self.backbone)

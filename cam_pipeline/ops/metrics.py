@@ -4,6 +4,8 @@ Two kinds of input never mix here: label maps of whole pixels, summed into confu
 score tables. Every ratio is float64 in 0..1 and NaN where it is 0/0; percent appears only in printed tables.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -145,6 +147,18 @@ def f1_score(scores: Tensor, image_labels: Tensor, threshold: float = 0.5) -> Te
     predicted = scores > threshold
     hits = (predicted & positive).sum().double()
     return 2 * hits / (predicted.sum() + positive.sum())
+
+
+def frequency_groups(counts: Sequence[int]) -> dict[str, list[int]]:
+    """Classes (numbered from 0) by how many training images show them: the quarter with most, the rest, with fewest.
+
+    `head` and `tail` hold a quarter each, rounded, but at least one class while there are three; `middle` the rest. Of
+    classes with equal counts the earlier counts as more frequent.
+    """
+    order = sorted(range(len(counts)), key=lambda number: (-counts[number], number))
+    side = max(1, round(len(counts) / 4)) if len(counts) >= 3 else len(counts) // 2
+    middle = order[side : len(order) - side]
+    return {"head": order[:side], "middle": middle, "tail": order[len(order) - side :]}
 
 
 def _average_precision(scores: Tensor, positive: Tensor) -> Tensor:

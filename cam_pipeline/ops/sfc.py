@@ -92,8 +92,9 @@ def pixel_correlation(cam: Tensor, features: Tensor, steps: int = 2) -> Tensor:
     maps = at_least_float32(cam, "cam").flatten(2)
     unit = _unit(at_least_float32(features, "features").flatten(2))
     with torch.autocast(maps.device.type, enabled=False):  # it would lower the products to half precision
+        blocks = _AffinityColumns(unit)
         for _ in range(steps):
-            maps = torch.cat([maps @ columns for columns in _affinity_columns(unit)], dim=2)
+            maps = torch.cat([maps @ columns for columns in blocks], dim=2)
     return maps.view_as(cam)
 
 
@@ -127,7 +128,8 @@ def prototype_cam(cam: Tensor, features: Tensor, mask: Tensor | None = None, bac
     with torch.autocast(cam.device.type, enabled=False):  # it would lower the products to half precision
         prototypes = torch.einsum("bkhw,bdhw->bkd", seeds, features)
         along = F.normalize(prototypes, dim=2, eps=1e-8)
-        return torch.einsum("bkd,bdhw->bkhw", along, F.normalize(features, dim=1, eps=1e-8)).relu()
+        lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-8)
+        return (torch.einsum("bkd,bdhw->bkhw", along, features) / lengths).relu()
 
 
 def msdw_losses(
@@ -182,10 +184,20 @@ def _unit(features: Tensor) -> Tensor:
     return features / (norms + EPS)
 
 
-def _affinity_columns(unit: Tensor) -> Iterator[Tensor]:
-    """Normalised columns of the affinity of unit vectors (B, D, N): blocks (B, N, n)."""
-    cells = unit.shape[2]
-    width = max(1, ENTRIES_AT_ONCE // (len(unit) * cells))
-    for start in range(0, cells, width):
-        affinity = (unit.transpose(1, 2) @ unit[:, :, start : start + width]).relu()
-        yield affinity / (affinity.sum(dim=1, keepdim=True) + EPS)
+class _AffinityColumns:
+    """Normalised columns of the affinity of unit vectors (B, D, N): blocks (B, N, n), as often as they are asked for.
+
+    A single block is kept; more would be too large to keep, and are computed anew.
+    """
+
+    def __init__(self, unit: Tensor) -> None:
+        cells = unit.shape[2]
+        self.unit, self.width = unit, max(1, ENTRIES_AT_ONCE // (len(unit) * cells))
+        self.kept = [self._block(0)] if cells <= self.width else None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.kept or map(self._block, range(0, self.unit.shape[2], self.width)))
+
+    def _block(self, start: int) -> Tensor:
+        affinity = (self.unit.transpose(1, 2) @ self.unit[:, :, start : start + self.width]).relu()
+        return affinity / (affinity.sum(dim=1, keepdim=True) + EPS)

@@ -222,7 +222,7 @@ def test_value_for_a_section_is_refused(tmp_path: Path) -> None:
         ("[data.root]\nx = 1\n", "data.root must be a path, as text, given {'x': 1}"),
         (
             "nothing_like_it = 1\n",
-            "unknown key nothing_like_it; valid here: data, classifier, objectives, acr, train_cls",
+            "unknown key nothing_like_it; valid here: data, classifier, objectives, acr, sfc, train_cls",
         ),
         ("[run]\nseed = 1\nseed = 2\n", "is not valid TOML: Cannot overwrite a value (at line 3"),
         (f"x = {'[' * 3000}", "is not valid TOML: it is nested too deeply"),

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from cam_pipeline.config import ClassifierSettings, Config, SegmenterSettings, load_config
+from cam_pipeline.models.calibration import Calibration
 from cam_pipeline.models.cams import CamReading, Propagation
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.networks import cam_reading, new_classifier, new_segmenter
 
-CLASSES = {"voc12": 20, "voc12-vit": 20, "voc12-acr": 20, "coco14": 80, "coco14-vit": 80}
+CLASSES = {"voc12": 20, "voc12-vit": 20, "voc12-acr": 20, "voc12-sfc": 20, "coco14": 80, "coco14-vit": 80}
 
 
 def without_weights(name: str) -> Config:
@@ -35,9 +36,9 @@ def test_classifiers(name: str) -> None:
     classifier = classifier_of(settings.model_dump_json())
     parameters = sum(one.numel() for one in classifier.backbone.parameters())
     assert classifier.stride == 16
-    expected = {"": (2048, 24), "vit": (768, 86), "acr": (768, 98)}[name.partition("-")[2]]
+    expected = {"": (2048, 24), "sfc": (2048, 24), "vit": (768, 86), "acr": (768, 98)}[name.partition("-")[2]]
     assert (classifier.width, round(parameters / 1e6)) == expected
-    assert classifier.freeze_batch_norm == ("-" not in name)
+    assert classifier.freeze_batch_norm == (settings.backbone == "resnet50")
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -72,6 +73,21 @@ def test_acr_is_that_of_the_paper() -> None:
     assert (config.train_cls.crop // classifier.stride) ** 2 == 576
     assert config.acr.activation_weight * 576 == pytest.approx(125, abs=0.01)
     assert config.refine.normalize == "minmax"
+
+
+def test_sfc_is_that_of_the_paper() -> None:
+    """Zhao et al. 2024: side features of 128, 128, 256, 256, a comparison of 2048, three losses from the first step."""
+    config = load_config("voc12-sfc", ["classifier.weights=none"])
+    classifier = new_classifier(config.classifier, 20, config.objectives.sfc)
+    head = classifier.calibration
+    assert head is not None
+    shapes = [tuple(layer.weight.shape[:2]) for layer in [*head.sides, head.comparison]]  # type: ignore[union-attr]
+    assert shapes == [(128, 256), (128, 512), (256, 1024), (256, 2048), (2048, 2051)]
+    assert cam_reading(config.cam, classifier).calibration == Calibration("present", 0.3, 2)
+    sfc, refine = config.sfc, config.refine
+    assert (sfc.draws, sfc.prototype_weight, sfc.scale_weight, sfc.extra, sfc.ramp) == (4, 1.6, 0.8, 396, 0)
+    assert (refine.background, refine.background_map, refine.prototype_share) == (0.2, 0.5, 0.5)
+    assert config.train_cls.epochs * (10_582 // 16) == 3966
 
 
 def test_voc_names_its_classes() -> None:

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each must normalise, learn and remember as one process with all of it."""
+"""Two processes with four and two images must normalise, learn and remember as one process with the whole batch."""
 
 import multiprocessing
 import os
@@ -42,12 +42,12 @@ def learn(layers, images):
     return found, list(layers[1].buffers())
 
 
-def halves_of_the_work(kind, rank, port, answer):
+def part_of_the_work(kind, rank, port, answer):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     layers, images = network(kind), torch.randn(BATCH, 3, 9, 7, generator=torch.Generator().manual_seed(1))
     share_batch_norm(layers)
-    steps, buffers = learn(layers, images[3 * rank : 3 * rank + 3])
+    steps, buffers = learn(layers, images[:4] if rank == 0 else images[4:])
     for _, _, gradients in steps:
         for gradient in gradients:
             dist.all_reduce(gradient)
@@ -62,7 +62,7 @@ def in_two_processes(kind):
     context, answers, processes = multiprocessing.get_context("fork"), [], []
     for rank in range(2):
         receiver, sender = context.Pipe(duplex=False)
-        processes.append(context.Process(target=halves_of_the_work, args=(kind, rank, port, sender), daemon=True))
+        processes.append(context.Process(target=part_of_the_work, args=(kind, rank, port, sender), daemon=True))
         processes[-1].start()
         sender.close()
         answers.append(receiver)
@@ -77,17 +77,17 @@ def in_two_processes(kind):
     "kind",
     ["plain", "with an activation", "without weights", "of cumulative momentum", "without memory", "frozen"],
 )
-def test_two_halves_are_normalised_as_one_batch(kind):
+def test_two_parts_are_normalised_as_one_batch(kind):
     images = torch.randn(BATCH, 3, 9, 7, generator=torch.Generator().manual_seed(1))
     steps, buffers = learn(network(kind), images)
     first, second = in_two_processes(kind)
     for step, (out, to_images, to_weights) in enumerate(steps):
-        halves = [worker[0][step] for worker in (first, second)]
+        parts = [worker[0][step] for worker in (first, second)]
         for whole, position in ((out, 0), (to_images, 1)):
-            both = torch.cat([torch.from_numpy(half[position]) for half in halves])
+            both = torch.cat([torch.from_numpy(part[position]) for part in parts])
             torch.testing.assert_close(both, whole, rtol=1e-4, atol=1e-4)
         for number, whole in enumerate(to_weights):
-            torch.testing.assert_close(torch.from_numpy(halves[0][2][number]), whole, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(torch.from_numpy(parts[0][2][number]), whole, rtol=1e-4, atol=1e-3)
     for worker in (first, second):
         for own, whole in zip(worker[1], buffers, strict=True):
             torch.testing.assert_close(torch.from_numpy(own), whole, rtol=1e-5, atol=1e-5)

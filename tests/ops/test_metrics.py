@@ -11,6 +11,7 @@ from cam_pipeline.ops.metrics import (
     f1_score,
     false_negative_share,
     false_positive_share,
+    frequency_groups,
     iou_per_class,
     mean_iou,
     precision_per_class,
@@ -272,3 +273,17 @@ def test_score_tables_are_checked(metric):
         metric(tensor([[math.nan]]), tensor([[1]]))
     with pytest.raises(ValueError, match="floating"):
         metric(tensor([[1]]), tensor([[1]]))
+
+
+@pytest.mark.parametrize(
+    ("counts", "head", "middle", "tail"),
+    [
+        ([5, 9, 1, 7, 5, 0, 2, 3], [1, 3], [0, 4, 7, 6], [2, 5]),
+        ([1, 1, 1], [0], [1], [2]),
+        ([1, 4], [1], [], [0]),
+        ([3], [], [0], []),
+        (range(20), [19, 18, 17, 16, 15], [*range(14, 4, -1)], [4, 3, 2, 1, 0]),
+    ],
+)
+def test_groups_by_frequency(counts, head, middle, tail):
+    assert frequency_groups(counts) == {"head": head, "middle": middle, "tail": tail}

@@ -102,6 +102,19 @@ def test_image_without_classes_has_an_empty_cam(cams: Path) -> None:
     assert (tuple(stored.cam.shape), stored.class_ids, stored.size) == ((0, 3, 4), (), (HEIGHT, WIDTH))
 
 
+def test_calibrated_maps_come_back_beside_the_others(tmp_path: Path) -> None:
+    background, prototypes = cam_of(7, 1e-3)[0], cam_of(8, 40.0, (3, 3, 4))
+    full = StoredCam("x", cam_of(1), CLASS_IDS, (HEIGHT, WIDTH), background, prototypes)
+    empty = StoredCam("n", torch.zeros(0, 3, 4), (), (HEIGHT, WIDTH), background, prototypes[:1])
+    with CamStore.open(store_file(tmp_path / "cams.h5", "cams", [cam_record(full), cam_record(empty)])) as store:
+        back, nothing = store.read("x"), store.read("n")
+    assert back.background is not None and back.prototype is not None
+    for got, given_map in ((back.cam, cam_of(1)), (back.background, background), (back.prototype, prototypes)):
+        assert got.shape == given_map.shape and torch.allclose(got, given_map, rtol=2**-10, atol=0)
+    assert nothing.background is not None and nothing.prototype is not None
+    assert (len(nothing.cam), tuple(nothing.background.shape), len(nothing.prototype)) == (0, (3, 4), 1)
+
+
 # Scores
 
 
