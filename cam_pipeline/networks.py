@@ -7,7 +7,7 @@ import torch
 from cam_pipeline.config import CamSettings, ClassifierSettings, SegmenterSettings
 from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.calibration import Calibration
-from cam_pipeline.models.cams import CamReading, Propagation
+from cam_pipeline.models.cams import CamReading, FeatureWalk, Propagation
 from cam_pipeline.models.classifier import Classifier, PretrainedHalf, build_classifier
 from cam_pipeline.models.hybrid import Trunk
 from cam_pipeline.models.segmenter import Segmenter, build_segmenter
@@ -43,7 +43,9 @@ def new_classifier(settings: ClassifierSettings, num_classes: int, calibrated: b
 
 def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
     """How maps are to be read out of this classifier. Raises ConfigError when it can not be done."""
-    propagation = None
+    propagation: Propagation | FeatureWalk | None = None
+    if settings.propagate == "features":
+        propagation = FeatureWalk(settings.walk_radius, settings.walk_steps, settings.walk_power)
     if settings.propagate == "attention":
         propagation = Propagation(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
     calibration = None

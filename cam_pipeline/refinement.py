@@ -5,14 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cam_pipeline.config import RefineSettings
-from cam_pipeline.data.images import UInt8
+from cam_pipeline.data.images import UInt8, to_tensor
 from cam_pipeline.ops.cam import cam_scores, to_probabilities, with_background
 from cam_pipeline.ops.crf import dense_crf
+from cam_pipeline.ops.refine import local_refine
 from cam_pipeline.store.cams import StoredCam
+
+ReadImage = Callable[[], UInt8]
 
 
 def class_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tensor]:
@@ -32,13 +36,39 @@ def class_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tens
     return torch.lerp(scores, prototypes, share), settings.background_map * merged
 
 
-def refined_scores(cam: StoredCam, read_image: Callable[[], UInt8], settings: RefineSettings) -> NDArray[np.float32]:
-    """Background score, then a dense CRF over the present classes: scores (1 + n, H, W) that sum to 1 over channels.
+def smoothed_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> tuple[Tensor, Tensor]:
+    """`class_scores` after local refinement, if `kernel` asks for one.
+
+    The kernels are linear and keep constants (up to a factor, which is taken back), so that the background's constant
+    score needs no part in them. `read_image` as in `refined_scores`.
+    """
+    scores, beside = class_scores(cam, settings)
+    if settings.kernel == "none" or not cam.class_ids:
+        return scores, beside
+    guide = to_tensor(read_image())[None].float() / 255
+    if tuple(guide.shape[-2:]) != cam.size:
+        raise ValueError(f"the image is {tuple(guide.shape[-2:])}, its maps are of {cam.size}")
+    size = [max(1, round(side * settings.kernel_guide)) for side in cam.size]
+    both = torch.cat([scores, beside[None]])[None]
+    refined = local_refine(
+        F.interpolate(guide, size, mode="area"),
+        F.interpolate(both, size, mode="area"),
+        settings.kernel,
+        settings.kernel_iterations,
+        sigma_floor=settings.kernel_sigma_floor,
+        renormalize=True,
+    )
+    whole = F.interpolate(refined, cam.size, mode="bilinear", align_corners=False)[0].clamp(0, 1)
+    return whole[:-1], whole[-1]
+
+
+def refined_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> NDArray[np.float32]:
+    """Local refinement, background score, then a dense CRF over the present classes: scores (1 + n, H, W), sum 1.
 
     `read_image` gives the image (H, W, 3) and is called only if it is needed. Raises ValueError when the image is not
     of `cam.size`.
     """
-    classes, beside = class_scores(cam, settings)
+    classes, beside = smoothed_scores(cam, read_image, settings)
     scores = with_background(classes, settings.background)
     scores[0] += beside
     probabilities: NDArray[np.float32] = to_probabilities(scores).numpy()

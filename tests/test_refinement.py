@@ -6,7 +6,7 @@ from PIL import Image
 from cam_pipeline import refinement
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.images import read_image
-from cam_pipeline.refinement import class_scores, refined_scores
+from cam_pipeline.refinement import class_scores, refined_scores, smoothed_scores
 from cam_pipeline.store.cams import StoredCam
 
 SIZE = (24, 36)
@@ -102,3 +102,50 @@ def test_the_papers_rule_of_the_background(image, background, wins):
     scores = refined_scores(cam, image, RefineSettings(background=0.2, background_map=0.5, crf=False))
     assert (scores[1, 5, -1] > scores[0, 5, -1]) == wins
     np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["color", "par", "varm"])
+@pytest.mark.parametrize("guide", [0.5, 1.0])
+def test_local_refinement_moves_borders_to_those_of_the_image(image, kernel, guide):
+    cam = stored([[[6.0, 5.0, 0.0, 0.0]]], (2,))
+    settings = RefineSettings(background=0.5, crf=False, kernel=kernel, kernel_guide=guide)
+    truth = np.zeros(SIZE, bool)
+    truth[:, : SIZE[1] // 2] = True
+    plain = refined_scores(cam, image, settings.model_copy(update={"kernel": "none"}))
+    refined = refined_scores(cam, image, settings)
+    errors = [int((scores.argmax(axis=0) != truth).sum()) for scores in (plain, refined)]
+    assert errors[0] > 20 and errors[1] <= 0.03 * truth.size
+    np.testing.assert_allclose(refined.sum(axis=0), 1, atol=1e-5)
+
+
+def test_a_kernel_moves_the_background_map_as_well_and_keeps_constants(image):
+    cam = calibrated([[[3.0, 3.0]]], [[1.0, 1.0]], [[[1.0, 0.0]], [[2.0, 2.0]]])
+    settings = RefineSettings(kernel="varm", background_map=1.0, prototype_share=0.5)
+    scores, beside = smoothed_scores(cam, image, settings)
+    np.testing.assert_allclose(scores, 1, atol=1e-3)
+    before = class_scores(cam, settings)[1]
+    assert beside.shape == SIZE and (beside - before).abs().max() > 0.05
+    assert beside[:, : SIZE[1] // 2].std() < before[:, : SIZE[1] // 2].std()
+
+
+def test_a_kernel_that_is_off_reads_no_image():
+    def read():
+        raise AssertionError
+
+    smoothed_scores(stored([[[4.0, 0.0]]], (2,)), read, RefineSettings())
+    smoothed_scores(StoredCam("a", torch.zeros(0, 2, 3), (), SIZE), read, RefineSettings(kernel="par"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1000), (1, 7)])
+def test_images_of_any_shape_and_a_constant_one_are_refined(size):
+    cam = StoredCam("a", torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]]), (2, 5), size)
+    for kernel in ("color", "par", "varm"):
+        scores = refined_scores(cam, lambda: np.full((*size, 3), 90, np.uint8), RefineSettings(kernel=kernel))
+        assert scores.shape == (3, *size) and np.isfinite(scores).all()
+
+
+def test_a_kernel_refuses_an_image_of_another_size():
+    with pytest.raises(ValueError, match=r"the image is \(5, 6\), its maps are of \(24, 36\)"):
+        smoothed_scores(
+            stored([[[4.0, 0.0]]], (2,)), lambda: np.zeros((5, 6, 3), np.uint8), RefineSettings(kernel="par")
+        )

@@ -51,7 +51,7 @@ def test_a_run_with_acr_ends_in_labels_and_is_then_current(commands: Any, acr_ru
     assert again.stderr.count("current, nothing to do") == 5
 
 
-@pytest.mark.parametrize(("source", "propagate"), list(itertools.product(SOURCES, ["none", "attention"])))
+@pytest.mark.parametrize(("source", "propagate"), list(itertools.product(SOURCES, ["none", "attention", "features"])))
 def test_every_source_goes_with_every_propagation(
     commands: Any, acr_run: Path, tmp_path: Path, source: str, propagate: str
 ) -> None:

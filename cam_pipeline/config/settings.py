@@ -228,15 +228,24 @@ class CamSettings(Section):
     start_layer: int = Field(
         -2, description="`class_token_gradient` only: first block that is read, up to the last (-2: the last two)"
     )
-    propagate: Literal["none", "attention"] = Field(
-        "none", description="`attention`: every patch gathers the map from the patches it attends to; a ViT only"
+    propagate: Literal["none", "attention", "features"] = Field(
+        "none",
+        description="`attention`: every patch gathers the map from the patches it attends to, a ViT only; `features`: "
+        "every cell gathers it from the cells whose features are alike, a random walk",
     )
+    walk_radius: int = Field(
+        0, ge=0, le=1024, description='`propagate = "features"` only: farthest cells it gathers from; 0: all'
+    )
+    walk_power: float = Field(
+        8.0, gt=0, le=100, description='`propagate = "features"` only: power of the cosine between features'
+    )
+    walk_steps: int = Field(1, ge=1, le=100, description='`propagate = "features"` only: how many times')
     attention_layers: tuple[int, ...] = Field(
-        (), description="`propagate` only: blocks whose attention is summed (-1: the last); empty: all"
+        (), description="`attention` only: blocks whose attention is summed (-1: the last); empty: all"
     )
-    attention_steps: int = Field(1, ge=1, le=100, description="`propagate` only: how many times")
+    attention_steps: int = Field(1, ge=1, le=100, description="`attention` only: how many times")
     attention_normalize: bool = Field(
-        False, description="`propagate` only: divide by what attention goes to patches, so that constants are kept"
+        False, description="`attention` only: divide by what attention goes to patches, so that constants are kept"
     )
     calibration: Literal["none", "sfc"] = Field(
         "none",
@@ -287,6 +296,24 @@ class RefineSettings(Section):
         le=1,
         description="`cam.calibration` only: this share of the background map is added to `background` (the paper: .5, "
         "with a background of .2)",
+    )
+    kernel: Literal["none", "color", "par", "varm"] = Field(
+        "none",
+        description="local refinement: every pixel repeatedly takes the mean of 48 neighbours that look alike; `color` "
+        "by colour alone, `par` (AFA) and a share of position, `varm` (TSCD) less a share of variation",
+    )
+    kernel_iterations: int = Field(10, ge=1, le=1000, description="`kernel` only: how many times")
+    kernel_guide: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="`kernel` only: image size at which it works; the papers halve it, which doubles its reach",
+    )
+    kernel_sigma_floor: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="`kernel` only: least standard deviation of colour, of 1; 0.008 keeps noise in flat areas unseen",
     )
     crf: bool = Field(True, description="refine the scores with a dense CRF")
     crf_iterations: int = Field(10, ge=1, le=10_000, description="mean-field iterations")
@@ -410,11 +437,15 @@ class Config(Section):
         idle = [name for name, on in self.objectives if not on]
         if self.cam.source != "class_token_gradient":
             idle += ["cam.map_function", "cam.start_layer"]
-        if self.cam.propagate == "none":
+        if self.cam.propagate != "attention":
             idle += ["cam.attention_layers", "cam.attention_steps", "cam.attention_normalize"]
+        if self.cam.propagate != "features":
+            idle += ["cam.walk_radius", "cam.walk_power", "cam.walk_steps"]
         if self.cam.calibration == "none":
             idle += ["refine.prototype_share", "refine.background_map", "cam.correlation_steps"]
             idle += ["cam.background_over", "cam.seed_background"]
+        if self.refine.kernel == "none":
+            idle += ["refine.kernel_iterations", "refine.kernel_guide", "refine.kernel_sigma_floor"]
         if not self.classifier.trunk:
             idle += ["classifier.trunk_args", "classifier.trunk_weights"]
         return idle

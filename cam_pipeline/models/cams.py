@@ -12,6 +12,7 @@ from cam_pipeline.models.attention import Affinity, attention_hooked, attention_
 from cam_pipeline.models.calibration import Calibration, CalibrationHead, LevelTap, feature_levels
 from cam_pipeline.models.classifier import Classifier, ClassifierOutput
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
+from cam_pipeline.ops.affinity import feature_walk
 from cam_pipeline.ops.cam import classifier_cam, place_view
 
 ClassIds = tuple[int, ...]
@@ -27,6 +28,15 @@ class Propagation:
 
 
 @dataclass(frozen=True)
+class FeatureWalk:
+    """Propagation of maps by the likeness of features, as `ops.affinity.feature_walk`; `radius` in cells, 0: all."""
+
+    radius: int = 0
+    steps: int = 1
+    power: float = 1.0
+
+
+@dataclass(frozen=True)
 class CamReading:
     """How the maps of one view are read.
 
@@ -38,21 +48,25 @@ class CamReading:
     source: str = "classifier_weights"
     map_function: str = "grad"
     start_layer: int = -2
-    propagation: Propagation | None = None
+    propagation: Propagation | FeatureWalk | None = None
     calibration: Calibration | None = None
 
     @property
     def by_gradient(self) -> bool:
         return self.source == "class_token_gradient"
 
+    @property
+    def attention(self) -> Propagation | None:
+        return self.propagation if isinstance(self.propagation, Propagation) else None
+
     def check(self, classifier: Classifier) -> None:
         """Raise ValueError (NoAttention for a CNN) when this classifier's maps can not be read so."""
         if self.calibration is not None:
             feature_levels(classifier.backbone)
-        if not self.by_gradient and self.propagation is None:
+        if not self.by_gradient and self.attention is None:
             return
         count = len(attention_modules(classifier))
-        block_indices(count, self.propagation.blocks if self.propagation else ())
+        block_indices(count, self.attention.blocks if self.attention else ())
         if self.by_gradient:
             block_indices(count, (self.start_layer,))
             if classifier.pooling != "class_token":
@@ -145,7 +159,7 @@ def view_maps(
 
     `ranks` as `class_ranks` gives them, for maps by gradient. The classifier is left as it came.
     """
-    affinity, propagation = Affinity(classifier.prefix_tokens), reading.propagation
+    affinity, propagation = Affinity(classifier.prefix_tokens), reading.attention
     if reading.by_gradient:
         if ranks is None:
             raise ValueError("maps by gradient need the classes to read")
@@ -158,6 +172,9 @@ def view_maps(
         # A patch gathers evidence for a class, not against it.
         flat = maps.flatten(2).relu()
         maps = propagate_attention(flat, affinity.mean, propagation.steps, propagation.normalize).view_as(maps)
+    if isinstance(reading.propagation, FeatureWalk):
+        walk = reading.propagation
+        maps = feature_walk(maps.relu(), output.features, walk.radius, walk.steps, walk.power)
     return maps, output
 
 
@@ -223,7 +240,7 @@ def _class_token_maps(
     """
     count = len(attention_modules(classifier))
     start = reading.start_layer % count
-    of_affinity = set(block_indices(count, reading.propagation.blocks)) if reading.propagation else set()
+    of_affinity = set(block_indices(count, reading.attention.blocks)) if reading.attention else set()
     attentions: list[Tensor] = []
 
     def hook(block: int, attention: Tensor) -> Tensor | None:

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from cam_pipeline.models.attention import AttentionTap, NoAttention
-from cam_pipeline.models.cams import CamReading, Propagation, class_ranks, multi_scale_cams, view_maps
+from cam_pipeline.models.cams import CamReading, FeatureWalk, Propagation, class_ranks, multi_scale_cams, view_maps
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.ops.acr import MAP_FUNCTIONS, class_token_map, propagate_attention
+from cam_pipeline.ops.affinity import feature_walk, random_walk
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam
 
 CLASSES = 4
@@ -232,3 +233,22 @@ def test_bfloat16_maps_are_close(classifier, images):
         maps, _ = view_maps(classifier, images, gradient(propagation=Propagation()), ranks)
     assert maps.dtype == torch.float32
     assert (maps - usual).abs().max() < 0.1 * usual.max()
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+@pytest.mark.parametrize("radius", [0, 1])
+def test_a_walk_over_features_is_that_of_the_same_view(images, kind, radius):
+    """Of any network, a CNN too; `images` have 2 x 3 cells."""
+    network = build() if kind == "vit" else build_classifier("test_resnet", CLASSES, stride=16).eval()
+    nn.init.normal_(network.head.weight)
+    walk = CamReading(propagation=FeatureWalk(radius, steps=2, power=3.0))
+    walk.check(network)
+    with torch.no_grad():
+        features, _ = network(images)
+        raw = classifier_cam(features, network.head.weight).relu()
+        found = view_maps(network, images, walk)[0]
+    torch.testing.assert_close(found, feature_walk(raw, features, radius, 2, 3.0), rtol=1e-4, atol=1e-5)
+    unit = torch.nn.functional.normalize(features.flatten(2), dim=1)
+    near = torch.cdist(*[torch.cartesian_prod(torch.arange(2.0), torch.arange(3.0))] * 2, p=float("inf")) <= 1
+    affinity = (unit.mT @ unit).relu() * (near if radius else 1)
+    torch.testing.assert_close(found, random_walk(raw, affinity, 2, 3.0), rtol=1e-4, atol=1e-5)
