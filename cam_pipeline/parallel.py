@@ -57,7 +57,9 @@ def results_of(parallel: Parallel, tasks: Iterable[Any]) -> Iterator[Iterator[An
 
 
 def _parallel(backend: str, workers: int) -> Parallel:
-    with parallel_config(backend=backend):  # unlike `Parallel` it knows Dask
+    # Each worker has a core to itself: with more threads than that, BLAS and torch would wait for one another.
+    threads = {"inner_max_num_threads": 1} if backend == "loky" and workers > 1 else {}
+    with parallel_config(backend=backend, **threads):  # unlike `Parallel` it knows Dask
         try:
             return Parallel(n_jobs=workers, return_as="generator")
         except ValueError:  # Ray's backend gives complete lists only

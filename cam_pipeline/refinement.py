@@ -1,5 +1,6 @@
 """Per-pixel scores of one image from its class activation maps."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,8 @@ def smoothed_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSetti
     guide = to_tensor(read_image())[None].float() / 255
     if tuple(guide.shape[-2:]) != cam.size:
         raise ValueError(f"the image is {tuple(guide.shape[-2:])}, its maps are of {cam.size}")
-    size = [max(1, round(side * settings.kernel_guide)) for side in cam.size]
+    factor = min(settings.kernel_guide, reduction(cam.size, settings))
+    size = [max(1, round(side * factor)) for side in cam.size]
     both = torch.cat([scores, beside[None]])[None]
     refined = local_refine(
         F.interpolate(guide, size, mode="area"),
@@ -74,5 +76,27 @@ def refined_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSettin
     probabilities: NDArray[np.float32] = to_probabilities(scores).numpy()
     if not settings.crf or not cam.class_ids:
         return probabilities
+    return _crf(read_image(), probabilities, reduction(cam.size, settings), settings)
+
+
+def reduction(size: tuple[int, int], settings: RefineSettings) -> float:
+    """Factor (0..1] of both sides by which an image of more than `refine.max_pixels` is reduced for refinement."""
+    return min(1.0, math.sqrt(settings.max_pixels / (size[0] * size[1])))
+
+
+def _crf(
+    image: UInt8, probabilities: NDArray[np.float32], factor: float, settings: RefineSettings
+) -> NDArray[np.float32]:
+    """Dense CRF, of a large image at a reduced size: distances in its kernels shrink alike."""
     kernels: dict[str, Any] = {key: value for key, value in settings if key.startswith(("gaussian_", "bilateral_"))}
-    return dense_crf(read_image(), probabilities, iterations=settings.crf_iterations, **kernels)
+    if factor == 1:
+        return dense_crf(image, probabilities, iterations=settings.crf_iterations, **kernels)
+    size = [max(1, round(side * factor)) for side in probabilities.shape[1:]]
+    small_image = F.interpolate(to_tensor(image)[None].float(), size, mode="area")[0].round().to(torch.uint8)
+    small = F.interpolate(torch.from_numpy(probabilities)[None], size, mode="area")[0]
+    kernels |= {key: kernels[key] * factor for key in ("gaussian_sxy", "bilateral_sxy")}
+    refined = dense_crf(small_image.permute(1, 2, 0), small, iterations=settings.crf_iterations, **kernels)
+    whole: NDArray[np.float32] = F.interpolate(
+        refined[None], probabilities.shape[1:], mode="bilinear", align_corners=False
+    )[0].numpy()
+    return whole

@@ -6,7 +6,7 @@ from PIL import Image
 from cam_pipeline import refinement
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.images import read_image
-from cam_pipeline.refinement import class_scores, refined_scores, smoothed_scores
+from cam_pipeline.refinement import class_scores, reduction, refined_scores, smoothed_scores
 from cam_pipeline.store.cams import StoredCam
 
 SIZE = (24, 36)
@@ -149,3 +149,24 @@ def test_a_kernel_refuses_an_image_of_another_size():
         smoothed_scores(
             stored([[[4.0, 0.0]]], (2,)), lambda: np.zeros((5, 6, 3), np.uint8), RefineSettings(kernel="par")
         )
+
+
+def test_large_images_are_refined_at_a_smaller_size(image, monkeypatch):
+    seen = []
+
+    def crf(pixels, probabilities, **rest):
+        seen.append((tuple(pixels.shape), tuple(probabilities.shape), rest["bilateral_sxy"], rest["gaussian_sxy"]))
+        return dense_crf(pixels, probabilities, **rest)
+
+    dense_crf = refinement.dense_crf
+    monkeypatch.setattr(refinement, "dense_crf", crf)
+    settings = RefineSettings(background=0.3, bilateral_sxy=20, bilateral_srgb=10)
+    assert reduction(SIZE, settings) == 1
+    small = settings.model_copy(update={"max_pixels": 24 * 36 // 4})
+    scores = refined_scores(stored([[[6.0, 5.0, 0.0, 0.0]]], (2,)), image, small)
+    assert seen == [((12, 18, 3), (2, 12, 18), 10.0, 1.5)]
+    assert scores.shape == (2, *SIZE)
+    np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-5)
+    assert (scores.argmax(axis=0)[:, : SIZE[1] // 2 - 1] == 1).all() and (
+        scores.argmax(axis=0)[:, SIZE[1] // 2 + 1 :] == 0
+    ).all()

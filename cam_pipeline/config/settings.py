@@ -315,6 +315,12 @@ class RefineSettings(Section):
         le=1,
         description="`kernel` only: least standard deviation of colour, of 1; 0.008 keeps noise in flat areas unseen",
     )
+    max_pixels: int = Field(
+        2_000_000,
+        ge=10_000,
+        le=100_000_000,
+        description="larger images go through kernel and CRF at this many pixels: the CRF needs up to 1 kB for each",
+    )
     crf: bool = Field(True, description="refine the scores with a dense CRF")
     crf_iterations: int = Field(10, ge=1, le=10_000, description="mean-field iterations")
     gaussian_sxy: float = Field(3.0, gt=0, description="CRF smoothness kernel: standard deviation in pixels")
