@@ -1,3 +1,4 @@
+import os
 import signal
 
 import numpy as np
@@ -47,3 +48,40 @@ def test_the_stage_works_in_this_process_and_leaves_ctrl_c_alone(sample, tmp_pat
         record = store.read("a")
     assert record.class_ids == (1,) and record.scores.shape == (2, *SIZE)
     assert (record.scores[1, :, :12] > 0.9).all() and (record.scores[0, :, -12:] > 0.9).all()
+
+
+def abort_at_three(cam, sample, settings):
+    """What pydensecrf does with an image for which memory does not suffice."""
+    if cam.name == "c":
+        os.abort()
+    return np.full((2, *cam.size), 0.5, np.float32)
+
+
+def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(tmp_path, monkeypatch, caplog):
+    names = ["a", "b", "c", "d"]
+    pixels = np.zeros((*SIZE, 3), np.uint8)
+    for name in names:
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "data.csv").write_text("image,labels\n" + "".join(f"{name}.png,cat\n" for name in names))
+    writer = PartWriter(tmp_path / "cams.h5", "cams", artefact_attributes(("cat",), "f", ""), [names])
+    maps = torch.tensor([[[1.0, 0.0]]])
+    writer.write(0, [cam_record(StoredCam(name, maps, (1,), SIZE)) for name in names])
+    writer.join(names)
+    monkeypatch.setattr(module, "refined", abort_at_three)
+    monkeypatch.setattr(module, "IMAGES_PER_PART", 3)
+    config = Config.model_validate({"data": {"root": tmp_path}, "run": {"workers": 2}})
+    output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f")
+    module.refine_cams(config, {"extract_cams": tmp_path / "cams.h5"}, output)
+    assert (
+        "image c: a worker process was killed, for lack of memory or by the CRF itself; it goes without a CRF"
+        in caplog.text
+    )
+    with ScoreStore.open(output.path) as store:
+        assert list(store.names) == names
+        assert [bool((store.read(name).scores == store.read("a").scores).all()) for name in names] == [
+            True,
+            True,
+            False,
+            True,
+        ]
+        assert store.read("c").scores[1, :, 0].min() > 0.7, "its map and the background, as they are"
