@@ -212,6 +212,7 @@ def test_a_cluster_makes_the_same_scores(
     assert changed(differences(finished / "run", undisturbed / "run")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes by /proc")
 def test_scores_are_complete_and_equal_although_a_worker_was_killed(
     commands: Any, finished: Path, undisturbed: Path, differences: Differences
