@@ -348,7 +348,7 @@ def show_classes(report: Mapping[str, Any]) -> None:
 
     rows = report["rows"]
     grid = Table("IoU %", box=box.SIMPLE, padding=(0, 1))
-    grid.add_column("training images", justify="right")
+    grid.add_column("images", justify="right")
     for row in rows:
         grid.add_column(row["map"], justify="right")
     for name in rows[0]["IoU"]:
@@ -358,8 +358,10 @@ def show_classes(report: Mapping[str, Any]) -> None:
     for group, names in report["groups"].items():
         counts = [report["training_images"][name] for name in names]
         if names:
-            title = f"{group} ({len(names)} of {len(report['training_images'])} classes)"
-            grid.add_row(title, f"{min(counts)} to {max(counts)}", *percent([row["groups"][group] for row in rows]))
+            means = percent([row["groups"][group] for row in rows])
+            grid.add_row(f"{group} ({len(names)})", f"{min(counts)}-{max(counts)}", *means)
+    if report["groups"]:
+        grid.caption = "images: of the training split. head, tail: the quarter of classes with most, with fewest"
     Console().print(grid)
 
 

@@ -33,21 +33,21 @@ class CamExtractor:
         """
         settings = self.config.cam
         arguments = (settings.scales, settings.flip, self.reading, class_ids, settings.presence_threshold)
-        beside: Tensor | None = None
+        calibration: Tensor | None = None
         with autocast(self.config.run, images.device):
             if self.reading.calibration is None:
                 maps, probabilities = multi_scale_cams(self.classifier, images, *arguments)
             else:
                 own, prototypes, probabilities = calibrated_cams(self.classifier, images, *arguments)
-                maps, beside = own[:, 1:], torch.cat([own[:, :1], prototypes], dim=1).float().cpu()
+                maps, calibration = own[:, 1:], torch.cat([own[:, :1], prototypes], dim=1).float().cpu()
         found, (maps, probabilities) = [], (maps.float().cpu(), probabilities.cpu())
         for index, (name, known, size) in enumerate(zip(names, class_ids, sizes, strict=True)):
             present = predicted_classes(probabilities[index], settings.presence_threshold) if known is None else known
             cam = maps[index, [class_id - 1 for class_id in present]]
-            if beside is None:
+            if calibration is None:
                 stored = StoredCam(name, cam, present, size)
             else:
-                prototype = beside[index, [1, *(1 + class_id for class_id in present)]]
-                stored = StoredCam(name, cam, present, size, beside[index, 0], prototype)
+                prototype = calibration[index, [1, *(1 + class_id for class_id in present)]]
+                stored = StoredCam(name, cam, present, size, calibration[index, 0], prototype)
             found.append((stored, probabilities[index]))
         return found

@@ -14,10 +14,12 @@ from cam_pipeline.models.segmenter import Segmenter, build_segmenter
 from cam_pipeline.store.checkpoints import StoredModel, load_model
 
 
-def new_classifier(settings: ClassifierSettings, num_classes: int, calibrated: bool = False) -> Classifier:
-    """The classifier that the settings describe, with its starting weights; `calibrated`: with SFC's layers beside it.
+def new_classifier(
+    settings: ClassifierSettings, num_classes: int, sides: bool = False, comparison: bool = False
+) -> Classifier:
+    """The classifier that the settings describe, with its starting weights, and with SFC's layers where asked for.
 
-    Errors: see `build_classifier`.
+    Errors: see `build_classifier`, `Classifier.add_calibration`.
     """
     trunk = None
     if settings.trunk:
@@ -36,8 +38,8 @@ def new_classifier(settings: ClassifierSettings, num_classes: int, calibrated: b
         similar_attention=settings.similar_attention,
         trunk=trunk,
     )
-    if calibrated:
-        classifier.add_calibration()
+    if sides or comparison:
+        classifier.add_calibration(sides, comparison)
     return classifier
 
 
@@ -64,9 +66,9 @@ def load_classifier(settings: ClassifierSettings, path: Path, classes: tuple[str
     """A trained classifier, in evaluation mode. Raises WeightsError when made for other classes or another backbone."""
     stored = load_model(path)
     _check_classes(stored, classes, path)
-    calibrated = any(key.startswith("calibration.") for key in stored.state)
+    learned = [any(key.startswith(f"calibration.{name}.") for key in stored.state) for name in ("sides", "comparison")]
     without_weights = settings.model_copy(update={"weights": "none", "trunk_weights": "none"})
-    classifier = new_classifier(without_weights, len(classes), calibrated)
+    classifier = new_classifier(without_weights, len(classes), *learned)
     stored.restore(classifier, path)
     classifier.eval()
     return classifier

@@ -14,7 +14,7 @@ from cam_pipeline.models.calibration import Calibration, LevelTap
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.ops.acr import consistency_losses, patch_permutation, transform_images
 from cam_pipeline.ops.cam import classifier_cam
-from cam_pipeline.ops.sfc import prototype_loss, scale_loss
+from cam_pipeline.ops.sfc import peak_normalized, prototype_loss, scale_loss
 
 ImageLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -112,13 +112,14 @@ class SfcObjective:
         levels = [level[: len(images)] for level in self.tap.take(features.shape[-2:])]
         if not (self.settings.prototype_weight or self.settings.scale_weight):
             return classification
-        head, weights = self.classifier.calibration, self.class_weights.to(labels.device)
+        self.class_weights = self.class_weights.to(labels.device)
+        head, weights = self.classifier.calibration, self.class_weights
         assert head is not None
         valid = inside(boxes, features.shape[-2:], self.classifier.stride)
         maps = self._maps(images, labels, features, levels[-1], valid)
         total: Tensor = images.new_zeros((), dtype=torch.float32)
         if self.settings.prototype_weight:
-            prototypes = head.prototype_maps(maps, levels, labels, self.calibration, valid)
+            prototypes = peak_normalized(head.prototype_maps(maps, levels, labels, self.calibration, valid))
             total = total + prototype_loss(maps, prototypes, weights, self.settings.prototype_weight)
         if self.settings.scale_weight:
             small = self._half_scale(images)
@@ -137,8 +138,9 @@ class SfcObjective:
         head = self.classifier.calibration
         assert head is not None
         raw = classifier_cam(features, self.classifier.head.weight)
-        normalized = self.classifier.normalize(images)
-        return head.classifier_maps(raw, normalized, deepest, labels, self.calibration, valid)
+        unit = images.float() / 255 if images.dtype == torch.uint8 else images
+        small = F.interpolate(unit, deepest.shape[-2:], mode="bilinear", align_corners=False)
+        return head.classifier_maps(raw, self.classifier.normalize(small), deepest, labels, self.calibration, valid)
 
     def _half_scale(self, images: Tensor) -> Tensor:
         """The images at half their size, as far as whole cells allow."""

@@ -129,6 +129,8 @@ def sweep(folder: Path, split: str, every: int) -> Iterator[tuple[str, float, fl
         class_ids = [samples[index].class_ids or () for index in batch]
         for name, maps in batch_readouts(classifier, images, class_ids, config).items():
             for index, ids, cam in zip(batch, class_ids, maps, strict=True):
+                if not ids:
+                    raise SystemExit(f"image {samples[index].id} shows no class; voc-mini has no such image")
                 truth = target_labels(samples[index], table)
                 score, channel = cam_scores(cam[[one - 1 for one in ids]], (truth.shape[0], truth.shape[1])).max(dim=0)
                 best = torch.tensor(ids)[channel]

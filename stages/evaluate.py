@@ -41,7 +41,7 @@ def evaluate_run(
         run_sheet(config, table, results, sheet)
     classes = ("background", *table.classes)
     counts = image_labels(table.split(config.data.train), len(table.classes)).sum(dim=0).int().tolist()
-    groups = frequency_groups(counts)
+    groups = frequency_groups(counts) if any(counts) else {}  # nobody said what the training images show
     report = {
         "key": key,
         "rows": [row.figures(classes, config.run.seed, groups) for row in rows],

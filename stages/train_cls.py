@@ -37,7 +37,8 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     warn_of_absent_classes(table.classes, train)
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
-    classifier = new_classifier(config.classifier, len(table.classes), config.objectives.sfc)
+    sides, comparison = _learned_beside(config)
+    classifier = new_classifier(config.classifier, len(table.classes), sides, comparison)
     check_crop(classifier, config.train_cls.crop, "train_cls.crop")
     shown = image_labels(train, len(table.classes))
     loss = image_loss(classifier, config, _class_weights(shown, config))
@@ -66,6 +67,12 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
         save_model(output.path, classifier, {"classes": table.classes, "fingerprint": output.fingerprint})
 
 
+def _learned_beside(config: Config) -> tuple[bool, bool]:
+    """Whether a loss of SFC teaches side layers, and the comparison of pixels."""
+    prototypes = config.objectives.sfc and config.sfc.prototype_weight > 0
+    return prototypes, prototypes or (config.objectives.sfc and config.sfc.scale_weight > 0)
+
+
 def _bank(samples: list[Sample], num_classes: int, config: Config) -> ImageBank | None:
     """SFC's image bank; None where there is none."""
     if not (config.objectives.sfc and config.sfc.draws):
@@ -79,7 +86,9 @@ def _class_weights(shown: Tensor, config: Config) -> Tensor | None:
     if not (config.objectives.sfc and config.sfc.distribution_weights):
         return None
     steps = max(1, len(shown) // config.train_cls.batch_size)
-    added = bank_appearances(shown, steps, config.sfc.draws) if config.sfc.extra is None else config.sfc.extra
+    added = config.sfc.extra
+    if added is None:
+        added = bank_appearances(shown, steps, config.sfc.draws, config.sfc.blank_slots)
     return distribution_weights(shown.sum(dim=0), added)
 
 

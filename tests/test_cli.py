@@ -269,7 +269,7 @@ def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture
     cli.show_classes(report)
     shown = capsys.readouterr().out
     assert "[/b]duck" in shown and "[red]car" in shown and "[/i]val, 3 images" in shown
-    assert "head (1 of 2 classes)" in shown and "7 to 7" in shown
+    assert "head (1)" in shown and "7-7" in shown
 
 
 def test_status_of_a_folder_with_brackets(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.objectives import classification_loss, image_loss, inside
 from cam_pipeline.ops.acr import TRANSFORMS, consistency_losses, patch_permutation, transform_images
 from cam_pipeline.ops.cam import classifier_cam
-from cam_pipeline.ops.sfc import msdw_losses
+from cam_pipeline.ops.sfc import msdw_losses, peak_normalized
 
 LABELS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
 
@@ -206,7 +206,7 @@ def test_sfc_is_classification_at_two_scales_and_both_distances(boxes):
     weights = torch.tensor([0.5, 1.5, 1.0])
     small = F.interpolate(images, (32, 32), mode="bilinear", align_corners=False)
     maps, levels, logits, valid = maps_of(classifier, images, boxes)
-    prototypes = classifier.calibration.prototype_maps(maps, levels, LABELS, Calibration(), valid)
+    prototypes = peak_normalized(classifier.calibration.prototype_maps(maps, levels, LABELS, Calibration(), valid))
     half, _, half_logits, _ = maps_of(classifier, small, None if boxes is None else boxes / 2)
     down = F.interpolate(maps, (2, 2), mode="bilinear", align_corners=False)
     prototype, scale = msdw_losses(maps, prototypes, down, half, weights)

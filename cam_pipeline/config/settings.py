@@ -254,7 +254,8 @@ class CamSettings(Section):
     )
     background_over: Literal["present", "all"] = Field(
         "present",
-        description="`calibration` only: the background map is what these classes leave; `all`: the released code",
+        description="`calibration` only: the background map is what these classes leave; `all`: the released code, "
+        "of no effect for maps by gradient, which absent classes have not",
     )
     seed_background: float = Field(
         0.3, ge=0, le=1, description="`calibration` only: factor of the background map before seeds are chosen"
@@ -441,6 +442,12 @@ class Config(Section):
     def _without_effect(self) -> list[str]:
         """Sections and keys of parts that are off."""
         idle = [name for name, on in self.objectives if not on]
+        if not self.sfc.draws:
+            idle.append("sfc.blank_slots")
+        if not (self.sfc.prototype_weight or self.sfc.scale_weight):
+            idle += ["sfc.ramp", "sfc.background_over", "sfc.distribution_weights", "sfc.extra"]
+        elif not self.sfc.distribution_weights:
+            idle.append("sfc.extra")
         if self.cam.source != "class_token_gradient":
             idle += ["cam.map_function", "cam.start_layer"]
         if self.cam.propagate != "attention":
@@ -465,7 +472,7 @@ class Config(Section):
         for path in self._without_effect():
             section, _, key = path.partition(".")
             if key:
-                del everything[section][key]
+                everything[section].pop(key, None)
             else:
                 everything[section] = {}
         for path in without:

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from cam_pipeline.models.hybrid import TrunkFeatures, channels_first, trunk_of
-from cam_pipeline.ops.sfc import maps_with_background, peak_normalized, pixel_correlation, prototype_cam, unit_vectors
+from cam_pipeline.models.hybrid import TrunkFeatures, trunk_of
+from cam_pipeline.ops.sfc import maps_with_background, pixel_correlation, prototype_cam, unit_vectors
 
 SIDE_WIDTHS = (128, 128, 256, 256)
 """Channels of the side features of the (at most) four levels, shallow to deep."""
@@ -31,8 +31,16 @@ class Calibration:
     correlation_steps: int = 2
 
 
-def feature_levels(backbone: nn.Module) -> list[tuple[nn.Module, int]]:
-    """The modules whose outputs are features of (at most) four depths, shallow to deep, with their channels.
+class Level(NamedTuple):
+    """A module whose output is features of `width` channels: (B, D, h, w), (B, h, w, D) or tokens."""
+
+    module: nn.Module
+    width: int
+    channels_last: bool
+
+
+def feature_levels(backbone: nn.Module) -> list[Level]:
+    """Where features of (at most) four depths come out, shallow to deep.
 
     Of a CNN the last four stages, of a transformer four blocks as far apart as can be, of a hybrid the last three
     stages of its trunk and its last block. Raises NoLevels for a model of which timm does not say.
@@ -48,13 +56,16 @@ def feature_levels(backbone: nn.Module) -> list[tuple[nn.Module, int]]:
     return stages[-len(SIDE_WIDTHS) :]
 
 
-def _stages(network: nn.Module) -> list[tuple[nn.Module, int]]:
-    """The modules of timm's `feature_info`, with their channels."""
+def _stages(network: nn.Module) -> list[Level]:
+    """The modules of timm's `feature_info`."""
     described: Any = getattr(network, "feature_info", None)
+    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"  # by its shape a map can not be told
     try:
-        return [(network.get_submodule(stage["module"]), int(stage["num_chs"])) for stage in described]
+        return [Level(network.get_submodule(one["module"]), int(one["num_chs"]), channels_last) for one in described]
     except (AttributeError, KeyError, TypeError) as error:
-        raise NoLevels(f"timm does not say where the stages of {type(network).__name__} are") from error
+        raise NoLevels(
+            f"timm does not say where the stages of {type(network).__name__} are; take another classifier.backbone"
+        ) from error
 
 
 class LevelTap:
@@ -78,7 +89,9 @@ class LevelTap:
 
             return keep
 
-        self._handles = [module.register_forward_hook(hook_of(level)) for level, (module, _) in enumerate(self.levels)]
+        self._handles = [
+            level.module.register_forward_hook(hook_of(number)) for number, level in enumerate(self.levels)
+        ]
         return self
 
     def __exit__(
@@ -92,27 +105,31 @@ class LevelTap:
         if len(self._seen) != len(self.levels):
             raise RuntimeError("the network has not run since the levels were last taken")
         maps = []
-        for level, (_, width) in enumerate(self.levels):
-            out = self._seen.pop(level)
+        for number, level in enumerate(self.levels):
+            out = self._seen.pop(number)
             if out.dim() == 3:  # tokens (B, p + N, D)
                 out = out[:, self.prefix_tokens :].transpose(1, 2).unflatten(2, tuple(grid))
-            maps.append(channels_first(out, width))
+            elif level.channels_last:
+                out = out.permute(0, 3, 1, 2)
+            maps.append(out)
         return maps
 
 
 class CalibrationHead(nn.Module):
     """Side features of every level, and features by which pixels are compared.
 
-    Learned, they are 1 x 1 convolutions without bias: of the levels to `SIDE_WIDTHS`, and of the image with the deepest
-    level, D wide, to min(2048, D). Otherwise levels are taken as they are.
+    Learned, they are 1 x 1 convolutions without bias: `sides` of the levels to `SIDE_WIDTHS`, `comparison` of the image
+    with the deepest level, D wide, to min(2048, D). What is not learned is taken from the levels as they are.
     """
 
-    def __init__(self, level_widths: Sequence[int] = ()) -> None:
+    def __init__(self, level_widths: Sequence[int] = (), sides: bool = False, comparison: bool = False) -> None:
         super().__init__()
-        self.learned = bool(level_widths)
-        if self.learned:
-            sides = zip(level_widths, SIDE_WIDTHS, strict=False)
-            self.sides = nn.ModuleList(nn.Conv2d(width, side, 1, bias=False) for width, side in sides)
+        self.sides: nn.ModuleList | None = None
+        self.comparison: nn.Conv2d | None = None
+        if sides:
+            widths = zip(level_widths, SIDE_WIDTHS, strict=False)
+            self.sides = nn.ModuleList(nn.Conv2d(width, side, 1, bias=False) for width, side in widths)
+        if comparison:
             self.comparison = nn.Conv2d(level_widths[-1] + 3, min(WIDEST, level_widths[-1]), 1, bias=False)
 
     def side_features(self, levels: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
@@ -120,7 +137,8 @@ class CalibrationHead(nn.Module):
 
         They have no graph but that of the side layers.
         """
-        size, sides = (grid[0], grid[1]), list(self.sides) if self.learned else [nn.Identity()] * len(levels)
+        size = (grid[0], grid[1])
+        sides = [nn.Identity()] * len(levels) if self.sides is None else list(self.sides)
         units = []
         for side, level in zip(sides, levels, strict=True):
             unit = unit_vectors(side(sampled_pixels(level.detach(), size)))
@@ -129,7 +147,7 @@ class CalibrationHead(nn.Module):
 
     def compared_features(self, images: Tensor, deepest: Tensor) -> Tensor:
         """What pixel correlation compares: of normalised images (B, 3, H, W) and the deepest level (B, D, h, w)."""
-        if not self.learned:
+        if self.comparison is None:
             return deepest
         small = F.interpolate(images, deepest.shape[-2:], mode="bilinear", align_corners=False)
         compared: Tensor = self.comparison(torch.cat([deepest, small.to(deepest.dtype)], dim=1))
@@ -161,11 +179,11 @@ class CalibrationHead(nn.Module):
         settings: Calibration,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """Prototype maps (B, K, h, w), each with a maximum of 1, from the seeds of `maps` (B, K, h, w)."""
+        """Prototype maps (B, K, h, w) in 0..1 from the seeds of `maps` (B, K, h, w)."""
         shown = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)[:, :, None, None].expand_as(maps)
         mask = shown if valid is None else shown * valid
         side_features = self.side_features(levels, maps.shape[-2:])
-        return peak_normalized(prototype_cam(maps, side_features, mask, settings.background_factor))
+        return prototype_cam(maps, side_features, mask, settings.background_factor)
 
 
 def sampled_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from cam_pipeline.models.calibration import Calibration, CalibrationHead, LevelT
 from cam_pipeline.models.classifier import Classifier, ClassifierOutput
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.affinity import feature_walk
-from cam_pipeline.ops.cam import classifier_cam, place_view
+from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
 
 ClassIds = tuple[int, ...]
 
@@ -131,10 +131,8 @@ def calibrated_cams(
     rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
     views = list(scaled_views(images, classifier.stride, scales, flip))
     known, likely = _shown_classes(classifier, views, class_ids, threshold)
-    present = images.new_zeros(len(images), classifier.head.out_features)
-    for image, ids in enumerate(known):
-        present[image, [class_id - 1 for class_id in ids]] = 1
-    ranks = class_ranks(known, images.device)
+    shown = [[float(1 + number in ids) for number in range(classifier.head.out_features)] for ids in known]
+    present, ranks = torch.tensor(shown, device=images.device), class_ranks(known, images.device)
     head = classifier.calibration or CalibrationHead()
     sums: list[Tensor | float] = [0.0, 0.0]
     probabilities = []
@@ -142,6 +140,8 @@ def calibrated_cams(
         with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
             raw, (features, logits) = view_maps(classifier, view, reading, ranks)
         levels = tap.take(features.shape[-2:])
+        if reading.by_gradient:
+            raw = normalize_cam(raw, eps=0.0)  # gradients may be that small
         own = head.classifier_maps(raw, classifier.normalize(view), levels[-1], present, calibration)
         prototype = head.prototype_maps(own, levels, present, calibration)
         for number, maps in enumerate((own, prototype)):

@@ -98,13 +98,13 @@ class Classifier(PretrainedHalf):
         nn.init.normal_(self.head.weight, std=0.01)
         self.calibration: CalibrationHead | None = None
 
-    def add_calibration(self) -> None:
-        """Give the classifier side features to learn (objective SFC). Raises ConfigError where there can be none."""
+    def add_calibration(self, sides: bool = True, comparison: bool = True) -> None:
+        """Give the classifier layers to learn (objective SFC). Raises ConfigError where there can be none."""
         try:
             levels = feature_levels(self.backbone)
         except NoLevels as error:
             raise ConfigError(f"objectives.sfc needs features of several depths, but {error}") from error
-        self.calibration = CalibrationHead([width for _, width in levels])
+        self.calibration = CalibrationHead([level.width for level in levels], sides, comparison)
 
     def pretrained_half(self) -> nn.Module:
         trunk = trunk_of(self.backbone)

@@ -3,8 +3,6 @@
 Maps here have a background channel: K = 1 + C, background first. N = h * w.
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,18 +34,20 @@ def distribution_weights(counts: Tensor, extra: float = 0.0) -> Tensor:
     return torch.where(mean > 0, ratio / mean.clamp_min(torch.finfo(numbers.dtype).tiny), shown.to(numbers.dtype))
 
 
-def bank_appearances(image_labels: Tensor, steps: int, draws: int) -> float:
+def bank_appearances(image_labels: Tensor, steps: int, draws: int, blank: bool = False) -> float:
     """How often a class appears more in an epoch of `steps`, on average, through `draws` from an image bank a step.
 
-    image_labels (N, C) 0/1. A draw takes each class's slot alike and shows every class of the image there:
-    steps * draws / C * (mean over slots of the labels of an image with that class).
+    image_labels (N, C) 0/1. A draw takes each slot alike and shows every class of the image there: steps * draws *
+    (mean over slots of the labels of an image with that class), divided by the classes that share them. There is a slot
+    for every class that has an image; with `blank` for the others, too, which show nothing.
     """
     shown = image_labels.sum(dim=0)
     slots = shown > 0
     if not slots.any():
         return 0.0
     labels_per_slot = (image_labels.T @ image_labels.sum(dim=1))[slots] / shown[slots]
-    return float(steps * draws / image_labels.shape[1] * labels_per_slot.mean())
+    drawn = steps * draws * float(slots.float().mean() if blank else 1)
+    return float(drawn / slots.sum() * labels_per_slot.mean())
 
 
 def maps_with_background(
@@ -91,11 +91,10 @@ def pixel_correlation(cam: Tensor, features: Tensor, steps: int = 2) -> Tensor:
         raise ValueError(f"steps must not be negative, but is {steps}")
     maps = at_least_float32(cam, "cam").flatten(2)
     unit = _unit(at_least_float32(features, "features").flatten(2))
+    together = max(1, ENTRIES_AT_ONCE // unit.shape[2] ** 2)  # images
     with torch.autocast(maps.device.type, enabled=False):  # it would lower the products to half precision
-        blocks = _AffinityColumns(unit)
-        for _ in range(steps):
-            maps = torch.cat([maps @ columns for columns in blocks], dim=2)
-    return maps.view_as(cam)
+        parts = [_spread(*part, steps) for part in zip(maps.split(together), unit.split(together), strict=True)]
+    return torch.cat(parts).view_as(cam)
 
 
 def unit_vectors(features: Tensor) -> Tensor:
@@ -184,20 +183,19 @@ def _unit(features: Tensor) -> Tensor:
     return features / (norms + EPS)
 
 
-class _AffinityColumns:
-    """Normalised columns of the affinity of unit vectors (B, D, N): blocks (B, N, n), as often as they are asked for.
+def _spread(maps: Tensor, unit: Tensor, steps: int) -> Tensor:
+    """Maps (B, K, N) times the normalised affinity of unit vectors (B, D, N), `steps` times."""
 
-    A single block is kept; more would be too large to keep, and are computed anew.
-    """
-
-    def __init__(self, unit: Tensor) -> None:
-        cells = unit.shape[2]
-        self.unit, self.width = unit, max(1, ENTRIES_AT_ONCE // (len(unit) * cells))
-        self.kept = [self._block(0)] if cells <= self.width else None
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.kept or map(self._block, range(0, self.unit.shape[2], self.width)))
-
-    def _block(self, start: int) -> Tensor:
-        affinity = (self.unit.transpose(1, 2) @ self.unit[:, :, start : start + self.width]).relu()
+    def columns(start: int) -> Tensor:
+        affinity = (unit.transpose(1, 2) @ unit[:, :, start : start + width]).relu()
         return affinity / (affinity.sum(dim=1, keepdim=True) + EPS)
+
+    cells = unit.shape[2]
+    width = max(1, ENTRIES_AT_ONCE // (len(unit) * cells))
+    whole = columns(0) if cells <= width else None  # blocks are too large to keep, and are computed anew
+    for _ in range(steps):
+        if whole is not None:
+            maps = maps @ whole
+        else:
+            maps = torch.cat([maps @ columns(start) for start in range(0, cells, width)], dim=2)
+    return maps

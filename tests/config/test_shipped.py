@@ -78,10 +78,10 @@ def test_acr_is_that_of_the_paper() -> None:
 def test_sfc_is_that_of_the_paper() -> None:
     """Zhao et al. 2024: side features of 128, 128, 256, 256, a comparison of 2048, three losses from the first step."""
     config = load_config("voc12-sfc", ["classifier.weights=none"])
-    classifier = new_classifier(config.classifier, 20, config.objectives.sfc)
+    classifier = new_classifier(config.classifier, 20, sides=True, comparison=True)
     head = classifier.calibration
-    assert head is not None
-    shapes = [tuple(layer.weight.shape[:2]) for layer in [*head.sides, head.comparison]]  # type: ignore[union-attr]
+    assert head is not None and head.sides is not None and head.comparison is not None
+    shapes = [tuple(layer.weight.shape[:2]) for layer in [*head.sides, head.comparison]]
     assert shapes == [(128, 256), (128, 512), (256, 1024), (256, 2048), (2048, 2051)]
     assert cam_reading(config.cam, classifier).calibration == Calibration("present", 0.3, 2)
     sfc, refine = config.sfc, config.refine

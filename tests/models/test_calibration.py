@@ -17,8 +17,8 @@ from cam_pipeline.models.calibration import (
 from cam_pipeline.models.cams import CamReading, Propagation, calibrated_cams, multi_scale_cams
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.hybrid import Trunk
-from cam_pipeline.ops.cam import classifier_cam
-from cam_pipeline.ops.sfc import maps_with_background, peak_normalized, pixel_correlation, prototype_cam, unit_vectors
+from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
+from cam_pipeline.ops.sfc import maps_with_background, pixel_correlation, prototype_cam, unit_vectors
 
 CLASSES = 3
 CNN = ("resnet10t", {"channels": [8, 16, 24, 32], "stem_width": 8}, {"stride": 16})
@@ -77,7 +77,9 @@ def test_levels_of_every_kind_of_network(kind, shapes):
 def test_a_vit_gives_blocks_far_apart_and_its_patches_in_order():
     classifier = build("vit")
     names = {module: name for name, module in classifier.backbone.named_modules()}
-    assert [names[module] for module, _ in feature_levels(classifier.backbone)] == [f"blocks.{i}" for i in (0, 2, 3, 5)]
+    assert [names[level.module] for level in feature_levels(classifier.backbone)] == [
+        f"blocks.{i}" for i in (0, 2, 3, 5)
+    ]
     features, levels = taken(classifier, images())
     tokens = classifier.backbone.norm(levels[-1].flatten(2).transpose(1, 2))
     torch.testing.assert_close(tokens.transpose(1, 2).view_as(features), features)
@@ -121,7 +123,36 @@ def test_learned_side_features_are_unit_vectors_of_128_128_256_256():
     assert all((length <= 1 + 1e-5).all() for length in lengths)
     first = F.interpolate(unit_vectors(head.sides[0](levels[0])), (4, 6), mode="bilinear", align_corners=False)
     torch.testing.assert_close(side[:, :128], first)
-    assert head.compared_features(images(), levels[-1]).shape == (2, 32, 4, 6)
+
+
+def test_the_learned_comparison_is_of_the_deepest_level_and_the_image():
+    classifier = build("cnn")
+    head, (_, levels) = classifier.calibration, taken(classifier, images())
+    small = F.interpolate(images(), (4, 6), mode="bilinear", align_corners=False)
+    weight = head.comparison.weight[:, :, 0, 0]
+    expected = torch.einsum("od,bdhw->bohw", weight, torch.cat([levels[-1], small], dim=1))
+    torch.testing.assert_close(head.compared_features(images(), levels[-1]), expected)
+
+
+@pytest.mark.parametrize(("sides", "comparison"), [(True, False), (False, True)])
+def test_what_is_not_learned_is_taken_as_it_is(sides, comparison):
+    classifier = build("cnn", calibrated=False)
+    classifier.add_calibration(sides, comparison)
+    head, (_, levels) = classifier.calibration, taken(classifier, images())
+    assert head.side_features(levels, (4, 6)).shape[1] == (768 if sides else 8 + 16 + 24 + 32)
+    assert (head.compared_features(images(), levels[-1]) is levels[-1]) != comparison
+
+
+def test_maps_with_channels_last_are_told_by_the_network_not_by_their_shape():
+    """At 16 rows and a width of 16 channels the two can not be told apart."""
+    torch.manual_seed(0)
+    arguments = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 2), "window_size": 4}
+    classifier = build_classifier("swin_tiny_patch4_window7_224", CLASSES, arguments=arguments).eval()
+    batch, seen = images(64, 96), []
+    feature_levels(classifier.backbone)[0].module.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    _, levels = taken(classifier, batch)
+    assert seen[0].shape == (2, 16, 24, 16)
+    torch.testing.assert_close(levels[0], seen[0].permute(0, 3, 1, 2))
 
 
 def test_gradients_reach_side_layers_only_by_prototypes_and_the_backbone_only_by_classifier_maps():
@@ -162,11 +193,30 @@ def test_one_view_is_what_the_functions_say(kind, calibrated):
         torch.testing.assert_close(own, maps)
         mask = torch.cat([torch.ones(2, 1), present], 1)[:, :, None, None].expand_as(maps)
         side = head.side_features(levels, (4, 6))
-        torch.testing.assert_close(prototypes, peak_normalized(prototype_cam(maps, side, mask)))
+        torch.testing.assert_close(prototypes, prototype_cam(maps, side, mask))
         torch.testing.assert_close(chances, classifier(images()).logits.sigmoid())
     assert (own[0, 2] == 0).all() and (prototypes[0, 2] == 0).all(), "class 2 is absent"
     assert (own[1, 1:] == 0).all() and (prototypes[1, 1:] == 0).all()
     assert torch.allclose(own[1, 0], torch.ones(4, 6), atol=1e-3), "an image of nothing is background"
+
+
+def test_views_are_drawn_where_their_cells_lie_and_then_added():
+    classifier = build("cnn")
+    classifier.offset = 0.5
+    one, both = (
+        [calibrated_cams(classifier, batch, [1.0], flip, reading(), [(1, 3), (2,)]) for batch in batches]
+        for batches, flip in (((images(), images().flip(-1)), False), ((images(),), True))
+    )
+    classifier.offset = 0.0
+    plain = [
+        calibrated_cams(classifier, batch, [1.0], False, reading(), [(1, 3), (2,)])
+        for batch in (images(), images().flip(-1))
+    ]
+    for number in range(2):
+        first, second = (plain[view][number] for view in range(2))
+        torch.testing.assert_close(one[0][number], place_view(first, (4, 6), 0.5))
+        expected = (place_view(first, (4, 6), 0.5) + place_view(second, (4, 6), 0.5, flipped=True)) / 2
+        torch.testing.assert_close(both[0][number], expected)
 
 
 @pytest.mark.parametrize("kind", ["cnn", "hybrid"])
@@ -182,12 +232,13 @@ def test_a_mirrored_image_has_mirrored_maps(kind):
 
 def test_maps_of_class_token_gradients_can_be_calibrated():
     classifier = build("vit")
+    classifier.head.weight.data /= 1e6  # gradients this small are no noise
     class_ids = [(1, 3), (2,)]
     plain = CamReading("class_token_gradient", "cam_grad", -2, Propagation())
     both = CamReading("class_token_gradient", "cam_grad", -2, Propagation(), Calibration(correlation_steps=0))
     raw, _ = multi_scale_cams(classifier, images(), [1.0], False, plain, class_ids)
     own, prototypes, _ = calibrated_cams(classifier, images(), [1.0], False, both, class_ids)
-    torch.testing.assert_close(own[:, 1:], peak_normalized(raw))
+    torch.testing.assert_close(own[:, 1:], normalize_cam(raw, eps=0.0), atol=1e-4, rtol=0)
     assert prototypes[0, 1].any() and prototypes[1, 2].any()
 
 

@@ -74,9 +74,10 @@ def test_weights_refuse_nonsense(counts, extra):
 
 
 def test_appearances_through_the_bank():
-    # Slot 0 shows image 0 or 1 (1.5 labels on average), slot 1 image 1 (2), slot 2 nothing: 3 steps * 4 / 3 * 1.75
+    # Slot 0 shows image 0 or 1 (1.5 labels on average), slot 1 image 1 (2), slot 2 is never written.
     labels = of([1, 0, 0], [1, 1, 0])
-    assert bank_appearances(labels, steps=3, draws=4) == pytest.approx(7)
+    assert bank_appearances(labels, steps=3, draws=4) == pytest.approx(12 * 1.75 / 2)
+    assert bank_appearances(labels, steps=3, draws=4, blank=True) == pytest.approx(12 * 2 / 3 * 1.75 / 2)
     assert bank_appearances(torch.zeros(2, 3), steps=3, draws=4) == 0
 
 
@@ -141,15 +142,24 @@ def test_pixel_correlation_stays_within_the_map_and_keeps_constants():
     assert torch.equal(pixel_correlation(cam, features, steps=0), cam)
 
 
+def test_prototypes_learn_from_their_own_pixels_too():
+    """Not from the pixels that are compared with them alone: a class of two seeds, two pixels that only compare."""
+    features = torch.rand(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    cam = of([[0.1, 0.1], [1, 1]], [[1, 1], [0, 0]])[None]
+    (slope,) = torch.autograd.grad(prototype_cam(cam, features)[0, 1, 1].sum(), features)  # of the second row alone
+    assert slope[0, :, 0].any(), "the seeds lie in the first row"
+
+
 def test_pixel_correlation_in_blocks_is_the_same(monkeypatch):
     cam, features = torch.rand(2, 3, 4, 5, dtype=torch.float64), torch.randn(2, 7, 4, 5, dtype=torch.float64)
     features.requires_grad_()
     whole = pixel_correlation(cam, features)
     (slope,) = torch.autograd.grad(whole.square().sum(), features)
-    monkeypatch.setattr(sfc, "ENTRIES_AT_ONCE", 2 * 20 * 3)  # blocks of 3 columns
-    parts = pixel_correlation(cam, features)
-    torch.testing.assert_close(parts, whole)
-    torch.testing.assert_close(torch.autograd.grad(parts.square().sum(), features)[0], slope)
+    for entries in (20 * 20, 20 * 3):  # image by image; blocks of 3 columns of each
+        monkeypatch.setattr(sfc, "ENTRIES_AT_ONCE", entries)
+        parts = pixel_correlation(cam, features)
+        torch.testing.assert_close(parts, whole)
+        torch.testing.assert_close(torch.autograd.grad(parts.square().sum(), features)[0], slope)
 
 
 def test_prototypes_by_hand():

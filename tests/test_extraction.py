@@ -1,0 +1,49 @@
+"""What is taken out of a batch's maps for each image."""
+
+import pytest
+import torch
+
+from cam_pipeline import extraction
+from cam_pipeline.config import Config
+from cam_pipeline.extraction import CamExtractor
+from cam_pipeline.models.calibration import Calibration
+from cam_pipeline.models.classifier import build_classifier
+
+SIZES = [(40, 60), (41, 61)]
+
+
+def extracted(monkeypatch, class_ids, **cam):
+    """Stored maps of two images whose maps hold their own place: 100 * image + 10 * kind + channel."""
+    classifier = build_classifier("test_resnet", 3, stride=16).eval()
+    extractor = CamExtractor(classifier, Config.model_validate({"cam": cam}))
+    image = torch.arange(2.0).view(2, 1, 1, 1) * 100
+    kinds = [(image + 10 * kind + torch.arange(4.0).view(1, 4, 1, 1)).expand(2, 4, 2, 3) for kind in (1, 2)]
+    probabilities = torch.tensor([[0.1, 0.2, 0.3], [0.9, 0.1, 0.8]])
+    monkeypatch.setattr(extraction, "calibrated_cams", lambda *arguments: (*kinds, probabilities))
+    monkeypatch.setattr(extraction, "multi_scale_cams", lambda *arguments: (kinds[0][:, 1:], probabilities))
+    return extractor, extractor.extract(torch.zeros(2, 3, 32, 48), ["a", "b"], class_ids, SIZES)
+
+
+@pytest.mark.parametrize("calibration", ["none", "sfc"])
+def test_channels_are_those_of_the_classes_shown_or_predicted(monkeypatch, calibration):
+    _, ((one, _), (other, chances)) = extracted(monkeypatch, [(2,), None], calibration=calibration)
+    assert (one.name, one.class_ids, one.size) == ("a", (2,), (40, 60))
+    assert one.cam[:, 0, 0].tolist() == [12]
+    assert (other.name, other.class_ids, other.size) == ("b", (1, 3), (41, 61))
+    assert other.cam[:, 0, 0].tolist() == [111, 113] and chances.tolist() == pytest.approx([0.9, 0.1, 0.8])
+    if calibration == "none":
+        assert one.background is None and other.prototype is None
+        return
+    assert one.background[0, 0] == 10 and one.prototype[:, 0, 0].tolist() == [20, 22]
+    assert other.background[0, 0] == 110 and other.prototype[:, 0, 0].tolist() == [120, 121, 123]
+
+
+def test_an_image_of_nothing_keeps_its_backgrounds(monkeypatch):
+    _, ((one, _), _) = extracted(monkeypatch, [(), (1,)], calibration="sfc")
+    assert len(one.cam) == 0 and one.background[0, 0] == 10 and one.prototype[:, 0, 0].tolist() == [20]
+
+
+def test_settings_of_the_calibration_reach_it(monkeypatch):
+    chosen = {"background_over": "all", "seed_background": 0.7, "correlation_steps": 5}
+    extractor, _ = extracted(monkeypatch, [(1,), (1,)], calibration="sfc", **chosen)
+    assert extractor.reading.calibration == Calibration("all", 0.7, 5)
