@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cam_pipeline.config import load_config
+from cam_pipeline.data.readers import load_table
 from cam_pipeline.store.labels import LabelStore
 
 ARTEFACTS = ("classifier.safetensors", "cams.h5", "scores.h5", "pseudo_labels.h5", "segmenter.safetensors")
@@ -143,6 +145,14 @@ def test_evaluation_states_what_every_number_is_of(evaluation: tuple[Path, str])
     assert all(0 < row["mIoU"] <= 1 for row in rows)
     assert all(set(row["IoU"]) >= {"background", "car", "fish"} for row in rows)
     assert 0 < rows[2]["coverage"] <= 1
+    report = json.loads((folder / "run" / "evaluation.json").read_text())
+    table = load_table(load_config(folder / "run" / "config.toml", [f"data.root={folder / 'data'}"]).data)
+    shown_by = [
+        sum(number in (sample.class_ids or ()) for sample in table.split("train"))
+        for number in range(1, 1 + len(table.classes))
+    ]
+    assert list(report["training_images"].values()) == shown_by
+    assert sorted(name for names in report["groups"].values() for name in names) == sorted(report["training_images"])
     assert all(f"{100 * row['mIoU']:.1f}" in shown for row in rows)
 
 

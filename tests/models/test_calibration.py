@@ -77,9 +77,8 @@ def test_levels_of_every_kind_of_network(kind, shapes):
 def test_a_vit_gives_blocks_far_apart_and_its_patches_in_order():
     classifier = build("vit")
     names = {module: name for name, module in classifier.backbone.named_modules()}
-    assert [names[level.module] for level in feature_levels(classifier.backbone)] == [
-        f"blocks.{i}" for i in (0, 2, 3, 5)
-    ]
+    found = [names[level.module] for level in feature_levels(classifier.backbone)]
+    assert found == [f"blocks.{number}" for number in (0, 2, 3, 5)]
     features, levels = taken(classifier, images())
     tokens = classifier.backbone.norm(levels[-1].flatten(2).transpose(1, 2))
     torch.testing.assert_close(tokens.transpose(1, 2).view_as(features), features)
@@ -204,19 +203,16 @@ def test_views_are_drawn_where_their_cells_lie_and_then_added():
     classifier = build("cnn")
     classifier.offset = 0.5
     one, both = (
-        [calibrated_cams(classifier, batch, [1.0], flip, reading(), [(1, 3), (2,)]) for batch in batches]
-        for batches, flip in (((images(), images().flip(-1)), False), ((images(),), True))
+        calibrated_cams(classifier, images(), [1.0], flip, reading(), [(1, 3), (2,)]) for flip in (False, True)
     )
     classifier.offset = 0.0
-    plain = [
-        calibrated_cams(classifier, batch, [1.0], False, reading(), [(1, 3), (2,)])
-        for batch in (images(), images().flip(-1))
-    ]
+    views = (images(), images().flip(-1))
+    plain = [calibrated_cams(classifier, view, [1.0], False, reading(), [(1, 3), (2,)]) for view in views]
     for number in range(2):
-        first, second = (plain[view][number] for view in range(2))
-        torch.testing.assert_close(one[0][number], place_view(first, (4, 6), 0.5))
+        first, second = (view[number] for view in plain)
+        torch.testing.assert_close(one[number], place_view(first, (4, 6), 0.5))
         expected = (place_view(first, (4, 6), 0.5) + place_view(second, (4, 6), 0.5, flipped=True)) / 2
-        torch.testing.assert_close(both[0][number], expected)
+        torch.testing.assert_close(both[number], expected)
 
 
 @pytest.mark.parametrize("kind", ["cnn", "hybrid"])
