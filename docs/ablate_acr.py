@@ -45,7 +45,8 @@ TITLES = {
     "e": "both",
 }
 MODES = ("grad", "cam_grad", "cam_grad_s")
-STEPS = (0, 1, 2)
+STEPS = (0, 1, 6)
+"""How many times maps are propagated: not, as in the paper, and as was best on `val`."""
 BATCH = 8
 
 
