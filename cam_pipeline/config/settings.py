@@ -237,7 +237,7 @@ class CamSettings(Section):
         0, ge=0, le=1024, description='`propagate = "features"` only: farthest cells it gathers from; 0: all'
     )
     walk_power: float = Field(
-        8.0, gt=0, le=100, description='`propagate = "features"` only: power of the cosine between features'
+        1.0, gt=0, le=100, description='`propagate = "features"` only: power of the cosine between features'
     )
     walk_steps: int = Field(1, ge=1, le=100, description='`propagate = "features"` only: how many times')
     attention_layers: tuple[int, ...] = Field(

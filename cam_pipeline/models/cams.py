@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,10 @@ class Propagation:
 
 @dataclass(frozen=True)
 class FeatureWalk:
-    """Propagation of maps by the likeness of features, as `ops.affinity.feature_walk`; `radius` in cells, 0: all."""
+    """Propagation of maps by the likeness of features, as `ops.affinity.feature_walk`; `radius` in cells, 0: all.
+
+    The features are those of the deepest stage: what some CNNs make of it for the classifier is positive everywhere.
+    """
 
     radius: int = 0
     steps: int = 1
@@ -61,7 +64,7 @@ class CamReading:
 
     def check(self, classifier: Classifier) -> None:
         """Raise ValueError (NoAttention for a CNN) when this classifier's maps can not be read so."""
-        if self.calibration is not None:
+        if self.calibration is not None or isinstance(self.propagation, FeatureWalk):
             feature_levels(classifier.backbone)
         if not self.by_gradient and self.attention is None:
             return
@@ -159,6 +162,12 @@ def view_maps(
 
     `ranks` as `class_ranks` gives them, for maps by gradient. The classifier is left as it came.
     """
+    if isinstance(reading.propagation, FeatureWalk):
+        walk = reading.propagation
+        with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
+            maps, output = view_maps(classifier, images, replace(reading, propagation=None), ranks)
+        deepest = tap.take(output.features.shape[-2:])[-1].detach()
+        return feature_walk(maps.relu(), deepest, walk.radius, walk.steps, walk.power), output
     affinity, propagation = Affinity(classifier.prefix_tokens), reading.attention
     if reading.by_gradient:
         if ranks is None:
@@ -172,9 +181,6 @@ def view_maps(
         # A patch gathers evidence for a class, not against it.
         flat = maps.flatten(2).relu()
         maps = propagate_attention(flat, affinity.mean, propagation.steps, propagation.normalize).view_as(maps)
-    if isinstance(reading.propagation, FeatureWalk):
-        walk = reading.propagation
-        maps = feature_walk(maps.relu(), output.features, walk.radius, walk.steps, walk.power)
     return maps, output
 
 

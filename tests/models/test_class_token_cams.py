@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cam_pipeline.models.attention import AttentionTap, NoAttention
+from cam_pipeline.models.calibration import LevelTap
 from cam_pipeline.models.cams import CamReading, FeatureWalk, Propagation, class_ranks, multi_scale_cams, view_maps
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.ops.acr import MAP_FUNCTIONS, class_token_map, propagate_attention
@@ -244,8 +245,9 @@ def test_a_walk_over_features_is_that_of_the_same_view(images, kind, radius):
     walk = CamReading(propagation=FeatureWalk(radius, steps=2, power=3.0))
     walk.check(network)
     with torch.no_grad():
-        features, _ = network(images)
-        raw = classifier_cam(features, network.head.weight).relu()
+        with LevelTap(network.backbone, network.prefix_tokens) as tap:
+            raw = classifier_cam(network(images).features, network.head.weight).relu()
+        features = tap.take((2, 3))[-1]
         found = view_maps(network, images, walk)[0]
     torch.testing.assert_close(found, feature_walk(raw, features, radius, 2, 3.0), rtol=1e-4, atol=1e-5)
     unit = torch.nn.functional.normalize(features.flatten(2), dim=1)
