@@ -10,7 +10,7 @@ from torch import Tensor
 from cam_pipeline.config import AcrSettings, Config, SfcSettings
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import AttentionTap, NoAttention
-from cam_pipeline.models.calibration import Calibration, LevelTap
+from cam_pipeline.models.calibration import Calibration, LevelTap, sampled_pixels
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.ops.acr import consistency_losses, patch_permutation, transform_images
 from cam_pipeline.ops.cam import classifier_cam
@@ -138,8 +138,10 @@ class SfcObjective:
         head = self.classifier.calibration
         assert head is not None
         raw = classifier_cam(features, self.classifier.head.weight)
-        unit = images.float() / 255 if images.dtype == torch.uint8 else images
-        small = F.interpolate(unit, deepest.shape[-2:], mode="bilinear", align_corners=False)
+        rows, columns = deepest.shape[-2:]
+        pixels = sampled_pixels(images, (rows, columns))
+        unit = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+        small = F.interpolate(unit, (rows, columns), mode="bilinear", align_corners=False)
         return head.classifier_maps(raw, self.classifier.normalize(small), deepest, labels, self.calibration, valid)
 
     def _half_scale(self, images: Tensor) -> Tensor:
