@@ -26,7 +26,8 @@ def image_loss(classifier: Classifier, config: Config, class_weights: Tensor | N
     can not have.
     """
     acr = AcrObjective(classifier, config) if config.objectives.acr else None
-    sfc = SfcObjective(classifier, config.sfc, class_weights) if config.objectives.sfc else None
+    compared = config.objectives.sfc and config.sfc.compares_maps
+    sfc = SfcObjective(classifier, config.sfc, class_weights) if compared else None
 
     def loss(images: Tensor, labels: Tensor, boxes: Tensor, progress: float) -> Tensor:
         views, transform = acr.both_views(images) if acr else (images, "")
@@ -110,8 +111,6 @@ class SfcObjective:
     ) -> Tensor:
         """All of SFC's loss; `features` and `classification` are those of `images`, which the tap saw."""
         levels = [level[: len(images)] for level in self.tap.take(features.shape[-2:])]
-        if not (self.settings.prototype_weight or self.settings.scale_weight):
-            return classification
         self.class_weights = self.class_weights.to(labels.device)
         head, weights = self.classifier.calibration, self.class_weights
         assert head is not None

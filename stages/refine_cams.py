@@ -76,7 +76,7 @@ def _refine_parts(
 
 
 def _one_by_one(stored: Sequence[StoredCam], samples: Mapping[str, Sample], settings: RefineSettings) -> list[Record]:
-    """The scores of a part whose images killed a worker: one at a time, and those that do so alone without a CRF."""
+    """The scores of a part whose images killed a worker: one at a time, and those that do so alone unrefined."""
     records: list[Record] = []
     while len(records) < len(stored):
         try:
@@ -87,8 +87,8 @@ def _one_by_one(stored: Sequence[StoredCam], samples: Mapping[str, Sample], sett
                         records.append(score_record(cam.name, next(results), cam.class_ids))
         except WorkerLost:
             cam = stored[len(records)]
-            logger.warning("refine_cams: image %s: %s; it goes without a CRF", cam.name, KILLED)
-            plain = settings.model_copy(update={"crf": False})
+            logger.warning("refine_cams: image %s: %s; it goes unrefined", cam.name, KILLED)
+            plain = settings.model_copy(update={"crf": False, "kernel": "none"})  # in this process, which must not die
             scores = refined_scores(cam, partial(sample_image, samples[cam.name]), plain)
             records.append(score_record(cam.name, scores, cam.class_ids))
     return records

@@ -69,8 +69,8 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
 
 def _learned_beside(config: Config) -> tuple[bool, bool]:
     """Whether a loss of SFC teaches side layers, and the comparison of pixels."""
-    prototypes = config.objectives.sfc and config.sfc.prototype_weight > 0
-    return prototypes, prototypes or (config.objectives.sfc and config.sfc.scale_weight > 0)
+    on, settings = config.objectives.sfc, config.sfc
+    return on and settings.prototype_weight > 0, on and settings.compares_maps
 
 
 def _bank(samples: list[Sample], num_classes: int, config: Config) -> ImageBank | None:

@@ -251,6 +251,13 @@ def test_sfc_of_an_empty_view_is_classification_alone():
     torch.testing.assert_close(got, classification_loss(classifier(images).logits, nothing))
 
 
+def test_the_bank_alone_asks_nothing_of_the_network():
+    classifier, images = cnn(calibrated=False), square(64)
+    classifier.backbone.feature_info = None
+    got = sfc_loss(classifier, images, prototype_weight=0.0, scale_weight=0.0)
+    torch.testing.assert_close(got, classification_loss(classifier(images).logits, LABELS))
+
+
 def test_crops_that_have_no_half_in_whole_cells():
     classifier = cnn()
     assert sfc_loss(classifier, square(48)).isfinite()  # 3 x 3 cells, so 2 x 2

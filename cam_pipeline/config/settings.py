@@ -180,6 +180,11 @@ class SfcSettings(Section):
         0.0, ge=0, le=1, description="share of all steps in which both weights rise evenly from 0 (the paper: 0)"
     )
 
+    @property
+    def compares_maps(self) -> bool:
+        """Whether there is more than the image bank."""
+        return self.prototype_weight > 0 or self.scale_weight > 0
+
 
 class TrainSettings(Section):
     """Optimisation and augmentation of one training stage."""
@@ -320,7 +325,7 @@ class RefineSettings(Section):
         2_000_000,
         ge=10_000,
         le=100_000_000,
-        description="larger images go through kernel and CRF at this many pixels: the CRF needs up to 1 kB for each",
+        description="larger images go through kernel and CRF at this many pixels, whose memory grows with them",
     )
     crf: bool = Field(True, description="refine the scores with a dense CRF")
     crf_iterations: int = Field(10, ge=1, le=10_000, description="mean-field iterations")
@@ -444,7 +449,7 @@ class Config(Section):
         idle = [name for name, on in self.objectives if not on]
         if not self.sfc.draws:
             idle.append("sfc.blank_slots")
-        if not (self.sfc.prototype_weight or self.sfc.scale_weight):
+        if not self.sfc.compares_maps:
             idle += ["sfc.ramp", "sfc.background_over", "sfc.distribution_weights", "sfc.extra"]
         elif not self.sfc.distribution_weights:
             idle.append("sfc.extra")

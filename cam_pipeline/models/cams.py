@@ -137,8 +137,7 @@ def calibrated_cams(
     shown = [[float(1 + number in ids) for number in range(classifier.head.out_features)] for ids in known]
     present, ranks = torch.tensor(shown, device=images.device), class_ranks(known, images.device)
     head = classifier.calibration or CalibrationHead()
-    sums: list[Tensor | float] = [0.0, 0.0]
-    probabilities = []
+    owns, prototypes, probabilities = [], [], []
     for view, flipped in views:
         with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
             raw, (features, logits) = view_maps(classifier, view, reading, ranks)
@@ -147,12 +146,12 @@ def calibrated_cams(
             raw = normalize_cam(raw, eps=0.0)  # gradients may be that small
         own = head.classifier_maps(raw, classifier.normalize(view), levels[-1], present, calibration)
         prototype = head.prototype_maps(own, levels, present, calibration)
-        for number, maps in enumerate((own, prototype)):
-            sums[number] = sums[number] + place_view(maps, (rows, columns), classifier.offset, flipped)
+        owns.append(place_view(own, (rows, columns), classifier.offset, flipped))
+        prototypes.append(place_view(prototype, (rows, columns), classifier.offset, flipped))
         probabilities.append(logits.float().sigmoid())
     chances = torch.stack(probabilities).mean(dim=0) if likely is None else likely
-    own, prototype = (torch.as_tensor(total) / (2 if flip else 1) for total in sums)
-    return own, prototype, chances
+    both = 2 if flip else 1
+    return torch.stack(owns).sum(dim=0) / both, torch.stack(prototypes).sum(dim=0) / both, chances
 
 
 def view_maps(

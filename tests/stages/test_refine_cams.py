@@ -69,11 +69,11 @@ def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(tmp_pat
     writer.join(names)
     monkeypatch.setattr(module, "refined", abort_at_three)
     monkeypatch.setattr(module, "IMAGES_PER_PART", 3)
-    config = Config.model_validate({"data": {"root": tmp_path}, "run": {"workers": 2}})
+    config = Config.model_validate({"data": {"root": tmp_path}, "run": {"workers": 2}, "refine": {"kernel": "par"}})
     output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f")
     module.refine_cams(config, {"extract_cams": tmp_path / "cams.h5"}, output)
     assert (
-        "image c: a worker process was killed, for lack of memory or by the CRF itself; it goes without a CRF"
+        "image c: a worker process was killed, for lack of memory or by the CRF itself; it goes unrefined"
         in caplog.text
     )
     with ScoreStore.open(output.path) as store:
