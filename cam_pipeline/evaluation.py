@@ -35,13 +35,10 @@ from cam_pipeline.ops.metrics import (
 )
 from cam_pipeline.prediction import predict_labels
 from cam_pipeline.progress import track
-from cam_pipeline.refinement import class_scores
+from cam_pipeline.refinement import THRESHOLDS, best_class
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore
 from cam_pipeline.store.scores import ScoreStore
-
-THRESHOLDS = torch.arange(100) / 100
-"""Background scores of the sweep: 0, 0.01 ... 0.99."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +104,8 @@ def cam_sweep(path: Path, table: Table, samples: Sequence[Sample], settings: Ref
     total = torch.zeros(num_labels, num_labels, len(THRESHOLDS) + 1, dtype=torch.int64)
     with CamStore.open(path) as store, track("evaluate CAM", len(samples)) as progress:
         for sample in samples:
-            stored = store.read(sample.id)
-            target = target_labels(sample, table)
-            if stored.class_ids:
-                scores, background_map = class_scores(stored, settings)
-                score, channel = scores.max(dim=0)
-                score = (score - background_map).clamp_min(0)  # a class wins where that exceeds the constant
-                best = torch.tensor(stored.class_ids)[channel]
-            else:
-                score, best = torch.zeros(stored.size), torch.zeros(stored.size, dtype=torch.long)
-            total += threshold_histogram(best, score, target, THRESHOLDS, num_labels)
+            best, score = best_class(store.read(sample.id), settings)
+            total += threshold_histogram(best, score, target_labels(sample, table), THRESHOLDS, num_labels)
             progress.advance()
     return confusions_from_histogram(total)
 
@@ -137,6 +126,22 @@ def _confusion_of(
             undecided, pixels = undecided + ignored, pixels + labels.numel()
             progress.advance()
     return total, 1 - undecided / pixels
+
+
+def background_score(settings: RefineSettings, scores: Path | None) -> float | None:
+    """The background score: the configured number, else that of the file `scores`; None while it is not chosen."""
+    if not isinstance(settings.background, str):
+        return settings.background
+    if scores is None:
+        return None
+    with ScoreStore.open(scores) as store:
+        return store.background
+
+
+def _used(settings: RefineSettings) -> str:
+    if settings.background != "from-split":
+        return "image labels"
+    return f"image labels; background from {settings.background_images} masks of {settings.background_split}"
 
 
 def scores_confusion(path: Path, table: Table, samples: Sequence[Sample]) -> Tensor:
@@ -175,10 +180,14 @@ def segmenter_confusion(segmenter: Segmenter, table: Table, samples: Sequence[Sa
     return total
 
 
-def cam_rows(confusions: Tensor, background: float, oracle: bool, **facts: Any) -> list[Row]:
-    """Rows of a sweep: at the configured background score and, on request, at the best one (chosen on the masks)."""
-    nearest = int((THRESHOLDS - background).abs().argmin())
-    rows = [Row("CAM", used="image labels", confusion=confusions[nearest], background=nearest / 100, **facts)]
+def cam_rows(
+    confusions: Tensor, background: float | None, oracle: bool, used: str = "image labels", **facts: Any
+) -> list[Row]:
+    """Rows of a sweep: at the given background score and, on request, at the best one (chosen on the masks)."""
+    rows = []
+    if background is not None:
+        nearest = int((THRESHOLDS - background).abs().argmin())
+        rows.append(Row("CAM", used=used, confusion=confusions[nearest], background=nearest / 100, **facts))
     if oracle:
         best = int(mean_iou(confusions).argmax())
         used = "image labels; background chosen on these masks (oracle)"
@@ -206,8 +215,10 @@ def evaluate(
         samples = with_masks(table.split(label_split), every)
         facts: dict[str, Any] = {"split": label_split, "images": len(samples)}
         confusions = cam_sweep(results["extract_cams"], table, samples, config.refine)
-        rows += cam_rows(confusions, config.refine.background, oracle, **facts)
-        facts |= {"used": "image labels", "background": config.refine.background}
+        background = background_score(config.refine, results.get("refine_cams"))
+        facts["used"] = _used(config.refine)
+        rows += cam_rows(confusions, background, oracle, **facts)
+        facts["background"] = background
         if "refine_cams" in results:
             rows.append(Row("refined", confusion=scores_confusion(results["refine_cams"], table, samples), **facts))
         if "refine_cams" in results and "make_labels" in results:

@@ -1,4 +1,4 @@
-"""Per-pixel scores of one image from its class activation maps."""
+"""Per-pixel scores and labels of one image from its class activation maps."""
 
 import math
 from collections.abc import Callable
@@ -10,14 +10,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cam_pipeline.config import RefineSettings
+from cam_pipeline.config import LabelSettings, RefineSettings
 from cam_pipeline.data.images import UInt8, to_tensor
 from cam_pipeline.ops.cam import cam_scores, to_probabilities, with_background
 from cam_pipeline.ops.crf import dense_crf
+from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels, labels_from_scores, merge_high_low
 from cam_pipeline.ops.refine import local_refine
 from cam_pipeline.store.cams import StoredCam
+from cam_pipeline.store.scores import StoredScores
 
 ReadImage = Callable[[], UInt8]
+
+THRESHOLDS = torch.arange(100) / 100
+"""Background scores of a sweep: 0, 0.01 ... 0.99."""
+HIGHEST = 0.99
+"""Highest score of a background that leaves the classes anything; the lowest is 1 less this."""
 
 
 def class_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tensor]:
@@ -35,6 +42,18 @@ def class_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tens
     background, of_prototypes = cam_scores(torch.stack([cam.background, cam.prototype[0]]), cam.size)
     merged = torch.lerp(background, of_prototypes, share)
     return torch.lerp(scores, prototypes, share), settings.background_map * merged
+
+
+def best_class(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tensor]:
+    """Of every pixel the id (H, W) of its best class before refinement, and the score (H, W) in 0..1 of that.
+
+    The class wins where its score exceeds the background score. An image without classes has ids and scores of 0.
+    """
+    if not cam.class_ids:
+        return torch.zeros(cam.size, dtype=torch.long), torch.zeros(cam.size)
+    scores, beside = class_scores(cam, settings)
+    score, channel = scores.max(dim=0)
+    return torch.tensor(cam.class_ids)[channel], (score - beside).clamp_min(0)
 
 
 def smoothed_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> tuple[Tensor, Tensor]:
@@ -68,10 +87,47 @@ def refined_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSettin
     """Local refinement, background score, then a dense CRF over the present classes: scores (1 + n, H, W), sum 1.
 
     `read_image` gives the image (H, W, 3) and is called only if it is needed. Raises ValueError when the image is not
-    of `cam.size`.
+    of `cam.size`, or when the background score is still to be chosen.
     """
-    classes, beside = smoothed_scores(cam, read_image, settings)
-    scores = with_background(classes, settings.background)
+    return _scores_at(settings.background_score, smoothed_scores(cam, read_image, settings), cam, read_image, settings)
+
+
+def refined(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> StoredScores:
+    """All that labels can be made of: refined scores, labels before refinement, with `band` those of two more scores.
+
+    Arguments and errors as `refined_scores`.
+    """
+    background, smoothed = settings.background_score, smoothed_scores(cam, read_image, settings)
+    best, score = best_class(cam, settings)
+    labels = {"unrefined": torch.where(score > background, best, 0).to(torch.uint8).numpy()}
+    if settings.band:
+        ends = {"high": min(background + settings.band, HIGHEST), "low": max(background - settings.band, 1 - HIGHEST)}
+        for name, end in ends.items():
+            labels[name] = complete_labels(_scores_at(end, smoothed, cam, read_image, settings), cam.class_ids)
+    scores = _scores_at(background, smoothed, cam, read_image, settings)
+    return StoredScores(cam.name, scores, cam.class_ids, labels)
+
+
+def pseudo_labels(found: StoredScores, settings: LabelSettings) -> UInt8:
+    """Labels (H, W) uint8 with 255 where `labels.undecided` says so."""
+    if settings.undecided == "scores":
+        return labels_from_scores(found.scores, found.class_ids, settings.low, settings.high)
+    if settings.undecided == "backgrounds":
+        return merge_high_low(found.labels["high"], found.labels["low"])
+    complete = complete_labels(found.scores, found.class_ids)
+    return np.where(complete == found.labels["unrefined"], complete, np.uint8(IGNORE_INDEX))
+
+
+def _scores_at(
+    background: float,
+    smoothed: tuple[Tensor, Tensor],
+    cam: StoredCam,
+    read_image: ReadImage,
+    settings: RefineSettings,
+) -> NDArray[np.float32]:
+    """Scores (1 + n, H, W) from what `smoothed_scores` gave."""
+    classes, beside = smoothed
+    scores = with_background(classes, background)
     scores[0] += beside
     probabilities: NDArray[np.float32] = to_probabilities(scores).numpy()
     if not settings.crf or not cam.class_ids:

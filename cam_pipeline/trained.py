@@ -20,13 +20,13 @@ from cam_pipeline.data.images import UInt8, grid_size, read_image, resize_to_gri
 from cam_pipeline.data.table import unknown_class
 from cam_pipeline.device import image_batch, pick_device, place
 from cam_pipeline.errors import DataError, StageNotReady
+from cam_pipeline.evaluation import background_score
 from cam_pipeline.extraction import CamExtractor
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.networks import load_classifier, load_segmenter
-from cam_pipeline.ops.labels import labels_from_scores
 from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.prediction import predict_image
-from cam_pipeline.refinement import class_scores, refined_scores
+from cam_pipeline.refinement import class_scores, pseudo_labels, refined
 from cam_pipeline.store.checkpoints import load_model
 
 
@@ -57,7 +57,7 @@ class TrainedRun:
         path = config.folder / "classifier.safetensors"
         if not path.is_file():
             raise StageNotReady(f"{config.folder} holds no classifier. Run: cam-pipeline train-cls")
-        self.config, self.device = config, pick_device(config.run)
+        self.config, self.device = _settled(config), pick_device(config.run)
         self.classes: tuple[str, ...] = tuple(load_model(path).metadata["classes"])
         self.classifier = load_classifier(config.classifier, path, self.classes)
         self._extractor = CamExtractor(self.classifier, config)
@@ -76,14 +76,14 @@ class TrainedRun:
         batch = image_batch(resize_to_grid(to_tensor(pixels), grid, self.classifier.stride)[None], self.device)
         [(stored, chances)] = self._extractor.extract(batch, [""], [known], [size])
         rows = [class_id - 1 for class_id in stored.class_ids]
-        scores = refined_scores(stored, lambda: pixels, config.refine)
+        found = refined(stored, lambda: pixels, config.refine)
         return Annotation(
             names=tuple(self.classes[row] for row in rows),
             class_ids=stored.class_ids,
             probabilities=chances[rows].numpy(),
             cams=class_scores(stored, config.refine)[0].numpy(),
-            scores=scores,
-            labels=labels_from_scores(scores, stored.class_ids, config.labels.low, config.labels.high),
+            scores=found.scores,
+            labels=pseudo_labels(found, config.labels),
         )
 
     def segment(self, image: Path | str | UInt8) -> UInt8:
@@ -113,6 +113,15 @@ def open_run(folder: Path | str, device: str = "auto") -> TrainedRun:
     here = {"output.dir": str(folder), "run.device": device}  # the folder may have been moved since
     config = load_config(path, [f"{key}={toml_value(value)}" for key, value in here.items()])
     return TrainedRun(Pipeline(config).made_with())  # a command that failed may have left another config there
+
+
+def _settled(config: Config) -> Config:
+    """The config with the background score that the run's scores were made with, where it was left open."""
+    scores = config.folder / "scores.h5"
+    background = background_score(config.refine, scores if scores.is_file() else None)
+    if background is None:
+        raise StageNotReady(f"{config.folder} has not chosen its background score yet. Run: cam-pipeline make-cams")
+    return config.model_copy(update={"refine": config.refine.at(background)})
 
 
 def _listed(classes: Sequence[str]) -> Sequence[str]:

@@ -21,7 +21,7 @@ from cam_pipeline.data.batches import grid_batches
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table
 from cam_pipeline.device import autocast
-from cam_pipeline.evaluation import THRESHOLDS, target_labels, with_masks
+from cam_pipeline.evaluation import target_labels, with_masks
 from cam_pipeline.models.attention import AttentionTap
 from cam_pipeline.models.cams import class_ranks, scaled_views
 from cam_pipeline.models.classifier import Classifier
@@ -29,6 +29,7 @@ from cam_pipeline.networks import load_classifier
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.cam import cam_scores, classifier_cam, place_view
 from cam_pipeline.ops.metrics import confusions_from_histogram, mean_iou, threshold_histogram
+from cam_pipeline.refinement import THRESHOLDS
 
 ROWS = {
     "a": ("objectives.acr=false", "classifier.pooling=patches", "cam.source=classifier_weights"),

@@ -16,9 +16,10 @@ from torch import Tensor
 from cam_pipeline.config import Config, load_config
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import image_labels
-from cam_pipeline.evaluation import THRESHOLDS, cam_sweep, with_masks
+from cam_pipeline.evaluation import cam_sweep, with_masks
 from cam_pipeline.ops.metrics import frequency_groups, iou_per_class, mean_iou
 from cam_pipeline.pipeline import Pipeline
+from cam_pipeline.refinement import THRESHOLDS
 
 OFF = ("sfc.prototype_weight=0.0", "sfc.scale_weight=0.0")
 ROWS = {

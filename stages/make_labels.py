@@ -7,9 +7,10 @@ import numpy as np
 
 from cam_pipeline.config import Config, to_toml
 from cam_pipeline.interrupt import raise_if_stopped
-from cam_pipeline.ops.labels import IGNORE_INDEX, labels_from_scores
+from cam_pipeline.ops.labels import IGNORE_INDEX
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.progress import track
+from cam_pipeline.refinement import pseudo_labels
 from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes
 from cam_pipeline.store.labels import label_record
 from cam_pipeline.store.scores import ScoreStore, StoredScores
@@ -35,8 +36,8 @@ def make_labels(config: Config, inputs: Mapping[str, Path], output: Output) -> N
 
 
 def labelled(stored: StoredScores, config: Config) -> Record:
-    """Labels by `labels.low` and `labels.high`; the confidence is the best channel's score."""
-    labels = labels_from_scores(stored.scores, stored.class_ids, config.labels.low, config.labels.high)
+    """Labels as `labels.undecided` says; the confidence is the best channel's score."""
+    labels = pseudo_labels(stored, config.labels)
     confidence = np.rint(stored.scores.max(axis=0) * 255).astype(np.uint8)
     return label_record(stored.name, labels, confidence)
 

@@ -1,14 +1,17 @@
 """CAMs -> per-pixel scores of background and present classes (scores.h5)."""
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
+import torch
 from joblib import delayed
-from numpy.typing import NDArray
+from torch import Tensor
 
+from cam_pipeline.atomic import write_text
+from cam_pipeline.background import Measure, choose_background, images_to_choose_by
 from cam_pipeline.config import Config, RefineSettings, to_toml
 from cam_pipeline.data.digest import FileDigests, data_digest
 from cam_pipeline.data.images import sample_image
@@ -18,12 +21,12 @@ from cam_pipeline.device import worker_count
 from cam_pipeline.errors import WorkerLost
 from cam_pipeline.interrupt import ignore_in_worker, raise_if_stopped
 from cam_pipeline.parallel import joblib_workers, results_of
-from cam_pipeline.pipeline import Output, Stage
+from cam_pipeline.pipeline import Output, Stage, read_json
 from cam_pipeline.progress import Tracker, track
-from cam_pipeline.refinement import reduction, refined_scores
+from cam_pipeline.refinement import reduction, refined
 from cam_pipeline.store.cams import CamStore, StoredCam
-from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes
-from cam_pipeline.store.scores import score_record
+from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
+from cam_pipeline.store.scores import StoredScores, score_record
 
 logger = logging.getLogger(__name__)
 
@@ -33,83 +36,158 @@ KILLED = "a worker process was killed, for lack of memory or by the CRF itself"
 
 def refine_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
     """Write scores for every CAM: local refinement, background score, dense CRF, in worker processes."""
-    table, settings = load_table(config.data), config.refine
+    table = load_table(config.data)
     samples = {sample.id: sample for sample in table.split(*config.cam.splits)}
     with CamStore.open(inputs["extract_cams"]) as cams:
+        settings = _settled(config, cams, list(samples.values()), 1 + len(table.classes), output)
         chunks = [cams.names[start : start + IMAGES_PER_PART] for start in range(0, len(cams.names), IMAGES_PER_PART)]
         attributes = artefact_attributes(
-            table.classes, output.fingerprint, to_toml(config), background=settings.background
+            table.classes, output.fingerprint, to_toml(config), background=settings.background_score
         )
         writer = PartWriter(output.path, "scores", attributes, chunks)
         with track("refine_cams", writer.total, done=writer.done) as progress:
             while writer.pending():
                 try:
-                    _refine_parts(config, cams, samples, writer, progress)
+                    _refine_parts(config, settings, cams, samples, writer, progress)
                 except WorkerLost:
                     if config.run.backend != "loky":
                         raise
                     number = writer.pending()[0]
                     logger.warning("refine_cams: %s; the next %d images go one by one", KILLED, len(chunks[number]))
                     stored = [cams.read(name) for name in chunks[number]]
-                    writer.write(number, _one_by_one(stored, samples, settings))
+                    writer.write(number, [score_record(one) for one in _one_by_one(stored, samples, settings)])
                     progress.advance(writer.done - progress.done)
         writer.join(cams.names)
 
 
+def _settled(
+    config: Config, cams: CamStore, samples: Sequence[Sample], num_labels: int, output: Output
+) -> RefineSettings:
+    """The settings with a number for the background score, chosen once and kept beside the parts."""
+    settings, note = config.refine, output.folder / "background.json"
+    if not isinstance(settings.background, str):
+        return settings
+    known = read_json(note).get("background")
+    if not isinstance(known, float):
+        known = _chosen(config, cams, images_to_choose_by(settings, samples), num_labels)
+        write_text(note, json.dumps({"background": known}))
+    logger.info("refine_cams: background score %.2f (%s)", known, settings.background)
+    return settings.at(known)
+
+
+def _chosen(config: Config, cams: CamStore, looked_at: Sequence[Sample], num_labels: int) -> float:
+    """The background score chosen on some images. An image that kills its worker has no say."""
+    images = [(cams.read(sample.id), sample) for sample in looked_at]
+    try:
+        return _chosen_by(config, images, num_labels)
+    except WorkerLost:
+        if config.run.backend != "loky":
+            raise
+        logger.warning("refine_cams: %s; the background score is chosen without the images that do so", KILLED)
+        settings = config.refine.at(0.5)
+        tasks = [partial(_refined, cam, sample, settings) for cam, sample in images]
+        survivors = [image for image, result in zip(images, _survived(tasks), strict=True) if result is not None]
+        return _chosen_by(config, survivors, num_labels)
+
+
+def _chosen_by(config: Config, images: Sequence[tuple[StoredCam, Sample]], num_labels: int) -> float:
+    with (
+        joblib_workers(config.run.backend, worker_count(config.run)) as parallel,
+        track("background score", 0, unit="images looked at") as progress,
+    ):
+
+        def total(measure: Measure) -> Tensor:
+            progress.total += len(images)
+            values = []
+            with results_of(parallel, (delayed(_measured)(measure, cam, sample) for cam, sample in images)) as results:
+                for value in results:
+                    raise_if_stopped()
+                    values.append(value)
+                    progress.advance()
+            return torch.stack(values).sum(dim=0)
+
+        return choose_background(config.refine, num_labels, total)
+
+
 def _refine_parts(
-    config: Config, cams: CamStore, samples: Mapping[str, Sample], writer: PartWriter, progress: Tracker
+    config: Config,
+    settings: RefineSettings,
+    cams: CamStore,
+    samples: Mapping[str, Sample],
+    writer: PartWriter,
+    progress: Tracker,
 ) -> None:
     """Make all parts that are left. Raises WorkerLost in the middle of one when a worker is killed."""
-    settings = config.refine
-    refine = delayed(partial(refined, settings=settings))
     with joblib_workers(config.run.backend, worker_count(config.run)) as parallel:
         for number in writer.pending():
             stored = [cams.read(name) for name in writer.chunks[number]]
             _tell_of_large_images(stored, settings)
             records = []
-            with results_of(parallel, (refine(cam, samples[cam.name]) for cam in stored)) as results:
-                for cam, scores in zip(stored, results, strict=True):
+            tasks = (delayed(_refined)(cam, samples[cam.name], settings) for cam in stored)
+            with results_of(parallel, tasks) as results:
+                for found in results:
                     raise_if_stopped()
-                    records.append(score_record(cam.name, scores, cam.class_ids))
+                    records.append(score_record(found))
                     progress.advance()
             writer.write(number, records)
 
 
-def _one_by_one(stored: Sequence[StoredCam], samples: Mapping[str, Sample], settings: RefineSettings) -> list[Record]:
+def _one_by_one(
+    stored: Sequence[StoredCam], samples: Mapping[str, Sample], settings: RefineSettings
+) -> Iterator[StoredScores]:
     """The scores of a part whose images killed a worker: one at a time, and those that do so alone unrefined."""
-    records: list[Record] = []
-    while len(records) < len(stored):
-        try:
-            with joblib_workers("loky", 2) as parallel:  # two, as joblib would take one for this very process
-                for cam in stored[len(records) :]:
-                    raise_if_stopped()
-                    with results_of(parallel, [delayed(refined)(cam, samples[cam.name], settings)]) as results:
-                        records.append(score_record(cam.name, next(results), cam.class_ids))
-        except WorkerLost:
-            cam = stored[len(records)]
+    tasks = [partial(_refined, cam, samples[cam.name], settings) for cam in stored]
+    for cam, found in zip(stored, _survived(tasks), strict=True):
+        if found is None:
             logger.warning("refine_cams: image %s: %s; it goes unrefined", cam.name, KILLED)
             plain = settings.model_copy(update={"crf": False, "kernel": "none"})  # in this process, which must not die
-            scores = refined_scores(cam, partial(sample_image, samples[cam.name]), plain)
-            records.append(score_record(cam.name, scores, cam.class_ids))
-    return records
+            found = refined(cam, partial(sample_image, samples[cam.name]), plain)
+        yield found
+
+
+def _survived(tasks: Sequence[Callable[[], StoredScores]]) -> Iterator[StoredScores | None]:
+    """Results of tasks that run one at a time; None for one that kills its worker."""
+    done = 0
+    while done < len(tasks):
+        try:
+            with joblib_workers("loky", 2) as parallel:  # two, as joblib would take one for this very process
+                for task in tasks[done:]:
+                    raise_if_stopped()
+                    with results_of(parallel, [delayed(task)()]) as results:
+                        found = next(results)
+                    done += 1
+                    yield found
+        except WorkerLost:
+            done += 1
+            yield None
 
 
 def _tell_of_large_images(stored: Sequence[StoredCam], settings: RefineSettings) -> None:
     large = [cam.name for cam in stored if reduction(cam.size, settings) < 1]
-    if large and (settings.crf or settings.kernel != "none"):
+    if large and settings.refines:
         more = f"more than refine.max_pixels = {settings.max_pixels} pixels and are refined at that size"
         logger.warning("refine_cams: %d images, the first %s, have %s", len(large), large[0], more)
 
 
-def refined(cam: StoredCam, sample: Sample, settings: RefineSettings) -> NDArray[np.float32]:
-    """Scores (1 + n, H, W) of one image; runs in a worker process."""
+def _refined(cam: StoredCam, sample: Sample, settings: RefineSettings) -> StoredScores:
+    """All that labels of one image can be made of; runs in a worker process."""
     ignore_in_worker()
-    return refined_scores(cam, partial(sample_image, sample), settings)
+    return refined(cam, partial(sample_image, sample), settings)
+
+
+def _measured(measure: Measure, cam: StoredCam, sample: Sample) -> Tensor:
+    """What a measure says of one image; runs in a worker process."""
+    ignore_in_worker()
+    return measure(cam, sample)
 
 
 def _data(config: Config, digests: FileDigests) -> str:
-    table = load_table(config.data)
-    return data_digest(table.classes, table.split(*config.cam.splits), digests, labels=False)
+    table, settings = load_table(config.data), config.refine
+    digest = data_digest(table.classes, table.split(*config.cam.splits), digests, labels=False)
+    if settings.background != "from-split":
+        return digest
+    judges = images_to_choose_by(settings, table.split(*config.cam.splits))
+    return f"{digest}-{data_digest(table.classes, judges, digests, labels=False, masks=True)}"
 
 
 STAGE = Stage(
@@ -119,5 +197,5 @@ STAGE = Stage(
     params=("refine",),
     needs=lambda config: ("extract_cams",),
     data=_data,
-    version=2,
+    version=3,
 )

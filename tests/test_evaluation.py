@@ -29,7 +29,7 @@ from cam_pipeline.refinement import class_scores
 from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
 from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
 from cam_pipeline.store.labels import label_record
-from cam_pipeline.store.scores import score_record
+from cam_pipeline.store.scores import StoredScores, score_record
 
 CLASSES = ("cat", "dog")
 CONFIG = Config.model_validate({"run": {"workers": 1, "device": "cpu", "seed": 4}, "refine": {"background": 0.4}})
@@ -67,7 +67,11 @@ def scores(table, tmp_path):
         dtype=np.float32,
     )
     second = np.ones((1, 3, 2), dtype=np.float32)  # shows none of the classes
-    return write(tmp_path / "scores.h5", "scores", [score_record("a", first, (2, 1)), score_record("b", second, ())])
+    return write(
+        tmp_path / "scores.h5",
+        "scores",
+        [score_record(StoredScores("a", first, (2, 1))), score_record(StoredScores("b", second, ()))],
+    )
 
 
 SCORES_CONFUSION = [  # rows truth: image a  0 1 1 / 2 2 -  against  0 2 1 / 1 2 2, image b  1 0 0 0 0 2  against 0

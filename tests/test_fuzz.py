@@ -35,7 +35,7 @@ from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
 from cam_pipeline.store.checkpoints import load_checkpoint, load_model, save_checkpoint, save_model
 from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes, text_attribute
 from cam_pipeline.store.labels import LabelStore, label_record
-from cam_pipeline.store.scores import ScoreStore, score_record
+from cam_pipeline.store.scores import ScoreStore, StoredScores, score_record
 
 many = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], print_blob=True)
 
@@ -125,7 +125,7 @@ def written(folder: Path) -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     cams = [cam_record(StoredCam(name, torch.rand(2, 3, 4), (1, 3), (5, 7))) for name in NAMES[:2]]
     cams.append(cam_record(StoredCam(NAMES[2], torch.zeros(0, 3, 4), (), (5, 7))))
-    scores = [score_record(name, rng.random((3, 5, 7), np.float32), (1, 3)) for name in NAMES]
+    scores = [score_record(StoredScores(name, rng.random((3, 5, 7), np.float32), (1, 3))) for name in NAMES]
     labels = [label_record(name, *rng.integers(0, 4, (2, 5, 7)).astype(np.uint8)) for name in NAMES]
     kinds: dict[str, tuple[str, list[Record]]] = {
         "cams": ("cams", cams), "scores": ("scores", scores), "labels": ("pseudo-labels", labels),

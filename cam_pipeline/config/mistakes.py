@@ -82,7 +82,7 @@ def explain(error: ValidationError) -> str:
     where = ".".join(path) + "".join(f", item {number + 1}," for number in items)
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
-        return f"{where} {message}" if message.startswith("must ") else f"{where}: {message}"
+        return f"{where} {message}" if message.startswith("must ") else f"{where}: {message}".removeprefix(": ")
     if first["type"] == "string_pattern_mismatch":
         return f"{where} must be {_described(path)}, given {shown(first['input'])}"
     words = MUST_BE.get(first["type"])

@@ -1,5 +1,6 @@
 """The settings: every key with its type, range, default and meaning."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -289,7 +290,25 @@ class RefineSettings(Section):
     normalize: Literal["max", "minmax"] = Field(
         "max", description="what is 0 and what is 1 in a class map: `max`: 0 and its maximum; `minmax`: its minimum too"
     )
-    background: float = Field(0.35, gt=0, lt=1, description="score of the background before the CRF: where objects end")
+    background: float | Literal["auto", "from-split"] = Field(
+        0.35,
+        description="score of the background before the CRF, above 0 and below 1: where objects end; `auto`: where the "
+        "refined objects best explain the colours of the images, without masks; `from-split`: where the refined labels "
+        "agree best with the masks of `background_split`",
+    )
+    background_images: int = Field(
+        100, ge=1, description="`auto` and `from-split` only: how many images, evenly spread, are looked at"
+    )
+    background_split: str = Field(
+        "val", min_length=1, description="`from-split` only: the split, one of `cam.splits`, whose masks are looked at"
+    )
+    band: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="above 0 every image is refined twice more, with `background` this much higher and lower, for "
+        '`labels.undecided = "backgrounds"`',
+    )
     prototype_share: float = Field(
         0.5,
         ge=0,
@@ -335,16 +354,54 @@ class RefineSettings(Section):
     bilateral_srgb: float = Field(5.0, gt=0, description="CRF appearance kernel: standard deviation in grey levels")
     bilateral_weight: float = Field(10.0, ge=0, description="CRF appearance kernel: weight")
 
+    @field_validator("background", mode="before")
+    @classmethod
+    def number_or_word(cls, value: Any) -> Any:
+        """One line for what is neither; of a union pydantic would name every member's complaint."""
+        if value in ("auto", "from-split"):
+            return value
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 < number < 1:
+            raise ValueError(f"must be a number above 0 and below 1, 'auto' or 'from-split', given {value!r}")
+        return number
+
+    @property
+    def background_score(self) -> float:
+        """The number. Raises ValueError where it is still to be chosen (`cam_pipeline.background`)."""
+        if isinstance(self.background, str):
+            raise ValueError(f"the background score is still to be chosen ({self.background})")
+        return self.background
+
+    def at(self, background: float) -> "RefineSettings":
+        """These settings with this background score."""
+        return self.model_copy(update={"background": background})
+
+    @property
+    def refines(self) -> bool:
+        """Whether local refinement or the CRF changes anything."""
+        return self.crf or self.kernel != "none"
+
 
 class LabelSettings(Section):
     """From scores to pseudo-labels: what is left undecided. Changing these costs seconds."""
 
-    low: float = Field(0.35, ge=0, le=1, description="pixels whose best class score is below this become background")
+    undecided: Literal["scores", "agreement", "backgrounds"] = Field(
+        "scores",
+        description="which pixels are ignored: `scores`, by `low` and `high`; `agreement`, where refinement changed "
+        "the label; `backgrounds`, what is a class with a low background score alone (`refine.band`)",
+    )
+    low: float = Field(
+        0.35, ge=0, le=1, description="`scores` only: pixels whose best class score is below this become background"
+    )
     high: float = Field(
         0.55,
         ge=0,
         le=1,
-        description="pixels whose best channel is a class with at least this score keep it; the rest is ignored",
+        description="`scores` only: pixels whose best channel is a class with at least this score keep it; the rest is "
+        "ignored",
     )
 
     @model_validator(mode="after")
@@ -437,6 +494,17 @@ class Config(Section):
     run: RunSettings = RunSettings()
     output: OutputSettings = OutputSettings()
 
+    @model_validator(mode="after")
+    def fitting(self) -> Self:
+        if self.labels.undecided == "backgrounds" and not self.refine.band:
+            raise ValueError("labels.undecided = 'backgrounds' needs refine.band above 0, say 0.1")
+        if self.refine.background == "from-split" and self.refine.background_split not in self.cam.splits:
+            split, splits = self.refine.background_split, [*self.cam.splits, self.refine.background_split]
+            raise ValueError(
+                f"refine.background = 'from-split' needs maps of split '{split}': set cam.splits = {splits}"
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         """The run folder."""
@@ -462,6 +530,12 @@ class Config(Section):
         if self.cam.calibration == "none":
             idle += ["refine.prototype_share", "refine.background_map", "cam.correlation_steps"]
             idle += ["cam.background_over", "cam.seed_background"]
+        if self.refine.background != "from-split":
+            idle.append("refine.background_split")
+        if self.refine.background not in ("auto", "from-split"):
+            idle.append("refine.background_images")
+        if self.labels.undecided != "scores":
+            idle += ["labels.low", "labels.high"]
         if self.refine.kernel == "none":
             idle += ["refine.kernel_iterations", "refine.kernel_guide", "refine.kernel_sigma_floor"]
         if not self.classifier.trunk:

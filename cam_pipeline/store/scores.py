@@ -1,6 +1,7 @@
-"""scores.h5: refined per-pixel scores of the background and the present classes."""
+"""scores.h5: refined per-pixel scores of the background and the present classes, and labels for comparison."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,19 @@ from cam_pipeline.store.hdf5 import Record, RecordStore, damage_named, read_reco
 
 @dataclass(frozen=True)
 class StoredScores:
-    """`scores` (1 + n, H, W) float32 in 0..1, background first; `class_ids` names the other channels (1-based)."""
+    """`scores` (1 + n, H, W) float32 in 0..1, background first; `class_ids` names the other channels (1-based).
+
+    `labels`: complete label maps (H, W) uint8 made otherwise: `unrefined`, before kernel and CRF, and with
+    `refine.band` also `high` and `low`, refined with a higher and a lower background score.
+    """
 
     name: str
     scores: NDArray[np.float32]
     class_ids: tuple[int, ...]
+    labels: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+
+LABELS = ("unrefined", "high", "low")
 
 
 class ScoreStore(RecordStore):
@@ -24,13 +33,23 @@ class ScoreStore(RecordStore):
 
     def read(self, name: str) -> StoredScores:
         """The scores of one image, at a resolution of 1/255. Raises UserError for an unknown name."""
-        record = read_record(self.file, ["scores"], name)
+        with damage_named(f"{self.file.filename} is damaged"):
+            others = [kind for kind in LABELS if kind in self.file]
+        record = read_record(self.file, ["scores", *others], name)
         with damage_named(f"{self.file.filename} is damaged at image {name}"):
             class_ids = tuple(int(number) for number in record.attributes["class_ids"])
-            return StoredScores(name, record.arrays["scores"].astype(np.float32) / np.float32(255), class_ids)
+            scores = record.arrays["scores"].astype(np.float32) / np.float32(255)
+            return StoredScores(name, scores, class_ids, {kind: record.arrays[kind] for kind in others})
+
+    @property
+    def background(self) -> float:
+        """The background score that they were made with. Raises DamagedFile where there is none."""
+        with damage_named(f"{self.file.filename} is damaged"):
+            return float(self.file.attrs["background"])
 
 
-def score_record(name: str, scores: NDArray[np.float32], class_ids: tuple[int, ...]) -> Record:
-    """Scores (1 + n, H, W) in 0..1, stored as uint8."""
-    quantised = np.rint(np.clip(scores, 0, 1) * 255).astype(np.uint8)
-    return Record(name, {"scores": quantised}, {"class_ids": np.array(class_ids, dtype=np.uint8)})
+def score_record(found: StoredScores) -> Record:
+    """The record that `read` gives back: scores as uint8, with the labels beside them."""
+    quantised = np.rint(np.clip(found.scores, 0, 1) * 255).astype(np.uint8)
+    attributes = {"class_ids": np.array(found.class_ids, dtype=np.uint8)}
+    return Record(found.name, {"scores": quantised, **found.labels}, attributes)

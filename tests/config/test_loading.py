@@ -145,7 +145,7 @@ def test_unknown_key_in_the_file_names_file_and_key(tmp_path: Path) -> None:
 
 def test_unknown_key_with_nothing_near_lists_the_valid_ones(config_file: Path) -> None:
     message = mistake(config_file, "labels.qqqq=1")
-    assert "unknown key labels.qqqq; valid here: low, high" in message
+    assert "unknown key labels.qqqq; valid here: undecided, low, high" in message
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,10 @@ def test_unknown_key_with_nothing_near_lists_the_valid_ones(config_file: Path) -
         ("classifier.backbone_args.x=2020-01-01", "backbone_args.x must not be a date or time; write text in quotes"),
         (f"classifier.backbone_args.x={'[' * 25}{']' * 25}", "classifier.backbone_args.x is nested too deeply"),
         ("classifier.backbone_args=5", "classifier.backbone_args must be a table such as {key = value}, given 5"),
-        ("refine.background=1.0", "refine.background must be less than 1, given 1.0"),
+        (
+            "refine.background=1.0",
+            "refine.background must be a number above 0 and below 1, 'auto' or 'from-split', given 1.0",
+        ),
         ("refine.crf=perhaps", "refine.crf must be true or false, given 'perhaps'"),
         ("data.table=5", "data.table must be text, given 5"),
         ("data.root=[1]", "data.root must be a path, as text, given [1]"),

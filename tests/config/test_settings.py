@@ -9,7 +9,7 @@ from cam_pipeline.config import ClassifierSettings, Config, SegmenterSettings
 
 def test_pick_gives_sections_and_single_keys_as_plain_data() -> None:
     picked = Config().pick(["labels", "run.seed"])
-    assert picked == {"labels": {"low": 0.35, "high": 0.55}, "run.seed": 0}
+    assert picked == {"labels": {"undecided": "scores", "low": 0.35, "high": 0.55}, "run.seed": 0}
     assert json.loads(json.dumps(Config().pick(Config.model_fields))) == Config().pick(Config.model_fields)
 
 

@@ -18,7 +18,7 @@ from cam_pipeline.errors import DamagedFile, UserError
 from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
 from cam_pipeline.store.hdf5 import PartWriter, Record, RecordStore, artefact_attributes
 from cam_pipeline.store.labels import LabelReader, LabelStore, label_record
-from cam_pipeline.store.scores import ScoreStore, score_record
+from cam_pipeline.store.scores import ScoreStore, StoredScores, score_record
 
 CLASSES = ("cat", "dog", "猫")
 CLASS_IDS = (1, 3)
@@ -50,8 +50,11 @@ def cams(tmp_path: Path) -> Path:
 @pytest.fixture
 def scores(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
-    records = [score_record(name, rng.random((3, HEIGHT, WIDTH), np.float32), CLASS_IDS) for name in ("x/1", "x/2")]
-    empty = score_record("nothing", np.ones((1, HEIGHT, WIDTH), np.float32), ())
+    records = [
+        score_record(StoredScores(name, rng.random((3, HEIGHT, WIDTH), np.float32), CLASS_IDS))
+        for name in ("x/1", "x/2")
+    ]
+    empty = score_record(StoredScores("nothing", np.ones((1, HEIGHT, WIDTH), np.float32), ()))
     return store_file(tmp_path / "scores.h5", "scores", [*records, empty])
 
 
@@ -120,7 +123,7 @@ def test_calibrated_maps_come_back_beside_the_others(tmp_path: Path) -> None:
 
 @given(st.floats(-0.5, 1.5, width=32))
 def test_scores_are_kept_to_a_255th(value: float) -> None:
-    stored = score_record("x", np.full((1, 1, 1), value, np.float32), ()).arrays["scores"]
+    stored = score_record(StoredScores("x", np.full((1, 1, 1), value, np.float32), ())).arrays["scores"]
     assert stored.dtype == np.uint8
     assert abs(stored.item() / 255 - min(max(value, 0), 1)) <= 0.5 / 255 + 1e-6
 

@@ -1,0 +1,125 @@
+"""The background score where the config leaves it open: chosen without masks, or on the masks of a small split."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cam_pipeline.config import RefineSettings
+from cam_pipeline.data.images import UInt8, sample_image, sample_mask, to_tensor
+from cam_pipeline.data.table import Sample
+from cam_pipeline.errors import DataError
+from cam_pipeline.ops.background import explained_variance
+from cam_pipeline.ops.labels import complete_labels
+from cam_pipeline.ops.metrics import confusion_matrix, confusions_from_histogram, mean_iou, threshold_histogram
+from cam_pipeline.refinement import HIGHEST, THRESHOLDS, best_class, refined_scores
+from cam_pipeline.store.cams import StoredCam
+
+logger = logging.getLogger(__name__)
+
+STRIDES = (0.06, 0.02)
+"""How far the search looks to both sides: first so, then so."""
+
+Measure = Callable[[StoredCam, Sample], Tensor]
+Total = Callable[[Measure], Tensor]
+"""Gives the sum over all images looked at of what a measure says of one; runs it in worker processes."""
+
+
+def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> list[Sample]:
+    """The images that are looked at: evenly spread, and of the named split with masks for `from-split`.
+
+    Raises DataError where there is none.
+    """
+    if settings.background == "from-split":
+        samples = [one for one in samples if one.split == settings.background_split and one.mask is not None]
+        if not samples:
+            raise DataError(
+                f"refine.background = 'from-split': no image of split '{settings.background_split}' has a mask"
+            )
+    if not samples:
+        raise DataError("refine.background: there are no images to choose it by; set a number")
+    places = np.linspace(0, len(samples) - 1, min(settings.background_images, len(samples)))
+    return [samples[place] for place in places.round().astype(int)]
+
+
+def choose_background(settings: RefineSettings, num_labels: int, total: Total) -> float:
+    """The background score after whose refinement `auto` or `from-split` finds most to praise.
+
+    `auto`: the share of the images' colour variance that foreground and background explain
+    (`ops.background.explained_variance`): objects differ from what is around them, and a border that is drawn too wide
+    or too tight mixes both. It needs no masks. `from-split`: mIoU. Either is known of unrefined maps for every score in
+    one pass; from the best of these the search climbs with refinement, which moves it, most often down.
+    """
+    if settings.background == "auto":
+        curve = total(partial(explained_by_map, settings=settings))
+        value_at = partial(_explained_at, settings=settings, total=total)
+    else:
+        histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels))
+        curve = mean_iou(confusions_from_histogram(histogram))
+        value_at = partial(_agreement_at, settings=settings, num_labels=num_labels, total=total)
+    start = float(THRESHOLDS[1 + int(curve[1:].argmax())])  # a background of 0 is none
+    if not settings.refines:
+        return start
+    found, seen = climb(value_at, start)
+    steps = ", ".join(f"{at:.2f}: {value:.4f}" for at, value in sorted(seen.items()))
+    logger.debug("background score: %.2f before refinement; with it %s", start, steps)
+    return found
+
+
+def climb(value_at: Callable[[float], float], start: float) -> tuple[float, dict[float, float]]:
+    """The best place found by looking to both sides from the best so far, and the values of all places looked at."""
+    seen = {start: value_at(start)}
+    best = start
+    for stride in STRIDES:
+        while True:
+            for place in (round(best - stride, 2), round(best + stride, 2)):
+                if place not in seen and 1 - HIGHEST <= place <= HIGHEST:
+                    seen[place] = value_at(place)
+            top = max(seen, key=seen.__getitem__)
+            if top == best:
+                break
+            best = top
+    return best, seen
+
+
+def explained_by_map(cam: StoredCam, sample: Sample, settings: RefineSettings) -> Tensor:
+    """What the unrefined foreground explains of an image's colours, at every background score: (T,)."""
+    return explained_variance(to_tensor(sample_image(sample)).float(), best_class(cam, settings)[1], THRESHOLDS)
+
+
+def explained_when_refined(cam: StoredCam, sample: Sample, settings: RefineSettings) -> Tensor:
+    """What the refined foreground explains of an image's colours: (1,)."""
+    foreground = torch.from_numpy(_labels(cam, sample, settings) > 0).float()
+    return explained_variance(to_tensor(sample_image(sample)).float(), foreground, torch.tensor([0.5]))
+
+
+def map_histogram(cam: StoredCam, sample: Sample, settings: RefineSettings, num_labels: int) -> Tensor:
+    """Agreement of the unrefined map with the mask, at every background score at once: (K, K, T + 1)."""
+    best, score = best_class(cam, settings)
+    return threshold_histogram(best, score, _mask(sample, num_labels), THRESHOLDS, num_labels)
+
+
+def confusion_when_refined(cam: StoredCam, sample: Sample, settings: RefineSettings, num_labels: int) -> Tensor:
+    """Agreement of the refined labels with the mask: (K, K)."""
+    labels = torch.from_numpy(_labels(cam, sample, settings))
+    return confusion_matrix(labels, _mask(sample, num_labels), num_labels)
+
+
+def _explained_at(background: float, settings: RefineSettings, total: Total) -> float:
+    return float(total(partial(explained_when_refined, settings=settings.at(background))))
+
+
+def _agreement_at(background: float, settings: RefineSettings, num_labels: int, total: Total) -> float:
+    measure = partial(confusion_when_refined, settings=settings.at(background), num_labels=num_labels)
+    return float(mean_iou(total(measure)))
+
+
+def _labels(cam: StoredCam, sample: Sample, settings: RefineSettings) -> UInt8:
+    return complete_labels(refined_scores(cam, partial(sample_image, sample), settings), cam.class_ids)
+
+
+def _mask(sample: Sample, num_labels: int) -> Tensor:
+    return torch.from_numpy(np.array(sample_mask(sample, num_labels - 1)))
