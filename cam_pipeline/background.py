@@ -60,7 +60,7 @@ def choose_background(settings: RefineSettings, num_labels: int, total: Total) -
         histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels))
         curve = mean_iou(confusions_from_histogram(histogram))
         value_at = partial(_agreement_at, settings=settings, num_labels=num_labels, total=total)
-    start = float(THRESHOLDS[1 + int(curve[1:].argmax())])  # a background of 0 is none
+    start = round(float(THRESHOLDS[1 + int(curve[1:].argmax())]), 2)  # a background of 0 is none
     if not settings.refines:
         return start
     found, seen = climb(value_at, start)
