@@ -69,11 +69,13 @@ def choose_background(settings: RefineSettings, num_labels: int, total: Total) -
     return found
 
 
-def climb(value_at: Callable[[float], float], start: float) -> tuple[float, dict[float, float]]:
+def climb(
+    value_at: Callable[[float], float], start: float, strides: Sequence[float] = STRIDES
+) -> tuple[float, dict[float, float]]:
     """The best place found by looking to both sides from the best so far, and the values of all places looked at."""
     seen = {start: value_at(start)}
     best = start
-    for stride in STRIDES:
+    for stride in strides:
         while True:
             for place in (round(best - stride, 2), round(best + stride, 2)):
                 if place not in seen and 1 - HIGHEST <= place <= HIGHEST:

@@ -1,0 +1,112 @@
+"""Repeat the refinement table of docs/results.md: propagation, local refinement, CRF and background score.
+
+Every row starts from the maps of one finished classifier (`cam-pipeline train-cls`), at three background scores:
+`auto` (no masks), `from-split` (masks of some images of `val`), oracle (the best on the very masks compared with).
+
+    python docs/ablate_refinement.py --run outputs/voc-mini --data voc-mini [--propagate features] [--crf on]
+"""
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cam_pipeline.background import Measure, choose_background, climb, confusion_when_refined, images_to_choose_by
+from cam_pipeline.config import Config, RefineSettings, load_config
+from cam_pipeline.data.batches import grid_batches
+from cam_pipeline.data.images import sample_size
+from cam_pipeline.data.readers import load_table
+from cam_pipeline.data.table import Sample, Table
+from cam_pipeline.evaluation import with_masks
+from cam_pipeline.extraction import CamExtractor
+from cam_pipeline.networks import load_classifier
+from cam_pipeline.ops.metrics import mean_iou
+from cam_pipeline.store.cams import StoredCam
+
+BATCH = 8
+Images = list[tuple[StoredCam, Sample]]
+
+
+def maps_of(config: Config, table: Table, samples: list[Sample]) -> Images:
+    """Maps of the images, by the classifier of the run folder."""
+    classifier = load_classifier(config.classifier, config.folder / "classifier.safetensors", table.classes)
+    extractor = CamExtractor(classifier, config)
+    batches, loaded = grid_batches(
+        samples, stride=classifier.stride, max_side=config.cam.max_side, batch_size=BATCH, workers=1
+    )
+    found: dict[str, StoredCam] = {}
+    for batch, images in zip(batches, loaded, strict=True):
+        chosen = [samples[index] for index in batch]
+        ids, sizes = [one.id for one in chosen], [sample_size(one) for one in chosen]
+        for stored, _ in extractor.extract(images, ids, [one.class_ids for one in chosen], sizes):
+            found[stored.name] = stored
+    return [(found[sample.id], sample) for sample in samples]
+
+
+def total_over(images: Images, measure: Measure) -> Tensor:
+    return torch.stack([measure(cam, sample) for cam, sample in images]).sum(dim=0)
+
+
+def row(settings: RefineSettings, compared: Images, few: Images, num_labels: int) -> str:
+    """Backgrounds and mIoU of one row."""
+    seen: dict[float, float] = {}
+    seconds = 0.0
+
+    def value_at(background: float) -> float:
+        nonlocal seconds
+        if background not in seen:
+            began = time.monotonic()
+            measure = partial(confusion_when_refined, settings=settings.at(background), num_labels=num_labels)
+            seen[background] = 100 * float(mean_iou(total_over(compared, measure)))
+            seconds = (time.monotonic() - began) / len(compared)
+        return seen[background]
+
+    looked_at = {cam.name: (cam, sample) for cam, sample in compared}
+    auto = settings.model_copy(update={"background": "auto"})
+    chosen = [looked_at[sample.id] for sample in images_to_choose_by(auto, [sample for _, sample in compared])]
+    by_color = choose_background(auto, num_labels, partial(total_over, chosen))
+    by_split = settings.model_copy(update={"background": "from-split"})
+    by_masks = choose_background(by_split, num_labels, partial(total_over, few))
+    if settings.refines:
+        value_at(by_masks)
+        best, _ = climb(value_at, by_color, strides=(0.04,))
+    else:
+        best = choose_background(by_split, num_labels, partial(total_over, compared))
+    parts = [f"{name} {value_at(at):.1f} at {at:.2f}" for name, at in (("auto", by_color), ("from-split", by_masks))]
+    best = max((*seen, best), key=value_at)
+    return " | ".join([*parts, f"oracle {value_at(best):.1f} at {best:.2f}", f"{seconds:.3f} s an image"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, type=Path, help="run folder with a trained classifier")
+    parser.add_argument("--data", required=True, type=Path, help="folder of voc-mini")
+    parser.add_argument("--split", default="train", help="whose masks the maps are compared with, for reporting")
+    parser.add_argument("--every", type=int, default=4, help="keep the first of every so many images")
+    parser.add_argument("--few", type=int, default=60, help="images of `val` whose masks `from-split` may see")
+    parser.add_argument(
+        "--propagate", nargs="+", default=["none", "features"], choices=["none", "features", "attention"]
+    )
+    parser.add_argument("--kernel", nargs="+", default=["none", "color", "par", "varm"])
+    parser.add_argument("--crf", nargs="+", default=["off", "on"], choices=["off", "on"])
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every row")
+    given = parser.parse_args()
+    here = [f"output.dir={given.run}", f"data.root={given.data}", *given.set]
+    for propagate in given.propagate:
+        config = load_config(given.run / "config.toml", [*here, f"cam.propagate={propagate}"])
+        table = load_table(config.data)
+        compared = maps_of(config, table, with_masks(table.split(given.split), given.every))
+        by_split = RefineSettings(background="from-split", background_images=given.few)
+        few = maps_of(config, table, images_to_choose_by(by_split, table.split("val")))
+        for kernel in given.kernel:
+            for crf in given.crf:
+                settings = config.refine.model_copy(update={"kernel": kernel, "crf": crf == "on"})
+                found = row(settings, compared, few, 1 + len(table.classes))
+                print(f"{propagate} | {kernel} | CRF {crf} | {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
