@@ -52,6 +52,8 @@ def choose_background(settings: RefineSettings, num_labels: int, total: Total) -
     (`ops.background.explained_variance`): objects differ from what is around them, and a border that is drawn too wide
     or too tight mixes both. It needs no masks. `from-split`: mIoU. Either is known of unrefined maps for every score in
     one pass; from the best of these the search climbs with refinement, which moves it, most often down.
+
+    Raises DataError where no map or image tells anything.
     """
     if settings.background == "auto":
         curve = total(partial(explained_by_map, settings=settings))
@@ -60,6 +62,11 @@ def choose_background(settings: RefineSettings, num_labels: int, total: Total) -
         histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels))
         curve = mean_iou(confusions_from_histogram(histogram))
         value_at = partial(_agreement_at, settings=settings, num_labels=num_labels, total=total)
+    if not curve[1:].max() > 0:
+        raise DataError(
+            f"refine.background = '{settings.background}': at none of the images looked at a map tells anything "
+            "from the rest; set a number"
+        )
     start = round(float(THRESHOLDS[1 + int(curve[1:].argmax())]), 2)  # a background of 0 is none
     if not settings.refines:
         return start

@@ -81,6 +81,15 @@ def test_with_a_crf_the_score_is_judged_by_what_it_makes(
     assert moved < start and (first & second).sum() > 0.9 * (first | second).sum(), (start, moved)
 
 
+@pytest.mark.parametrize("how", ["auto", "from-split"])
+def test_maps_that_say_nothing_choose_nothing(image: tuple[StoredCam, Sample], how: str) -> None:
+    empty = StoredCam("a", torch.zeros(1, 4, 6), (1,), SIZE)  # of a class that the image does not show
+    if how == "from-split":
+        Image.fromarray(np.full(SIZE, 2, np.uint8)).save(image[1].mask)
+    with pytest.raises(DataError, match=rf"refine\.background = '{how}': at none of the images .* set a number"):
+        choose_background(RefineSettings(background=how, crf=False), 3, total_over((empty, image[1])))
+
+
 def test_the_search_climbs_to_the_nearest_top_and_stays_inside() -> None:
     asked: list[float] = []
 
