@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cam_pipeline.config import RefineSettings
@@ -24,12 +26,12 @@ STRIDES = (0.06, 0.02)
 """How far the search looks to both sides: first so, then so."""
 
 Measure = Callable[[StoredCam, Sample], Tensor]
-Total = Callable[[Measure], Tensor]
-"""Gives the sum over all images looked at of what a measure says of one; runs it in worker processes."""
+Total = Callable[[Measure, Sequence[Sample]], Tensor]
+"""Gives the sum over images of what a measure says of one."""
 
 
 def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> list[Sample]:
-    """The images that are looked at: evenly spread, and of the named split with masks for `from-split`.
+    """The images that are refined to choose by: evenly spread, and of the named split with masks for `from-split`.
 
     Raises DataError where there is none.
     """
@@ -45,23 +47,33 @@ def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> 
     return [samples[place] for place in places.round().astype(int)]
 
 
-def choose_background(settings: RefineSettings, num_labels: int, total: Total) -> float:
+def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_labels: int, total: Total) -> float:
     """The background score after whose refinement `auto` or `from-split` finds most to praise.
 
-    `auto`: the share of the images' colour variance that foreground and background explain
-    (`ops.background.explained_variance`): objects differ from what is around them, and a border that is drawn too wide
-    or too tight mixes both. It needs no masks. `from-split`: mIoU. Either is known of unrefined maps for every score in
-    one pass; from the best of these the search climbs with refinement, which moves it, most often down.
+    `auto`: how much of the images' colours foreground and background explain (`ops.background.explained_variance`, its
+    root, the correlation ratio): objects differ from what is around them, and a border that is drawn too wide or too
+    tight mixes both. It needs no masks. `from-split`: mIoU. Either is known of unrefined maps for every score in one
+    pass, which `auto` makes over all `samples`; from the best of these the search climbs with refinement, which moves
+    it, most often down, over those of `images_to_choose_by`.
 
     Raises DataError where no map or image tells anything.
     """
+    few = images_to_choose_by(settings, samples)
+    value_at: Callable[[float], float]
     if settings.background == "auto":
-        curve = total(partial(explained_by_map, settings=settings))
-        value_at = partial(_explained_at, settings=settings, total=total)
+        curve = total(partial(explained_by_map, settings=settings), samples)
+
+        def value_at(background: float) -> float:
+            return float(total(partial(explained_when_refined, settings=settings.at(background)), few))
+
     else:
-        histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels))
+        histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels), few)
         curve = mean_iou(confusions_from_histogram(histogram))
-        value_at = partial(_agreement_at, settings=settings, num_labels=num_labels, total=total)
+
+        def value_at(background: float) -> float:
+            measure = partial(confusion_when_refined, settings=settings.at(background), num_labels=num_labels)
+            return float(mean_iou(total(measure, few)))
+
     if not curve[1:].max() > 0:
         raise DataError(
             f"refine.background = '{settings.background}': at none of the images looked at a map tells anything "
@@ -95,14 +107,19 @@ def climb(
 
 
 def explained_by_map(cam: StoredCam, sample: Sample, settings: RefineSettings) -> Tensor:
-    """What the unrefined foreground explains of an image's colours, at every background score: (T,)."""
-    return explained_variance(to_tensor(sample_image(sample)).float(), best_class(cam, settings)[1], THRESHOLDS)
+    """What the unrefined foreground explains of an image's colours, at every background score: (T,), a ratio 0..1.
+
+    The map is judged on its own grid: what is finer it can not tell.
+    """
+    grid = (cam.cam.shape[-2], cam.cam.shape[-1])
+    cells = F.interpolate(to_tensor(sample_image(sample))[None].float(), grid, mode="area")[0]
+    return explained_variance(cells, best_class(replace(cam, size=grid), settings)[1], THRESHOLDS).sqrt()
 
 
 def explained_when_refined(cam: StoredCam, sample: Sample, settings: RefineSettings) -> Tensor:
-    """What the refined foreground explains of an image's colours: (1,)."""
+    """What the refined foreground explains of an image's colours: (1,), a ratio 0..1."""
     foreground = torch.from_numpy(_labels(cam, sample, settings) > 0).float()
-    return explained_variance(to_tensor(sample_image(sample)).float(), foreground, torch.tensor([0.5]))
+    return explained_variance(to_tensor(sample_image(sample)).float(), foreground, torch.tensor([0.5])).sqrt()
 
 
 def map_histogram(cam: StoredCam, sample: Sample, settings: RefineSettings, num_labels: int) -> Tensor:
@@ -115,15 +132,6 @@ def confusion_when_refined(cam: StoredCam, sample: Sample, settings: RefineSetti
     """Agreement of the refined labels with the mask: (K, K)."""
     labels = torch.from_numpy(_labels(cam, sample, settings))
     return confusion_matrix(labels, _mask(sample, num_labels), num_labels)
-
-
-def _explained_at(background: float, settings: RefineSettings, total: Total) -> float:
-    return float(total(partial(explained_when_refined, settings=settings.at(background))))
-
-
-def _agreement_at(background: float, settings: RefineSettings, num_labels: int, total: Total) -> float:
-    measure = partial(confusion_when_refined, settings=settings.at(background), num_labels=num_labels)
-    return float(mean_iou(total(measure)))
 
 
 def _labels(cam: StoredCam, sample: Sample, settings: RefineSettings) -> UInt8:

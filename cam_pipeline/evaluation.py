@@ -141,7 +141,7 @@ def background_score(settings: RefineSettings, scores: Path | None) -> float | N
 def _used(settings: RefineSettings) -> str:
     if settings.background != "from-split":
         return "image labels"
-    return f"image labels; background from {settings.background_images} masks of {settings.background_split}"
+    return f"image labels; background from up to {settings.background_images} masks of {settings.background_split}"
 
 
 def scores_confusion(path: Path, table: Table, samples: Sequence[Sample]) -> Tensor:

@@ -8,13 +8,21 @@ Every row starts from the maps of one finished classifier (`cam-pipeline train-c
 
 import argparse
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cam_pipeline.background import Measure, choose_background, climb, confusion_when_refined, images_to_choose_by
+from cam_pipeline.background import (
+    Measure,
+    choose_background,
+    climb,
+    confusion_when_refined,
+    images_to_choose_by,
+    map_histogram,
+)
 from cam_pipeline.config import Config, RefineSettings, load_config
 from cam_pipeline.data.batches import grid_batches
 from cam_pipeline.data.images import sample_size
@@ -23,15 +31,15 @@ from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.evaluation import with_masks
 from cam_pipeline.extraction import CamExtractor
 from cam_pipeline.networks import load_classifier
-from cam_pipeline.ops.metrics import mean_iou
+from cam_pipeline.ops.metrics import confusions_from_histogram, mean_iou
+from cam_pipeline.refinement import THRESHOLDS
 from cam_pipeline.store.cams import StoredCam
 
 BATCH = 8
-Images = list[tuple[StoredCam, Sample]]
 
 
-def maps_of(config: Config, table: Table, samples: list[Sample]) -> Images:
-    """Maps of the images, by the classifier of the run folder."""
+def maps_of(config: Config, table: Table, samples: Sequence[Sample]) -> dict[str, StoredCam]:
+    """Maps of the images by name, by the classifier of the run folder."""
     classifier = load_classifier(config.classifier, config.folder / "classifier.safetensors", table.classes)
     extractor = CamExtractor(classifier, config)
     batches, loaded = grid_batches(
@@ -43,15 +51,21 @@ def maps_of(config: Config, table: Table, samples: list[Sample]) -> Images:
         ids, sizes = [one.id for one in chosen], [sample_size(one) for one in chosen]
         for stored, _ in extractor.extract(images, ids, [one.class_ids for one in chosen], sizes):
             found[stored.name] = stored
-    return [(found[sample.id], sample) for sample in samples]
+    return found
 
 
-def total_over(images: Images, measure: Measure) -> Tensor:
-    return torch.stack([measure(cam, sample) for cam, sample in images]).sum(dim=0)
+def total_over(maps: dict[str, StoredCam], measure: Measure, samples: Sequence[Sample]) -> Tensor:
+    return torch.stack([measure(maps[sample.id], sample) for sample in samples]).sum(dim=0)
 
 
-def row(settings: RefineSettings, compared: Images, few: Images, num_labels: int) -> str:
-    """Backgrounds and mIoU of one row."""
+def row(
+    settings: RefineSettings,
+    maps: dict[str, StoredCam],
+    compared: Sequence[Sample],
+    few: Sequence[Sample],
+    num_labels: int,
+) -> str:
+    """Backgrounds and mIoU of one row; `few` have masks that `from-split` may see."""
     seen: dict[float, float] = {}
     seconds = 0.0
 
@@ -60,21 +74,20 @@ def row(settings: RefineSettings, compared: Images, few: Images, num_labels: int
         if background not in seen:
             began = time.monotonic()
             measure = partial(confusion_when_refined, settings=settings.at(background), num_labels=num_labels)
-            seen[background] = 100 * float(mean_iou(total_over(compared, measure)))
+            seen[background] = 100 * float(mean_iou(total(measure, compared)))
             seconds = (time.monotonic() - began) / len(compared)
         return seen[background]
 
-    looked_at = {cam.name: (cam, sample) for cam, sample in compared}
-    auto = settings.model_copy(update={"background": "auto"})
-    chosen = [looked_at[sample.id] for sample in images_to_choose_by(auto, [sample for _, sample in compared])]
-    by_color = choose_background(auto, num_labels, partial(total_over, chosen))
-    by_split = settings.model_copy(update={"background": "from-split"})
-    by_masks = choose_background(by_split, num_labels, partial(total_over, few))
+    total = partial(total_over, maps)
+    by_color = choose_background(settings.model_copy(update={"background": "auto"}), compared, num_labels, total)
+    by_split = settings.model_copy(update={"background": "from-split", "background_images": len(few)})
+    by_masks = choose_background(by_split, few, num_labels, total)
     if settings.refines:
         value_at(by_masks)
         best, _ = climb(value_at, by_color, strides=(0.04,))
     else:
-        best = choose_background(by_split, num_labels, partial(total_over, compared))
+        histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels), compared)
+        best = round(float(THRESHOLDS[int(mean_iou(confusions_from_histogram(histogram)).argmax())]), 2)
     parts = [f"{name} {value_at(at):.1f} at {at:.2f}" for name, at in (("auto", by_color), ("from-split", by_masks))]
     best = max((*seen, best), key=value_at)
     return " | ".join([*parts, f"oracle {value_at(best):.1f} at {best:.2f}", f"{seconds:.3f} s an image"])
@@ -98,13 +111,14 @@ def main() -> None:
     for propagate in given.propagate:
         config = load_config(given.run / "config.toml", [*here, f"cam.propagate={propagate}"])
         table = load_table(config.data)
-        compared = maps_of(config, table, with_masks(table.split(given.split), given.every))
+        compared = with_masks(table.split(given.split), given.every)
         by_split = RefineSettings(background="from-split", background_images=given.few)
-        few = maps_of(config, table, images_to_choose_by(by_split, table.split("val")))
+        few = images_to_choose_by(by_split, table.split("val"))
+        maps = maps_of(config, table, [*compared, *(one for one in few if one not in compared)])
         for kernel in given.kernel:
             for crf in given.crf:
                 settings = config.refine.model_copy(update={"kernel": kernel, "crf": crf == "on"})
-                found = row(settings, compared, few, 1 + len(table.classes))
+                found = row(settings, maps, compared, few, 1 + len(table.classes))
                 print(f"{propagate} | {kernel} | CRF {crf} | {found}", flush=True)
 
 

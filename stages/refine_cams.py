@@ -69,44 +69,44 @@ def _settled(
         return settings
     known = read_json(note).get("background")
     if not isinstance(known, float):
-        known = _chosen(config, cams, images_to_choose_by(settings, samples), num_labels)
+        known = _chosen(config, cams, samples, num_labels)
         write_text(note, json.dumps({"background": known}))
     logger.info("refine_cams: background score %.2f (%s)", known, settings.background)
     return settings.at(known)
 
 
-def _chosen(config: Config, cams: CamStore, looked_at: Sequence[Sample], num_labels: int) -> float:
-    """The background score chosen on some images. An image that kills its worker has no say."""
-    images = [(cams.read(sample.id), sample) for sample in looked_at]
+def _chosen(config: Config, cams: CamStore, samples: Sequence[Sample], num_labels: int) -> float:
+    """The background score chosen for these images. One that kills its worker has no say."""
     try:
-        return _chosen_by(config, images, num_labels)
+        return _chosen_by(config, cams, samples, num_labels)
     except WorkerLost:
         if config.run.backend != "loky":
             raise
         logger.warning("refine_cams: %s; the background score is chosen without the images that do so", KILLED)
-        settings = config.refine.at(0.5)
-        tasks = [partial(_refined, cam, sample, settings) for cam, sample in images]
-        survivors = [image for image, result in zip(images, _survived(tasks), strict=True) if result is not None]
-        return _chosen_by(config, survivors, num_labels)
+        settings, few = config.refine.at(0.5), images_to_choose_by(config.refine, samples)
+        tasks = [partial(_refined, cams.read(sample.id), sample, settings) for sample in few]
+        lost = {sample.id for sample, found in zip(few, _survived(tasks), strict=True) if found is None}
+        return _chosen_by(config, cams, [sample for sample in samples if sample.id not in lost], num_labels)
 
 
-def _chosen_by(config: Config, images: Sequence[tuple[StoredCam, Sample]], num_labels: int) -> float:
+def _chosen_by(config: Config, cams: CamStore, samples: Sequence[Sample], num_labels: int) -> float:
     with (
         joblib_workers(config.run.backend, worker_count(config.run)) as parallel,
         track("background score", 0, unit="images looked at") as progress,
     ):
 
-        def total(measure: Measure) -> Tensor:
+        def total(measure: Measure, images: Sequence[Sample]) -> Tensor:
             progress.total += len(images)
-            values = []
-            with results_of(parallel, (delayed(_measured)(measure, cam, sample) for cam, sample in images)) as results:
+            found = torch.zeros(())
+            tasks = (delayed(_measured)(measure, cams.read(sample.id), sample) for sample in images)
+            with results_of(parallel, tasks) as results:
                 for value in results:
                     raise_if_stopped()
-                    values.append(value)
+                    found = found + value
                     progress.advance()
-            return torch.stack(values).sum(dim=0)
+            return found
 
-        return choose_background(config.refine, num_labels, total)
+        return choose_background(config.refine, samples, num_labels, total)
 
 
 def _refine_parts(

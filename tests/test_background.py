@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from cam_pipeline.background import choose_background, climb, images_to_choose_by
@@ -21,8 +22,9 @@ from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.store.labels import LabelStore
 from cam_pipeline.store.scores import ScoreStore, StoredScores
 
-# A class map of 4 x 6 cells drawn at 24 x 36 pixels: high at the object, half as high around it.
-MAP = [[0.1, 0.1, 0.1, 0.1, 0.1, 0.1], [0.1, 0.5, 1.0, 1.0, 0.5, 0.1], [0.1, 0.5, 1.0, 1.0, 0.5, 0.1], [0.1] * 6]
+# A class map of 12 x 18 cells, drawn at 24 x 36 pixels: high at the object, falling off around it.
+COARSE = [[0.1, 0.1, 0.1, 0.1, 0.1, 0.1], [0.1, 0.5, 1.0, 1.0, 0.5, 0.1], [0.1, 0.5, 1.0, 1.0, 0.5, 0.1], [0.1] * 6]
+MAP = F.interpolate(torch.tensor([[COARSE]]), (12, 18), mode="bilinear")[0]
 SIZE = (24, 36)
 
 
@@ -35,7 +37,7 @@ def image(tmp_path: Path) -> tuple[StoredCam, Sample]:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
     sample = Sample("a", tmp_path / "a.png", "val", (2,), tmp_path / "mask.png")
-    return StoredCam("a", torch.tensor([MAP]), (2,), SIZE), sample
+    return StoredCam("a", MAP, (2,), SIZE), sample
 
 
 def drawn(cam: StoredCam, background: float) -> np.ndarray[Any, Any]:
@@ -48,19 +50,19 @@ def drawn(cam: StoredCam, background: float) -> np.ndarray[Any, Any]:
     return area
 
 
-def total_over(*images: tuple[StoredCam, Sample]) -> Any:
-    return lambda measure: torch.stack([measure(cam, sample) for cam, sample in images]).sum(dim=0)
+def choose(settings: RefineSettings, cam: StoredCam, sample: Sample) -> float:
+    return choose_background(settings, [sample], 3, lambda measure, samples: measure(cam, samples[0]))
 
 
 @pytest.mark.parametrize("how", ["auto", "from-split"])
 def test_the_score_is_where_the_object_ends(image: tuple[StoredCam, Sample], how: str) -> None:
     settings = RefineSettings(background=how, crf=False)
-    found = choose_background(settings, 3, total_over(image))
+    found = choose(settings, *image)
     truth = np.zeros(SIZE, bool)
     truth[6:18, 12:24] = True
     areas = [drawn(image[0], score) for score in (found, 0.3, 0.95)]
     overlaps = [(area & truth).sum() / (area | truth).sum() for area in areas]
-    assert overlaps[0] > 0.75 and max(overlaps[1:]) < 0.6, (found, overlaps)
+    assert overlaps[0] > 0.7 and max(overlaps[1:]) < 0.6, (found, overlaps)
 
 
 def test_with_a_crf_the_score_is_judged_by_what_it_makes(
@@ -70,15 +72,15 @@ def test_with_a_crf_the_score_is_judged_by_what_it_makes(
     from cam_pipeline import background as module
 
     plain = RefineSettings(background="auto", crf=False)
-    start = choose_background(plain, 3, total_over(image))
+    start = choose(plain, *image)
 
     def eroded(cam: StoredCam, read: Any, settings: RefineSettings) -> Any:
         return refined(cam, read, plain.at(settings.background_score + 0.2)).scores
 
     monkeypatch.setattr(module, "refined_scores", eroded)
-    moved = choose_background(RefineSettings(background="auto"), 3, total_over(image))
+    moved = choose(RefineSettings(background="auto"), *image)
     first, second = drawn(image[0], start), drawn(image[0], moved + 0.2)
-    assert moved < start and (first & second).sum() > 0.9 * (first | second).sum(), (start, moved)
+    assert moved < start and (first & second).sum() > 0.8 * (first | second).sum(), (start, moved)
 
 
 @pytest.mark.parametrize("how", ["auto", "from-split"])
@@ -87,7 +89,7 @@ def test_maps_that_say_nothing_choose_nothing(image: tuple[StoredCam, Sample], h
     if how == "from-split":
         Image.fromarray(np.full(SIZE, 2, np.uint8)).save(image[1].mask)
     with pytest.raises(DataError, match=rf"refine\.background = '{how}': at none of the images .* set a number"):
-        choose_background(RefineSettings(background=how, crf=False), 3, total_over((empty, image[1])))
+        choose(RefineSettings(background=how, crf=False), empty, image[1])
 
 
 def test_the_search_climbs_to_the_nearest_top_and_stays_inside() -> None:
@@ -196,7 +198,7 @@ def test_a_masked_split_chooses_and_is_told_of(commands: Any, finished: Path) ->
     assert ended.code == 0, ended.stderr
     rows = json.loads((finished / "run" / "evaluation.json").read_text())["rows"]
     assert [row["used"] for row in rows if row["map"] == "refined"] == [
-        "image labels; background from 100 masks of val"
+        "image labels; background from up to 200 masks of val"
     ]
     ended = commands.run(
         "make-cams", "-c", "tiny.toml", *given, *band, "--set", "labels.undecided=agreement", folder=finished

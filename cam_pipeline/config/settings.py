@@ -297,7 +297,7 @@ class RefineSettings(Section):
         "agree best with the masks of `background_split`",
     )
     background_images: int = Field(
-        100, ge=1, description="`auto` and `from-split` only: how many images, evenly spread, are looked at"
+        200, ge=1, description="`auto` and `from-split` only: how many images, evenly spread, are refined to choose by"
     )
     background_split: str = Field(
         "val", min_length=1, description="`from-split` only: the split, one of `cam.splits`, whose masks are looked at"
