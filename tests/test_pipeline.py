@@ -133,7 +133,7 @@ def test_second_run_makes_nothing_and_says_so(baked: Bakery) -> None:
 def test_manifest_tells_what_the_result_was_made_from(baked: Bakery) -> None:
     manifest = baked.manifest("bake")
     assert manifest["stage"] == "bake"
-    assert manifest["facts"]["params"] == {"labels": {"low": 0.35, "high": 0.55}, "run.seed": 0}
+    assert manifest["facts"]["params"] == {"labels": {"undecided": "scores", "low": 0.35, "high": 0.55}, "run.seed": 0}
     assert manifest["facts"]["needs"] == {"mill": baked.manifest("mill")["run_id"]}
     assert manifest["bytes"] == (baked.folder / "bread.bin").stat().st_size
 
