@@ -6,13 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
+from cam_pipeline.background import explained_by_map
 from cam_pipeline.config import Config
 from cam_pipeline.data.table import Sample
 from cam_pipeline.pipeline import Output
 from cam_pipeline.stages import refine_cams as module
 from cam_pipeline.store.cams import StoredCam, cam_record
 from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
-from cam_pipeline.store.scores import ScoreStore
+from cam_pipeline.store.scores import ScoreStore, StoredScores
 
 SIZE = (24, 36)
 
@@ -54,12 +55,22 @@ def abort_at_three(cam, sample, settings):
     """What pydensecrf does with an image for which memory does not suffice."""
     if cam.name == "c":
         os.abort()
-    return np.full((2, *cam.size), 0.5, np.float32)
+    scores = np.full((2, *cam.size), 0.5, np.float32)
+    return StoredScores(cam.name, scores, cam.class_ids, {"unrefined": np.zeros(cam.size, np.uint8)})
 
 
-def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(tmp_path, monkeypatch, caplog):
+def measured_but_three(measure, cam, sample):
+    """The same while the background score is searched; no map is refined for what is known without."""
+    if cam.name == "c" and measure.func is not explained_by_map:
+        os.abort()
+    return measure(cam, sample)
+
+
+@pytest.mark.parametrize("background", [0.35, "auto"])
+def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(tmp_path, monkeypatch, caplog, background):
     names = ["a", "b", "c", "d"]
     pixels = np.zeros((*SIZE, 3), np.uint8)
+    pixels[:, : SIZE[1] // 2, 0] = 200
     for name in names:
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     (tmp_path / "data.csv").write_text("image,labels\n" + "".join(f"{name}.png,cat\n" for name in names))
@@ -67,15 +78,18 @@ def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(tmp_pat
     maps = torch.tensor([[[1.0, 0.0]]])
     writer.write(0, [cam_record(StoredCam(name, maps, (1,), SIZE)) for name in names])
     writer.join(names)
-    monkeypatch.setattr(module, "refined", abort_at_three)
+    monkeypatch.setattr(module, "_refined", abort_at_three)
+    monkeypatch.setattr(module, "_measured", measured_but_three)
     monkeypatch.setattr(module, "IMAGES_PER_PART", 3)
-    config = Config.model_validate({"data": {"root": tmp_path}, "run": {"workers": 2}, "refine": {"kernel": "par"}})
+    settings = {"kernel": "par", "background": background}
+    config = Config.model_validate({"data": {"root": tmp_path}, "run": {"workers": 2}, "refine": settings})
     output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f")
     module.refine_cams(config, {"extract_cams": tmp_path / "cams.h5"}, output)
     assert (
         "image c: a worker process was killed, for lack of memory or by the CRF itself; it goes unrefined"
         in caplog.text
     )
+    assert ("chosen without the images that do so" in caplog.text) == (background == "auto")
     with ScoreStore.open(output.path) as store:
         assert list(store.names) == names
         assert [bool((store.read(name).scores == store.read("a").scores).all()) for name in names] == [
