@@ -9,15 +9,18 @@ like any other. Of each, the plain CAM, the calibrated maps of the classifier, o
 import argparse
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from ablate_refinement import maps_of, total_over
 from torch import Tensor
 
+from cam_pipeline.background import map_histogram
 from cam_pipeline.config import Config, load_config
 from cam_pipeline.data.readers import load_table
-from cam_pipeline.data.table import image_labels
-from cam_pipeline.evaluation import cam_sweep, with_masks
-from cam_pipeline.ops.metrics import frequency_groups, iou_per_class, mean_iou
+from cam_pipeline.data.table import Sample, Table, image_labels
+from cam_pipeline.evaluation import with_masks
+from cam_pipeline.ops.metrics import confusions_from_histogram, frequency_groups, iou_per_class, mean_iou
 from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.refinement import THRESHOLDS
 
@@ -40,17 +43,15 @@ SHARES = {"classifier": 0.0, "prototype": 1.0, "merged": 0.5}
 
 
 def configured(row: str, seed: int, calibration: str, given: argparse.Namespace) -> Config:
-    """The run of a row; its folder holds plain and calibrated maps one after the other, of one classifier."""
+    """The run of a row."""
     folder = given.output / f"voc-mini-sfc-{row}-{seed}"
     settings = [f"data.root={given.data}", f"run.seed={seed}", f"output.dir={folder}", f"cam.calibration={calibration}"]
-    settings += [f"cam.splits=['{given.split}']"]
     return load_config(given.config, [*settings, *ROWS[row], *given.set])
 
 
-def figures(config: Config, path: Path, given: argparse.Namespace) -> Iterator[tuple[str, Tensor, float]]:
+def figures(config: Config, table: Table, compared: list[Sample]) -> Iterator[tuple[str, Tensor, float]]:
     """Readout, confusion (K, K) at its best constant background score, and that score."""
-    table = load_table(config.data)
-    samples = with_masks(table.split(given.split), given.every)
+    maps = maps_of(config, table, compared)
     if config.cam.calibration == "none":
         readouts = {"plain CAM": config.refine}
     else:
@@ -62,7 +63,8 @@ def figures(config: Config, path: Path, given: argparse.Namespace) -> Iterator[t
             for share in (0.0, 0.5)
         }
     for name, settings in readouts.items():
-        confusions = cam_sweep(path, table, samples, settings)
+        measure = partial(map_histogram, settings=settings, num_labels=1 + len(table.classes))
+        confusions = confusions_from_histogram(total_over(maps, measure, compared))
         best = int(mean_iou(confusions).argmax())
         yield name, confusions[best], float(THRESHOLDS[best])
 
@@ -84,13 +86,14 @@ def main() -> None:
             for calibration in ("none", "sfc"):
                 config = configured(row, seed, calibration, given)
                 pipeline = Pipeline(config)
-                pipeline.run(["train_cls", "extract_cams"], announce=print)
+                pipeline.run(["train_cls"], announce=print)
                 table = load_table(config.data)
+                compared = with_masks(table.split(given.split), given.every)
                 counts = image_labels(table.split(config.data.train), len(table.classes)).sum(dim=0).int().tolist()
                 groups = frequency_groups(counts)
                 history = (pipeline.folder / "logs" / "train_cls.jsonl").read_text().splitlines()
                 quality = f"mAP {100 * json.loads(history[-1])['mAP']:.1f}"
-                for name, confusion, background in figures(config, pipeline.path("extract_cams"), given):
+                for name, confusion, background in figures(config, table, compared):
                     iou = iou_per_class(confusion)[1:]
                     parts = [f"{group} {100 * float(iou[ids].nanmean()):.1f}" for group, ids in groups.items()]
                     best = f"{100 * float(mean_iou(confusion)):.1f} at {background:.2f}"

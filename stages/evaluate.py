@@ -54,9 +54,10 @@ def evaluate_run(
 
 
 def _data(pipeline: Pipeline, table: Table, split: str) -> str:
-    """Digest of the images and masks that are compared with; the stages know nothing of them."""
+    """Digest of the images and masks that are compared with, and of maps merged; not all stages know of them."""
     splits = (split or pipeline.config.data.train, split or pipeline.config.data.val)
     samples = [sample for sample in table.samples if sample.split in splits and sample.mask is not None]
     digest = data_digest(table.classes, samples, pipeline.digests, masks=True)
+    merged = pipeline.digests.of_merged(pipeline.config.refine.merge_with)
     pipeline.digests.save()
-    return digest
+    return "-".join([digest, *merged])

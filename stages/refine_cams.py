@@ -38,7 +38,7 @@ def refine_cams(config: Config, inputs: Mapping[str, Path], output: Output) -> N
     """Write scores for every CAM: local refinement, background score, dense CRF, in worker processes."""
     table = load_table(config.data)
     samples = {sample.id: sample for sample in table.split(*config.cam.splits)}
-    with CamStore.open(inputs["extract_cams"]) as cams:
+    with CamStore.open(inputs["extract_cams"], config.refine.merge_with) as cams:
         settings = _settled(config, cams, list(samples.values()), 1 + len(table.classes), output)
         chunks = [cams.names[start : start + IMAGES_PER_PART] for start in range(0, len(cams.names), IMAGES_PER_PART)]
         attributes = artefact_attributes(
@@ -184,6 +184,7 @@ def _measured(measure: Measure, cam: StoredCam, sample: Sample) -> Tensor:
 def _data(config: Config, digests: FileDigests) -> str:
     table, settings = load_table(config.data), config.refine
     digest = data_digest(table.classes, table.split(*config.cam.splits), digests, labels=False)
+    digest = "-".join([digest, *digests.of_merged(settings.merge_with)])
     if settings.background != "from-split":
         return digest
     judges = images_to_choose_by(settings, table.split(*config.cam.splits))

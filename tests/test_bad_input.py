@@ -141,6 +141,12 @@ def test_unknown_config_key(mistake: Callable[..., str], finished: Path) -> None
     assert "unknown key labels.hihg; did you mean labels.high?" in mistake("run", "--set", "labels.hihg=1")
 
 
+def test_maps_to_merge_that_are_not_there(mistake: Callable[..., str], finished: Path) -> None:
+    expected = "refine.merge_with: there is no file no/cams.h5; make the CAMs of that run first\n"
+    for command in ("make-cams", "status", "evaluate"):
+        assert mistake(command, "--set", "refine.merge_with=['no/cams.h5']") == expected
+
+
 def test_wrong_values_and_files(mistake: Callable[..., str]) -> None:
     line = mistake("run", "--set", "train_cls.epochs=ten")
     assert line == "tiny.toml: train_cls.epochs must be a whole number, given 'ten'\n"

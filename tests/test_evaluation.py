@@ -140,6 +140,20 @@ def test_sweep_covers_only_the_images_asked_for(tmp_path):
     ]
 
 
+def test_sweep_is_of_merged_maps(tmp_path):
+    """A second network that sees the right place where the first sees the wrong one."""
+    sample = make_sample(tmp_path, "a", np.array([[0, 1, 1], [0, 1, 1]]))
+    table = Table(("cat",), (sample,))
+    wrong, right = (
+        write(tmp_path / name, "cams", [cam_record(StoredCam("a", torch.tensor([cam]), (1,), (2, 3)))], table.classes)
+        for name, cam in [("a.h5", [[8.0, 0.0, 4.0]]), ("b.h5", [[0.0, 1.0, 1.0]])]
+    )
+    alone, merged = (cam_sweep(wrong, table, [sample], RefineSettings(merge_with=others)) for others in ([], [right]))
+    assert alone[45].tolist() == [[0, 2], [2, 2]]
+    # Merged the columns score 1/2, 1/2 and 3/4, divided by their maximum.
+    assert merged[70].tolist() == [[2, 0], [2, 2]]
+
+
 def test_sweep_of_calibrated_maps_equals_the_rule_of_the_background(tmp_path):
     rng = np.random.default_rng(1)
     sample = make_sample(tmp_path, "a", rng.choice([0, 1, 2, 3, 255], (5, 7)))

@@ -677,6 +677,18 @@ def test_weights_count_by_content_not_by_place(real: Real, tmp_path: Path) -> No
     assert real.to_make(f"classifier.weights={copy}", f"segmenter.weights={first}") == list(REAL)
 
 
+def test_merged_maps_count_by_content_not_by_place(real: Real, tmp_path: Path) -> None:
+    first, copy = tmp_path / "cams.h5", tmp_path / "copy.h5"
+    first.write_bytes(b"maps")
+    shutil.copy(first, copy)
+    behind = list(REAL[REAL.index("refine_cams") :])
+    assert real.run(f"refine.merge_with=['{first}']") == behind
+    assert real.run(f"refine.merge_with=['{copy}']") == []
+    copy.write_bytes(b"more")
+    assert real.to_make(f"refine.merge_with=['{copy}']") == behind
+    assert real.run() == behind
+
+
 def test_force_on_the_classifier_makes_everything_behind_it_stale(real: Real) -> None:
     real.pipeline().run(["train_cls"], force=True)
     assert real.to_make() == list(REAL[1:])

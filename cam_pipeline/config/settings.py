@@ -302,6 +302,11 @@ class RefineSettings(Section):
     background_split: str = Field(
         "val", min_length=1, description="`from-split` only: the split, one of `cam.splits`, whose masks are looked at"
     )
+    merge_with: tuple[Path, ...] = Field(
+        (),
+        description="`cams.h5` of other runs, of the same images and classes: each map becomes the mean of theirs and "
+        "its own, all divided by their maxima first",
+    )
     band: float = Field(
         0.0,
         ge=0,
@@ -534,6 +539,8 @@ class Config(Section):
             idle.append("refine.background_split")
         if self.refine.background not in ("auto", "from-split"):
             idle.append("refine.background_images")
+        if not self.refine.merge_with:
+            idle.append("refine.merge_with")
         if self.labels.undecided != "scores":
             idle += ["labels.low", "labels.high"]
         if self.refine.kernel == "none":
@@ -567,4 +574,6 @@ class Config(Section):
             for key in ("weights", "trunk_weights"):
                 if settings.get(key, "none") not in ("pretrained", "none"):
                     settings[key] = "file"  # its content counts (`Stage.data`), not where it lies
+            if "merge_with" in settings:
+                settings["merge_with"] = len(settings["merge_with"])  # so do these
         return picked

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cam_pipeline.atomic import write_text
 from cam_pipeline.data.coco import CocoMask
 from cam_pipeline.data.table import Sample
-from cam_pipeline.errors import DataError
+from cam_pipeline.errors import ConfigError, DataError
 
 
 class FileDigests:
@@ -44,6 +44,13 @@ class FileDigests:
     def of_weights(self, weights: str) -> str:
         """Digest of a weights setting: of the file's content where it names a file."""
         return weights if weights in ("pretrained", "none") or not Path(weights).is_file() else self.of(Path(weights))
+
+    def of_merged(self, paths: Sequence[Path]) -> list[str]:
+        """Digests of the files of `refine.merge_with`. Raises ConfigError for one that does not exist."""
+        for path in paths:
+            if not path.is_file():
+                raise ConfigError(f"refine.merge_with: there is no file {path}; make the CAMs of that run first")
+        return [self.of(path) for path in paths]
 
     def save(self) -> None:
         """Write what is known, if anything is new."""

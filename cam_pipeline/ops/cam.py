@@ -1,6 +1,7 @@
 """Class activation maps: from features and weights, over several views, normalised, with a background."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -88,6 +89,19 @@ def cam_scores(cam: Tensor, size: tuple[int, int], mode: str = "max") -> Tensor:
     if cam.ndim < 2 or 0 in cam.shape[-2:] or min(size) < 1:
         raise ValueError(f"cam (..., h, w) and size must not be empty, but are {tuple(cam.shape)} and {tuple(size)}")
     return normalize_cam(_resize(at_least_float32(cam, "cam"), size), mode, eps=0.0)  # gradients may be that small
+
+
+def mean_cam(cams: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """The mean of maps that several networks have of the same classes: (..., h_i, w_i) each -> (..., h, w) in 0..1.
+
+    Every map's positive part is divided by its maximum first, so that none outvotes the others, and brought to `size`
+    (h, w), bilinear. Raises ValueError for no maps, for an empty grid, and for other leading dimensions.
+    """
+    if not cams or any(cam.shape[:-2] != cams[0].shape[:-2] or 0 in cam.shape[-2:] for cam in cams) or min(size) < 1:
+        shapes = [tuple(cam.shape) for cam in cams]
+        raise ValueError(f"maps must be (..., h, w) of the same classes, and size not empty, but are {shapes}, {size}")
+    alike = [normalize_cam(at_least_float32(cam, "cams"), eps=0.0) for cam in cams]
+    return torch.stack([_resize(cam, size) for cam in alike]).mean(dim=0)
 
 
 def to_probabilities(scores: Tensor) -> Tensor:

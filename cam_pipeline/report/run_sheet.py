@@ -29,7 +29,10 @@ def run_sheet(config: Config, table: Table, results: Mapping[str, Path], path: P
         segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
         place(segmenter, pick_device(config.run))
         predictions = {sample.id: labels.numpy() for sample, labels in predict_labels(segmenter, chosen, config)}
-    with CamStore.open(results["extract_cams"]) as cams, LabelStore.open(results["make_labels"]) as labels:
+    with (
+        CamStore.open(results["extract_cams"], config.refine.merge_with) as cams,
+        LabelStore.open(results["make_labels"]) as labels,
+    ):
 
         def row(sample: Sample) -> SheetRow:
             stored = cams.read(sample.id)

@@ -1,12 +1,19 @@
 """cams.h5: class activation maps of the present classes, on the feature grid of scale 1."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cam_pipeline.errors import UserError
+from cam_pipeline.ops.cam import mean_cam
 from cam_pipeline.store.hdf5 import Record, RecordStore, damage_named, read_record
 
 LEAST = torch.finfo(torch.float32).tiny
@@ -29,12 +36,33 @@ class StoredCam:
 
 
 class CamStore(RecordStore):
-    """Reads cams.h5."""
+    """Reads cams.h5, and where `others` were opened with it the mean of its maps and theirs."""
 
     kind = "cams"
+    others: Sequence["CamStore"] = ()
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path | str, others: Sequence[Path] = ()) -> Iterator[Self]:
+        """Open `path`, and the same of `others`. Raises UserError where these know other classes or not all images.
+
+        Further errors as `RecordStore.open`.
+        """
+        with ExitStack() as opened:
+            store = opened.enter_context(super().open(path))
+            store.others = [opened.enter_context(super(CamStore, cls).open(other)) for other in others]
+            for other in store.others:
+                lacking = set(store.names) - set(other.names)
+                if other.classes != store.classes or lacking:
+                    what = "maps of other classes" if other.classes != store.classes else f"no image {min(lacking)}"
+                    raise UserError(f"{other.file.filename} can not be merged with {path}: it holds {what}")
+            yield store
 
     def read(self, name: str) -> StoredCam:
-        """The maps of one image. Raises UserError for an unknown name."""
+        """The maps of one image. Raises UserError for an unknown name, and for calibrated maps of several networks."""
+        return merged([self._own(name), *(other.read(name) for other in self.others)])
+
+    def _own(self, name: str) -> StoredCam:
         with damage_named(f"{self.file.filename} is damaged"):
             kinds = ["cams", "calibration"] if "calibration" in self.file else ["cams"]
         record = read_record(self.file, kinds, name)
@@ -46,6 +74,25 @@ class CamStore(RecordStore):
                 return StoredCam(name, cam, class_ids, (height, width))
             beside = _from_parts(record.arrays["calibration"], record.attributes["calibration_peaks"])
         return StoredCam(name, cam, class_ids, (height, width), beside[0], beside[1:])
+
+
+def merged(cams: Sequence[StoredCam]) -> StoredCam:
+    """The mean of several networks' maps of one image (`ops.cam.mean_cam`), on the finest of their grids.
+
+    It is made for the classes of the first; one that others do not know has the mean of those who do. Raises UserError
+    for calibrated maps.
+    """
+    first = cams[0]
+    if len(cams) == 1:
+        return first
+    if any(cam.prototype is not None for cam in cams):
+        raise UserError(f"calibrated maps can not be merged, and those of image {first.name} are: set cam.calibration")
+    rows, columns = max((cam.cam.shape[-2:] for cam in cams), key=math.prod)
+    maps = [first.cam.new_zeros(0, rows, columns)]
+    for class_id in first.class_ids:
+        known = [cam.cam[cam.class_ids.index(class_id)] for cam in cams if class_id in cam.class_ids]
+        maps.append(mean_cam(known, (rows, columns))[None])
+    return replace(first, cam=torch.cat(maps))
 
 
 def cam_record(stored: StoredCam) -> Record:

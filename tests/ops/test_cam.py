@@ -7,6 +7,7 @@ from torch import tensor
 from cam_pipeline.ops.cam import (
     cam_scores,
     classifier_cam,
+    mean_cam,
     normalize_cam,
     place_view,
     to_probabilities,
@@ -185,6 +186,28 @@ def test_cam_scores_precision_and_refusals():
             cam_scores(wrong, size)
     with pytest.raises(ValueError, match="floating"):
         cam_scores(torch.ones(1, 2, 3, dtype=torch.uint8), (4, 6))
+
+
+def test_mean_cam_lets_no_network_outvote_another():
+    """By hand: peaks 4 and .5; the second network's single row stands for both rows of the first's grid."""
+    first, second = tensor([[[4.0, 0.0, 1.0], [2.0, -3.0, 0.0]]]), tensor([[[0.0, 0.5, 0.25]]])
+    expected = tensor([[[0.5, 0.5, 0.375], [0.25, 0.5, 0.25]]])
+    torch.testing.assert_close(mean_cam([first, second], (2, 3)), expected)
+    torch.testing.assert_close(mean_cam([1000 * first, second], (2, 3)), expected)
+
+
+def test_mean_cam_of_an_empty_map_counts_as_zero():
+    assert mean_cam([torch.zeros(2, 1, 2), torch.ones(2, 1, 2)], (1, 2)).tolist() == [[[0.5, 0.5]]] * 2
+    assert mean_cam([torch.zeros(0, 1, 2)], (3, 4)).shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [((), (2, 3)), (((1, 2, 3), (2, 2, 3)), (2, 3)), (((1, 2, 0),), (2, 3)), (((1, 2, 3),), (0, 3))],
+)
+def test_mean_cam_refuses_other_shapes(shapes, size):
+    with pytest.raises(ValueError, match="of the same classes"):
+        mean_cam([torch.zeros(shape) for shape in shapes], size)
 
 
 def test_probabilities_are_shares_of_every_pixel():
