@@ -47,7 +47,7 @@ def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
     """How maps are to be read out of this classifier. Raises ConfigError when it can not be done."""
     propagation: Propagation | FeatureWalk | None = None
     if settings.propagate == "features":
-        propagation = FeatureWalk(settings.walk_radius, settings.walk_steps, settings.walk_power)
+        propagation = FeatureWalk(settings.walk_radius, settings.walk_steps, settings.walk_power, settings.walk_levels)
     if settings.propagate == "attention":
         propagation = Propagation(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
     calibration = None

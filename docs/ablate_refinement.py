@@ -33,7 +33,7 @@ from cam_pipeline.extraction import CamExtractor
 from cam_pipeline.networks import load_classifier
 from cam_pipeline.ops.metrics import confusions_from_histogram, mean_iou
 from cam_pipeline.refinement import THRESHOLDS
-from cam_pipeline.store.cams import StoredCam
+from cam_pipeline.store.cams import StoredCam, merged
 
 BATCH = 8
 
@@ -96,6 +96,9 @@ def row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path, help="run folder with a trained classifier")
+    parser.add_argument(
+        "--merge", nargs="+", default=[], type=Path, help="other run folders whose maps are averaged with it"
+    )
     parser.add_argument("--data", required=True, type=Path, help="folder of voc-mini")
     parser.add_argument("--split", default="train", help="whose masks the maps are compared with, for reporting")
     parser.add_argument("--every", type=int, default=4, help="keep the first of every so many images")
@@ -107,19 +110,24 @@ def main() -> None:
     parser.add_argument("--crf", nargs="+", default=["off", "on"], choices=["off", "on"])
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every row")
     given = parser.parse_args()
-    here = [f"output.dir={given.run}", f"data.root={given.data}", *given.set]
+    here = [f"data.root={given.data}", *given.set]
     for propagate in given.propagate:
-        config = load_config(given.run / "config.toml", [*here, f"cam.propagate={propagate}"])
-        table = load_table(config.data)
+        runs = [
+            load_config(run / "config.toml", [*here, f"output.dir={run}", f"cam.propagate={propagate}"])
+            for run in (given.run, *given.merge)
+        ]
+        config, table = runs[0], load_table(runs[0].data)
         compared = with_masks(table.split(given.split), given.every)
         by_split = RefineSettings(background="from-split", background_images=given.few)
         few = images_to_choose_by(by_split, table.split("val"))
-        maps = maps_of(config, table, [*compared, *(one for one in few if one not in compared)])
+        needed = [*compared, *(one for one in few if one not in compared)]
+        found = [maps_of(run, table, needed) for run in runs]
+        maps = {sample.id: merged([of_run[sample.id] for of_run in found]) for sample in needed}
         for kernel in given.kernel:
             for crf in given.crf:
                 settings = config.refine.model_copy(update={"kernel": kernel, "crf": crf == "on"})
-                found = row(settings, maps, compared, few, 1 + len(table.classes))
-                print(f"{propagate} | {kernel} | CRF {crf} | {found}", flush=True)
+                figures = row(settings, maps, compared, few, 1 + len(table.classes))
+                print(f"{propagate} | {kernel} | CRF {crf} | {figures}", flush=True)
 
 
 if __name__ == "__main__":

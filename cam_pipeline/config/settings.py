@@ -246,6 +246,13 @@ class CamSettings(Section):
         1.0, gt=0, le=100, description='`propagate = "features"` only: power of the cosine between features'
     )
     walk_steps: int = Field(1, ge=1, le=100, description='`propagate = "features"` only: how many times')
+    walk_levels: int = Field(
+        1,
+        ge=1,
+        le=4,
+        description='`propagate = "features"` only: features of how many of the backbone\'s stages are compared, from '
+        "the deepest on, all alike",
+    )
     attention_layers: tuple[int, ...] = Field(
         (), description="`attention` only: blocks whose attention is summed (-1: the last); empty: all"
     )
@@ -531,7 +538,7 @@ class Config(Section):
         if self.cam.propagate != "attention":
             idle += ["cam.attention_layers", "cam.attention_steps", "cam.attention_normalize"]
         if self.cam.propagate != "features":
-            idle += ["cam.walk_radius", "cam.walk_power", "cam.walk_steps"]
+            idle += ["cam.walk_radius", "cam.walk_power", "cam.walk_steps", "cam.walk_levels"]
         if self.cam.calibration == "none":
             idle += ["refine.prototype_share", "refine.background_map", "cam.correlation_steps"]
             idle += ["cam.background_over", "cam.seed_background"]

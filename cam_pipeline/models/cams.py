@@ -31,12 +31,14 @@ class Propagation:
 class FeatureWalk:
     """Propagation of maps by the likeness of features, as `ops.affinity.feature_walk`; `radius` in cells, 0: all.
 
-    The features are those of the deepest stage: what some CNNs make of it for the classifier is positive everywhere.
+    The features are those of the deepest `levels` stages, each brought to unit length, so that the cosine is the mean
+    of theirs. They are not what some CNNs make of the deepest one for the classifier, which is positive everywhere.
     """
 
     radius: int = 0
     steps: int = 1
     power: float = 1.0
+    levels: int = 1
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,9 @@ def view_maps(
         walk = reading.propagation
         with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
             maps, output = view_maps(classifier, images, replace(reading, propagation=None), ranks)
-        deepest = tap.take(output.features.shape[-2:])[-1].detach()
-        return feature_walk(maps.relu(), deepest, walk.radius, walk.steps, walk.power), output
+        grid = output.features.shape[-2:]
+        features = CalibrationHead().side_features(tap.take(grid)[-walk.levels :], grid)
+        return feature_walk(maps.relu(), features, walk.radius, walk.steps, walk.power), output
     affinity, propagation = Affinity(classifier.prefix_tokens), reading.attention
     if reading.by_gradient:
         if ranks is None:

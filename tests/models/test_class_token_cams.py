@@ -237,20 +237,22 @@ def test_bfloat16_maps_are_close(classifier, images):
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
-@pytest.mark.parametrize("radius", [0, 1])
-def test_a_walk_over_features_is_that_of_the_same_view(images, kind, radius):
+@pytest.mark.parametrize(("radius", "levels"), [(0, 1), (1, 1), (0, 2)])
+def test_a_walk_over_features_is_that_of_the_same_view(images, kind, radius, levels):
     """Of any network, a CNN too; `images` have 2 x 3 cells."""
     network = build() if kind == "vit" else build_classifier("test_resnet", CLASSES, stride=16).eval()
     nn.init.normal_(network.head.weight)
-    walk = CamReading(propagation=FeatureWalk(radius, steps=2, power=3.0))
+    walk = CamReading(propagation=FeatureWalk(radius, steps=2, power=3.0, levels=levels))
     walk.check(network)
     with torch.no_grad():
         with LevelTap(network.backbone, network.prefix_tokens) as tap:
             raw = classifier_cam(network(images).features, network.head.weight).relu()
-        features = tap.take((2, 3))[-1]
+        taken = tap.take((2, 3))[-levels:]
         found = view_maps(network, images, walk)[0]
-    torch.testing.assert_close(found, feature_walk(raw, features, radius, 2, 3.0), rtol=1e-4, atol=1e-5)
-    unit = torch.nn.functional.normalize(features.flatten(2), dim=1)
+    if levels == 1:
+        torch.testing.assert_close(found, feature_walk(raw, taken[0], radius, 2, 3.0), rtol=1e-4, atol=1e-5)
+    units = [torch.nn.functional.normalize(level.flatten(2), dim=1) for level in taken]
+    cosine = torch.stack([unit.mT @ unit for unit in units]).mean(dim=0)
     near = torch.cdist(*[torch.cartesian_prod(torch.arange(2.0), torch.arange(3.0))] * 2, p=float("inf")) <= 1
-    affinity = (unit.mT @ unit).relu() * (near if radius else 1)
+    affinity = cosine.relu() * (near if radius else 1)
     torch.testing.assert_close(found, random_walk(raw, affinity, 2, 3.0), rtol=1e-4, atol=1e-5)
