@@ -114,3 +114,23 @@ def test_images_of_every_kind_go_through_all_stages(commands: Any, workspace: Pa
     assert (ended.code, ended.stderr) == (0, "")
     with LabelStore.open(workspace / "run" / "pseudo_labels.h5") as store:
         assert {name: store.read(name).shape for name in names} == sizes
+
+
+@pytest.mark.parametrize("huge", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_images_of_any_size_go_through_all_stages(commands: Any, workspace: Path, huge: bool) -> None:
+    """One pixel, a strip, a constant image, and one of 24 million pixels, which is said to be refined at fewer."""
+    sizes = {"one": (1, 1), "strip": (3, 1000), "wall": (48, 64), **({"huge": (4000, 6000)} if huge else {})}
+    names = [f"images/train_{number:05d}" for number in range(len(sizes))]
+    for name, size in zip(names, sizes.values(), strict=True):
+        noise = np.random.default_rng(0).integers(0, 255, (*(-(-side // 50) for side in size), 3), np.uint8)
+        pixels = noise.repeat(50, 0).repeat(50, 1)[: size[0], : size[1]]
+        Image.fromarray(np.full_like(pixels, 90) if size == sizes["wall"] else pixels).save(
+            workspace / "data" / f"{name}.jpg"
+        )
+    settings = ["cam.propagate=features", "cam.walk_levels=2", "refine.kernel=varm", "refine.background=auto"]
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    ended = commands.run("run", "-c", "tiny.toml", "--quiet", *chosen, folder=workspace)
+    assert ended.code == 0, ended.stderr
+    assert ("1 images, the first images/train_00003, have more than" in ended.stderr) == huge
+    with LabelStore.open(workspace / "run" / "pseudo_labels.h5") as store:
+        assert {name: store.read(name).shape for name in names} == dict(zip(names, sizes.values(), strict=True))
