@@ -1,7 +1,7 @@
 """Repeat the SFC table of docs/results.md on voc-mini: what each part of the method is worth.
 
-Every row is a MobileNetV2 trained as in configs/voc-mini.toml, with parts of SFC added one by one; trainings are cached
-like any other. Of each, the plain CAM, the calibrated maps of the classifier, of the prototypes, and both.
+Every row is a MobileNetV2 trained as in configs/voc-mini-sfc.toml, with parts of SFC added one by one; trainings are
+cached like any other. Of each, the plain CAM, the calibrated maps of the classifier, of the prototypes, and both.
 
     python docs/ablate_sfc.py --data voc-mini [--rows none full] [--seeds 0 1 2] [--split val] [--set cam.max_side=640]
 """
@@ -39,7 +39,7 @@ TITLES = {
     "weighted": "+ prototype loss, weighted",
     "full": "+ scale loss",
 }
-SHARES = {"classifier": 0.0, "prototype": 1.0, "merged": 0.5}
+SHARES = {"classifier": 0.0, "prototype": 1.0, "merged": 0.25}
 
 
 def configured(row: str, seed: int, calibration: str, given: argparse.Namespace) -> Config:
@@ -72,7 +72,7 @@ def figures(config: Config, table: Table, compared: list[Sample]) -> Iterator[tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="folder of voc-mini")
-    parser.add_argument("--config", default="voc-mini", help="config that SFC is added to")
+    parser.add_argument("--config", default="voc-mini-sfc", help="config whose SFC is taken apart")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the run folders")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
