@@ -10,13 +10,15 @@ from torch import Tensor
 from cam_pipeline.ops.precision import at_least_float32
 
 
-def explained_variance(image: Tensor, score: Tensor, thresholds: Tensor) -> Tensor:
+def explained_variance(image: Tensor, score: Tensor, thresholds: Tensor, size_power: float = 1.0) -> Tensor:
     """How well two mean colours, of {score > t} and of the rest, describe an image: (3, H, W), (H, W), (T,) -> (T,).
 
     The share 0..1 of the image's colour variance that lies between the two regions, n_f n_b / n^2 |m_f - m_b|^2 over
     the variance, for every rising threshold t; 0 where one region is empty or the image has one colour. It does not
-    change when the scores are transformed monotonically, thresholds with them. In float64. Raises ValueError for other
-    shapes, thresholds that do not rise, or numbers that are not finite.
+    change when the scores are transformed monotonically, thresholds with them. In float64.
+
+    The factor of sizes, n_f n_b / n^2, favours halves; it is raised to `size_power`. Below 1 the result may exceed 1.
+    Raises ValueError for other shapes, thresholds that do not rise, or numbers that are not finite.
     """
     image, score = at_least_float32(image, "image"), at_least_float32(score, "score")
     if image.ndim != 3 or score.ndim != 2 or image.shape[1:] != score.shape or 0 in image.shape:
@@ -39,7 +41,9 @@ def explained_variance(image: Tensor, score: Tensor, thresholds: Tensor) -> Tens
     split = (count > 0) & (count < pixels)
     # Of one colour is also what differs by rounding alone.
     flat = variance <= pixels * (len(colors) * torch.finfo(image.dtype).eps * image.double().abs().max()).square()
-    return torch.where(split & ~flat, between / variance.clamp_min(torch.finfo(torch.float64).tiny), 0.0).clamp(0, 1)
+    share = (between / variance.clamp_min(torch.finfo(torch.float64).tiny)).clamp(0, 1)
+    sizes = (count * (pixels - count) / pixels**2).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(split & ~flat, share * sizes ** (size_power - 1), 0.0)
 
 
 def _from_above(values: Tensor) -> Tensor:

@@ -33,6 +33,16 @@ def test_worked_numbers():
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
+def test_the_factor_of_sizes_is_raised_to_its_power():
+    """The image above: 4, 3, 2 and 1 of 6 pixels have factors of 8, 9, 8 and 5 / 36."""
+    image = torch.tensor([[1.0, 1.0, 0.5], [0.0, 0.0, 0.0]]).expand(3, 2, 3)
+    score = torch.tensor([[0.9, 0.8, 0.5], [0.3, 0.1, 0.1]])
+    found = explained_variance(image, score, torch.tensor([0.0, 0.2, 0.4, 0.6, 0.85]), size_power=0.5)
+    sizes = torch.tensor([1, 8, 9, 8, 5], dtype=torch.float64) / 36
+    expected = torch.tensor([0, 0.520833, 1.041667, 1.020833, 0.408333], dtype=torch.float64) / 1.208333 / sizes.sqrt()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 7))
 def test_it_is_the_share_of_variance_between_the_regions(seed, height, width):
