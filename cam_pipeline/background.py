@@ -22,9 +22,9 @@ from cam_pipeline.store.cams import StoredCam
 
 logger = logging.getLogger(__name__)
 
-SIZE_POWER = 0.75
-"""Otsu's criterion (1) favours objects that fill half an image, contrast alone (0) single cells. Chosen on generated
-images with objects of three sizes (docs/results.md)."""
+MAP_SIZE_POWER, REFINED_SIZE_POWER = 0.75, 0.5
+"""Otsu's criterion (1) favours objects that fill half an image, contrast alone (0) single cells, which are gone after
+refinement. Chosen on generated images with objects of three sizes (docs/results.md)."""
 STRIDES = (0.06, 0.02)
 """How far the search looks to both sides: first so, then so."""
 
@@ -54,7 +54,7 @@ def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_l
     """The background score after whose refinement `auto` or `from-split` finds most to praise.
 
     `auto`: how much of the images' colours foreground and background explain (`ops.background.explained_variance` with
-    `SIZE_POWER`, its root): objects differ from what is around them, and a border that is drawn too wide or too tight
+    powers below 1, its root): objects differ from what is around them, and a border that is drawn too wide or too tight
     mixes both. It needs no masks. `from-split`: mIoU. Either is known of unrefined maps for every score in one
     pass, which `auto` makes over all `samples`; from the best of these the search climbs with refinement, which moves
     it, most often down, over those of `images_to_choose_by`.
@@ -117,14 +117,14 @@ def explained_by_map(cam: StoredCam, sample: Sample, settings: RefineSettings) -
     grid = (cam.cam.shape[-2], cam.cam.shape[-1])
     cells = F.interpolate(to_tensor(sample_image(sample))[None].float(), grid, mode="area")[0]
     score = best_class(replace(cam, size=grid), settings)[1]
-    return explained_variance(cells, score, THRESHOLDS, SIZE_POWER).sqrt()
+    return explained_variance(cells, score, THRESHOLDS, MAP_SIZE_POWER).sqrt()
 
 
 def explained_when_refined(cam: StoredCam, sample: Sample, settings: RefineSettings) -> Tensor:
     """How well the refined foreground explains an image's colours: (1,) >= 0."""
     foreground = torch.from_numpy(_labels(cam, sample, settings) > 0).float()
     image, border = to_tensor(sample_image(sample)).float(), torch.tensor([0.5])
-    return explained_variance(image, foreground, border, SIZE_POWER).sqrt()
+    return explained_variance(image, foreground, border, REFINED_SIZE_POWER).sqrt()
 
 
 def map_histogram(cam: StoredCam, sample: Sample, settings: RefineSettings, num_labels: int) -> Tensor:
