@@ -67,7 +67,9 @@ class CamReading:
     def check(self, classifier: Classifier) -> None:
         """Raise ValueError (NoAttention for a CNN) when this classifier's maps can not be read so."""
         if self.calibration is not None or isinstance(self.propagation, FeatureWalk):
-            feature_levels(classifier.backbone)
+            count = len(feature_levels(classifier.backbone))
+            if isinstance(self.propagation, FeatureWalk) and self.propagation.levels > count:
+                raise ValueError(f"a walk over {self.propagation.levels} stages, of which the network has {count}")
         if not self.by_gradient and self.attention is None:
             return
         count = len(attention_modules(classifier))

@@ -44,13 +44,21 @@ class CamStore(RecordStore):
     @classmethod
     @contextmanager
     def open(cls, path: Path | str, others: Sequence[Path] = ()) -> Iterator[Self]:
-        """Open `path`, and the same of `others`. Raises UserError where these know other classes or not all images.
+        """Open `path`, and the same of `others`.
 
-        Further errors as `RecordStore.open`.
+        Raises UserError where these know other classes or not all images, or any maps are calibrated; further errors as
+        `RecordStore.open`.
         """
         with ExitStack() as opened:
             store = opened.enter_context(super().open(path))
             store.others = [opened.enter_context(super(CamStore, cls).open(other)) for other in others]
+            together: list[CamStore] = [store, *store.others] if others else []
+            for one in together:
+                if "calibration" in one.file:
+                    where = one.file.filename
+                    raise UserError(
+                        f"{where} holds calibrated maps, which can not be merged: set cam.calibration = 'none'"
+                    )
             for other in store.others:
                 lacking = set(store.names) - set(other.names)
                 if other.classes != store.classes or lacking:
@@ -59,7 +67,7 @@ class CamStore(RecordStore):
             yield store
 
     def read(self, name: str) -> StoredCam:
-        """The maps of one image. Raises UserError for an unknown name, and for calibrated maps of several networks."""
+        """The maps of one image. Raises UserError for an unknown name."""
         return merged([self._own(name), *(other.read(name) for other in self.others)])
 
     def _own(self, name: str) -> StoredCam:
@@ -79,14 +87,14 @@ class CamStore(RecordStore):
 def merged(cams: Sequence[StoredCam]) -> StoredCam:
     """The mean of several networks' maps of one image (`ops.cam.mean_cam`), on the finest of their grids.
 
-    It is made for the classes of the first; one that others do not know has the mean of those who do. Raises UserError
+    It is made for the classes of the first; one that others do not know has the mean of those who do. Raises ValueError
     for calibrated maps.
     """
     first = cams[0]
     if len(cams) == 1:
         return first
     if any(cam.prototype is not None for cam in cams):
-        raise UserError(f"calibrated maps can not be merged, and those of image {first.name} are: set cam.calibration")
+        raise ValueError(f"calibrated maps can not be merged, and those of image {first.name} are")
     rows, columns = max((cam.cam.shape[-2:] for cam in cams), key=math.prod)
     maps = [first.cam.new_zeros(0, rows, columns)]
     for class_id in first.class_ids:

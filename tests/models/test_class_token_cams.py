@@ -244,6 +244,8 @@ def test_a_walk_over_features_is_that_of_the_same_view(images, kind, radius, lev
     nn.init.normal_(network.head.weight)
     walk = CamReading(propagation=FeatureWalk(radius, steps=2, power=3.0, levels=levels))
     walk.check(network)
+    with pytest.raises(ValueError, match="a walk over 9 stages, of which the network has"):
+        CamReading(propagation=FeatureWalk(levels=9)).check(network)
     with torch.no_grad():
         with LevelTap(network.backbone, network.prefix_tokens) as tap:
             raw = classifier_cam(network(images).features, network.head.weight).relu()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cam_pipeline.errors import DamagedFile, UserError
 from cam_pipeline.ops.cam import mean_cam
-from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
+from cam_pipeline.store.cams import CamStore, StoredCam, cam_record, merged
 from cam_pipeline.store.hdf5 import PartWriter, Record, RecordStore, artefact_attributes
 from cam_pipeline.store.labels import LabelReader, LabelStore, label_record
 from cam_pipeline.store.scores import ScoreStore, StoredScores, score_record
@@ -71,7 +71,7 @@ def labels(tmp_path: Path) -> Path:
 
 
 def other_cams(folder: Path, name: str = "other.h5", **changed: Any) -> Path:
-    """Maps of a second network on a finer grid: class 2 where the first has class 1, and no empty image's."""
+    """Maps of a second network on a finer grid: class 2 where the first has class 1, and none for the empty image."""
     stored = [StoredCam(f"x/{i}", cam_of(10 + i, shape=(2, 5, 7)), (2, 3), (HEIGHT, WIDTH)) for i in (1, 2)]
     empty = StoredCam("nothing", torch.zeros(0, 3, 4), (), (HEIGHT, WIDTH))
     return store_file(folder / name, "cams", [cam_record(replace(one, **changed)) for one in [*stored, empty]])
@@ -101,8 +101,12 @@ def test_maps_of_other_images_or_classes_are_not_merged(cams: Path, tmp_path: Pa
 
 def test_calibrated_maps_are_not_merged(cams: Path, tmp_path: Path) -> None:
     path = other_cams(tmp_path, background=torch.ones(2, 3), prototype=torch.ones(3, 2, 3))
-    with CamStore.open(cams, [path]) as store, pytest.raises(UserError, match=r"image x/1 are: set cam\.calibration"):
-        store.read("x/1")
+    expected = r"other\.h5 holds calibrated maps, which can not be merged: set cam\.calibration = 'none'"
+    for first, second in ((cams, path), (path, cams)):
+        with pytest.raises(UserError, match=expected), CamStore.open(first, [second]):
+            pass
+    with CamStore.open(path) as alone, pytest.raises(ValueError, match="those of image x/1 are"):
+        merged([alone.read("x/1"), alone.read("x/1")])
 
 
 def test_cam_comes_back_with_ids_and_size(cams: Path) -> None:
