@@ -21,7 +21,7 @@ from typing import Any
 
 from cam_pipeline import __version__
 from cam_pipeline.atomic import write_text
-from cam_pipeline.config import Config, to_toml
+from cam_pipeline.config import FILES, Config, to_toml
 from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.device import keep_freed_memory, memory_errors_named, pick_device
 from cam_pipeline.distributed import check_shares, from_first, group, is_first, world_size
@@ -189,13 +189,21 @@ class Pipeline:
     def made_with(self) -> Config:
         """The config with which the results in the run folder were made, which need not be the one of today.
 
-        Settings that no result depends on are those of today. Raises ConfigError for results of an older version.
+        Files, and settings that no result depends on, are those of today. Raises ConfigError for results of an older
+        version, and where not so many maps were merged as today's config names.
         """
         values = self.config.model_dump(mode="json")
         for manifest in filter(None, map(self._manifest, self.stages)):
             for path, value in manifest["facts"]["params"].items():
                 section, _, key = path.partition(".")
-                values[section] |= {key: value} if key else value
+                made = {key: value} if key else value
+                if section == "refine" and made.get("merge_with", 0) != len(self.config.refine.merge_with):
+                    number = made.get("merge_with", 0)
+                    raise ConfigError(
+                        f"{self.folder} was made from its own maps and those of {number} other runs; name these in "
+                        f"refine.merge_with of {self.folder / 'config.toml'}"
+                    )
+                values[section] |= {key: value for key, value in made.items() if key not in FILES}
         try:
             return Config.model_validate(values)
         except ValueError as error:

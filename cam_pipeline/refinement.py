@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cam_pipeline.config import LabelSettings, RefineSettings
 from cam_pipeline.data.images import UInt8, to_tensor
-from cam_pipeline.ops.cam import cam_scores, to_probabilities, with_background
+from cam_pipeline.ops.cam import cam_scores, resize_cam, to_probabilities, with_background
 from cam_pipeline.ops.crf import dense_crf
 from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels, labels_from_scores, merge_high_low
 from cam_pipeline.ops.refine import local_refine
@@ -31,9 +31,12 @@ def class_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tens
     """What the present classes score before refinement, (n, H, W) in 0..1, and what to add to the background's score.
 
     Of calibrated maps the weighted mean of classifier and prototype maps, and (H, W) the share `background_map` of that
-    of their backgrounds; every map is divided by its maximum first. Of others the maps, and zero. Source: SFC
-    (arXiv 2401.11719), specification section 6: with a background of .2 a class wins where fg > .5 bg + .2.
+    of their backgrounds. Of others the maps, and zero. Every map is divided by its maximum first, but for means of
+    several networks' maps, which were made of such. Source: SFC (arXiv 2401.11719), specification section 6: with a
+    background of .2 a class wins where fg > .5 bg + .2.
     """
+    if cam.normalized:
+        return resize_cam(cam.cam, cam.size), torch.zeros(cam.size)
     scores = cam_scores(cam.cam, cam.size, settings.normalize)
     if cam.background is None or cam.prototype is None:
         return scores, scores.new_zeros(cam.size)

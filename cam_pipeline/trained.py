@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cam_pipeline.config import Config, load_config, toml_value
 from cam_pipeline.data.images import UInt8, grid_size, read_image, resize_to_grid, to_tensor
@@ -27,6 +28,7 @@ from cam_pipeline.networks import load_classifier, load_segmenter
 from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.prediction import predict_image
 from cam_pipeline.refinement import class_scores, pseudo_labels, refined
+from cam_pipeline.store.cams import StoredCam, merged
 from cam_pipeline.store.checkpoints import load_model
 
 
@@ -47,21 +49,40 @@ class Annotation:
     labels: UInt8
 
 
-class TrainedRun:
-    """The networks of a run folder. The data set it was trained on is not needed; its `config` says how maps are made.
-
-    `classes` are the class names without background, so that `classes[0]` is label 1.
-    """
+class MapReader:
+    """The classifier of a run folder, and how its maps are read."""
 
     def __init__(self, config: Config) -> None:
         path = config.folder / "classifier.safetensors"
         if not path.is_file():
             raise StageNotReady(f"{config.folder} holds no classifier. Run: cam-pipeline train-cls")
-        self.config, self.device = _settled(config), pick_device(config.run)
+        self.config, self.device = config, pick_device(config.run)
         self.classes: tuple[str, ...] = tuple(load_model(path).metadata["classes"])
         self.classifier = load_classifier(config.classifier, path, self.classes)
         self._extractor = CamExtractor(self.classifier, config)
         place(self.classifier, self.device)
+
+    def read(self, pixels: UInt8, class_ids: tuple[int, ...] | None) -> tuple[StoredCam, Tensor]:
+        """Maps and class probabilities (C,) of an image (H, W, 3); `class_ids` None: of the classes predicted."""
+        size, stride = (pixels.shape[0], pixels.shape[1]), self.classifier.stride
+        grid = grid_size(*size, stride, self.config.cam.max_side)
+        batch = image_batch(resize_to_grid(to_tensor(pixels), grid, stride)[None], self.device)
+        [found] = self._extractor.extract(batch, [""], [class_ids], [size])
+        return found
+
+
+class TrainedRun:
+    """The networks of a run folder. The data set it was trained on is not needed; its `config` says how maps are made.
+
+    `classes` are the class names without background, so that `classes[0]` is label 1. Of a run with
+    `refine.merge_with` the run folders of the other maps are needed, too.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._own = MapReader(config)
+        self.classifier = self._own.classifier
+        self.config, self.classes = _settled(config), self._own.classes
+        self._others = [MapReader(_made_with(path.parent, config.run.device)) for path in config.refine.merge_with]
 
     def annotate(self, image: Path | str | UInt8, classes: Sequence[str] | None = None) -> Annotation:
         """Class maps, refined scores and labels of an image file, or of an array (H, W, 3) uint8 RGB.
@@ -70,11 +91,9 @@ class TrainedRun:
         background. Raises DataError for an unknown class or an image that can not be read.
         """
         pixels, config = _pixels(image, self.config.data.max_pixels), self.config
-        size = (pixels.shape[0], pixels.shape[1])
         known = None if classes is None else tuple(sorted({self._class_id(name) for name in _listed(classes)}))
-        grid = grid_size(*size, self.classifier.stride, config.cam.max_side)
-        batch = image_batch(resize_to_grid(to_tensor(pixels), grid, self.classifier.stride)[None], self.device)
-        [(stored, chances)] = self._extractor.extract(batch, [""], [known], [size])
+        own, chances = self._own.read(pixels, known)
+        stored = merged([own, *(other.read(pixels, own.class_ids)[0] for other in self._others)])
         rows = [class_id - 1 for class_id in stored.class_ids]
         found = refined(stored, lambda: pixels, config.refine)
         return Annotation(
@@ -96,7 +115,7 @@ class TrainedRun:
         if not path.is_file():
             raise StageNotReady(f"{self.config.folder} holds no segmenter. Run: cam-pipeline train-seg")
         segmenter = load_segmenter(self.config.segmenter, path, self.classes)
-        place(segmenter, self.device)
+        place(segmenter, self._own.device)
         return segmenter
 
     def _class_id(self, name: str) -> int:
@@ -107,12 +126,17 @@ class TrainedRun:
 
 def open_run(folder: Path | str, device: str = "auto") -> TrainedRun:
     """Open a run folder, such as `outputs/demo`. Raises ConfigError or StageNotReady when nothing was trained there."""
-    path = Path(folder) / "config.toml"
+    return TrainedRun(_made_with(Path(folder), device))
+
+
+def _made_with(folder: Path, device: str) -> Config:
+    """The config that the results in a run folder were made with."""
+    path = folder / "config.toml"
     if not path.is_file():
         raise StageNotReady(f"{folder} is no run folder: it has no config.toml. Run: cam-pipeline train-cls")
     here = {"output.dir": str(folder), "run.device": device}  # the folder may have been moved since
     config = load_config(path, [f"{key}={toml_value(value)}" for key, value in here.items()])
-    return TrainedRun(Pipeline(config).made_with())  # a command that failed may have left another config there
+    return Pipeline(config).made_with()  # a command that failed may have left another config there
 
 
 def _settled(config: Config) -> Config:

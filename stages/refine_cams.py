@@ -198,5 +198,5 @@ STAGE = Stage(
     params=("refine",),
     needs=lambda config: ("extract_cams",),
     data=_data,
-    version=4,
+    version=5,
 )

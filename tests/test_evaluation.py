@@ -150,8 +150,9 @@ def test_sweep_is_of_merged_maps(tmp_path):
     )
     alone, merged = (cam_sweep(wrong, table, [sample], RefineSettings(merge_with=others)) for others in ([], [right]))
     assert alone[45].tolist() == [[0, 2], [2, 2]]
-    # Merged the columns score 1/2, 1/2 and 3/4, divided by their maximum.
-    assert merged[70].tolist() == [[2, 0], [2, 2]]
+    # Merged the columns score 1/2, 1/2 and 3/4: the networks disagree, and no maximum is divided away.
+    assert merged[60].tolist() == [[2, 0], [2, 2]]
+    assert merged[76].tolist() == [[2, 0], [4, 0]]
 
 
 def test_sweep_of_calibrated_maps_equals_the_rule_of_the_background(tmp_path):

@@ -16,6 +16,7 @@ from cam_pipeline import open_run
 from cam_pipeline.data.images import read_image
 from cam_pipeline.errors import ConfigError, DataError, StageNotReady
 from cam_pipeline.ops.cam import cam_scores
+from cam_pipeline.refinement import class_scores
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore
 from cam_pipeline.store.scores import ScoreStore
@@ -106,6 +107,29 @@ def test_a_failed_command_leaves_the_run_as_it_was_made(
     found = open_run(finished / "run", device="cpu").annotate(folder / "photo.jpg")
     np.testing.assert_array_equal(found.probabilities, expected.probabilities)
     np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_merged_maps_are_read_from_all_their_runs(commands: Any, finished: Path) -> None:
+    """The classifier of another run folder, whose maps are read otherwise, has its say in annotations, too."""
+    shutil.copytree(finished / "run", finished / "other")
+    there = ("--set", "output.dir=other", "--set", "cam.scales=[0.5]")
+    assert commands.run("make-cams", "-c", "tiny.toml", *there, folder=finished).code == 0
+    others = [finished / "other" / "cams.h5"]
+    both = ("--set", f"refine.merge_with=['{others[0]}']")
+    assert commands.run("make-cams", "-c", "tiny.toml", *both, folder=finished).code == 0
+    run = open_run(finished / "run", device="cpu")
+    with CamStore.open(finished / "run" / "cams.h5", others) as store, CamStore.open(others[0]) as other:
+        stored, beside = store.read(NAME), other.read(NAME)
+    names = [run.classes[class_id - 1] for class_id in stored.class_ids]
+    found = run.annotate(finished / "data" / f"{NAME}.jpg", classes=names).cams
+    np.testing.assert_allclose(found, class_scores(stored, run.config.refine)[0].numpy(), atol=2e-3)
+    assert np.abs(found - cam_scores(beside.cam, beside.size).numpy()).max() > 0.01
+    assert run.annotate(finished / "data" / f"{NAME}.jpg").class_ids
+    (finished / "run" / "config.toml").write_text(
+        (finished / "run" / "config.toml").read_text().replace(f'merge_with = ["{others[0]}"]', "merge_with = []")
+    )
+    with pytest.raises(ConfigError, match="made from its own maps and those of 1 other runs; name these in"):
+        open_run(finished / "run", device="cpu")
 
 
 def test_results_of_another_version_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from cam_pipeline.config.loading import load_config, shipped_configs, to_toml, toml_value
 from cam_pipeline.config.settings import (
+    FILES,
     AcrSettings,
     CamSettings,
     ClassifierSettings,
@@ -19,6 +20,7 @@ from cam_pipeline.config.settings import (
 )
 
 __all__ = [
+    "FILES",
     "AcrSettings",
     "CamSettings",
     "ClassifierSettings",

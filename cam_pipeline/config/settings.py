@@ -13,6 +13,9 @@ Rgb = Annotated[tuple[float, float, float], Field(description="red, green, blue 
 Positive = Annotated[float, Field(gt=0)]
 Scale = Annotated[float, Field(gt=0, le=16)]
 
+FILES = {"weights", "trunk_weights", "merge_with"}
+"""Settings that name files: their content makes results stale (`Stage.data`), not where they lie."""
+
 
 class Section(BaseModel):
     """A group of settings: frozen, and an unknown key is an error, as is a number that is not finite."""
@@ -312,7 +315,7 @@ class RefineSettings(Section):
     merge_with: tuple[Path, ...] = Field(
         (),
         description="`cams.h5` of other runs, of the same images and classes: each map becomes the mean of theirs and "
-        "its own, all divided by their maxima first",
+        "its own, all divided by their maxima first and not again afterwards",
     )
     band: float = Field(
         0.0,
@@ -578,9 +581,9 @@ class Config(Section):
                 value = value[part]
             picked[path] = value
         for settings in (value for value in picked.values() if isinstance(value, dict)):
-            for key in ("weights", "trunk_weights"):
-                if settings.get(key, "none") not in ("pretrained", "none"):
-                    settings[key] = "file"  # its content counts (`Stage.data`), not where it lies
-            if "merge_with" in settings:
-                settings["merge_with"] = len(settings["merge_with"])  # so do these
+            for key in FILES & settings.keys():
+                if isinstance(settings[key], list):
+                    settings[key] = len(settings[key])
+                elif settings[key] not in ("pretrained", "none"):
+                    settings[key] = "file"
         return picked

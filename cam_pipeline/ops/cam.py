@@ -88,7 +88,7 @@ def cam_scores(cam: Tensor, size: tuple[int, int], mode: str = "max") -> Tensor:
     """
     if cam.ndim < 2 or 0 in cam.shape[-2:] or min(size) < 1:
         raise ValueError(f"cam (..., h, w) and size must not be empty, but are {tuple(cam.shape)} and {tuple(size)}")
-    return normalize_cam(_resize(at_least_float32(cam, "cam"), size), mode, eps=0.0)  # gradients may be that small
+    return normalize_cam(resize_cam(at_least_float32(cam, "cam"), size), mode, eps=0.0)  # gradients may be that small
 
 
 def mean_cam(cams: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -101,7 +101,7 @@ def mean_cam(cams: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         shapes = [tuple(cam.shape) for cam in cams]
         raise ValueError(f"maps must be (..., h, w) of the same classes, and size not empty, but are {shapes}, {size}")
     alike = [normalize_cam(at_least_float32(cam, "cams"), eps=0.0) for cam in cams]
-    return torch.stack([_resize(cam, size) for cam in alike]).mean(dim=0)
+    return torch.stack([resize_cam(cam, size) for cam in alike]).mean(dim=0)
 
 
 def to_probabilities(scores: Tensor) -> Tensor:
@@ -120,8 +120,11 @@ def to_probabilities(scores: Tensor) -> Tensor:
     return torch.where(total >= least, scores / total.clamp(min=least), 1 / scores.shape[-3])
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resampling of (..., h, w) with any leading dimensions, also none and also empty ones."""
+def resize_cam(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resampling (align_corners=False): maps (..., h, w) -> (..., H, W) for `size` (H, W).
+
+    Any leading dimensions will do, also none and also empty ones.
+    """
     leading = maps.shape[:-2]
     if 0 in leading:
         return maps.new_zeros((*leading, *size))

@@ -25,6 +25,8 @@ class StoredCam:
 
     `size` is (H, W) of the image, all of which the grid covers (see `data.images.grid_size`). Calibrated maps have a
     `background` (h, w) beside them and `prototype` maps (1 + n, h, w), background first, not normalised either.
+    `normalized`: the maps are a mean of normalised ones, in 0..1. What is missing to 1 says how far these disagree,
+    and must not be divided away.
     """
 
     name: str
@@ -33,6 +35,7 @@ class StoredCam:
     size: tuple[int, int]
     background: Tensor | None = None
     prototype: Tensor | None = None
+    normalized: bool = False
 
 
 class CamStore(RecordStore):
@@ -87,8 +90,8 @@ class CamStore(RecordStore):
 def merged(cams: Sequence[StoredCam]) -> StoredCam:
     """The mean of several networks' maps of one image (`ops.cam.mean_cam`), on the finest of their grids.
 
-    It is made for the classes of the first; one that others do not know has the mean of those who do. Raises ValueError
-    for calibrated maps.
+    It is made for the classes of the first; one that others do not know has the mean of those who do. Of one network
+    the maps are returned as they are. Raises ValueError for calibrated maps.
     """
     first = cams[0]
     if len(cams) == 1:
@@ -100,7 +103,7 @@ def merged(cams: Sequence[StoredCam]) -> StoredCam:
     for class_id in first.class_ids:
         known = [cam.cam[cam.class_ids.index(class_id)] for cam in cams if class_id in cam.class_ids]
         maps.append(mean_cam(known, (rows, columns))[None])
-    return replace(first, cam=torch.cat(maps))
+    return replace(first, cam=torch.cat(maps), normalized=True)
 
 
 def cam_record(stored: StoredCam) -> Record:

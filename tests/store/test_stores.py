@@ -83,6 +83,7 @@ def test_merged_maps_are_the_mean_for_the_classes_of_the_first(cams: Path, tmp_p
         own, beside, both = alone.read("x/1"), other.read("x/1"), store.read("x/1")
         assert store.read("nothing").cam.shape[0] == 0
     assert (both.name, both.class_ids, both.size) == (own.name, own.class_ids, own.size)
+    assert both.normalized and not own.normalized
     torch.testing.assert_close(both.cam[0], mean_cam([own.cam[0]], (5, 7)))
     torch.testing.assert_close(both.cam[1], mean_cam([own.cam[1], beside.cam[1], beside.cam[1]], (5, 7)))
 
