@@ -198,10 +198,10 @@ class Pipeline:
                 section, _, key = path.partition(".")
                 made = {key: value} if key else value
                 if section == "refine" and made.get("merge_with", 0) != len(self.config.refine.merge_with):
-                    number = made.get("merge_with", 0)
                     raise ConfigError(
-                        f"{self.folder} was made from its own maps and those of {number} other runs; name these in "
-                        f"refine.merge_with of {self.folder / 'config.toml'}"
+                        f"{self.folder / 'config.toml'}: the number of files in refine.merge_with is "
+                        f"{len(self.config.refine.merge_with)}, but was {made.get('merge_with', 0)} when the results "
+                        "were made; name those, or run cam-pipeline make-cams"
                     )
                 values[section] |= {key: value for key, value in made.items() if key not in FILES}
         try:

@@ -20,7 +20,7 @@ from cam_pipeline.config import Config, load_config, toml_value
 from cam_pipeline.data.images import UInt8, grid_size, read_image, resize_to_grid, to_tensor
 from cam_pipeline.data.table import unknown_class
 from cam_pipeline.device import image_batch, pick_device, place
-from cam_pipeline.errors import DataError, StageNotReady
+from cam_pipeline.errors import ConfigError, DataError, StageNotReady
 from cam_pipeline.evaluation import background_score
 from cam_pipeline.extraction import CamExtractor
 from cam_pipeline.models.segmenter import Segmenter
@@ -83,6 +83,10 @@ class TrainedRun:
         self.classifier = self._own.classifier
         self.config, self.classes = _settled(config), self._own.classes
         self._others = [MapReader(_made_with(path.parent, config.run.device)) for path in config.refine.merge_with]
+        for other in self._others:
+            if other.classes != self.classes or other.config.cam.calibration != "none":
+                changed = f"{other.config.folder} has changed since it was merged with {config.folder}"
+                raise ConfigError(f"{changed}; run cam-pipeline make-cams")
 
     def annotate(self, image: Path | str | UInt8, classes: Sequence[str] | None = None) -> Annotation:
         """Class maps, refined scores and labels of an image file, or of an array (H, W, 3) uint8 RGB.

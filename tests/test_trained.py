@@ -125,10 +125,14 @@ def test_merged_maps_are_read_from_all_their_runs(commands: Any, finished: Path)
     np.testing.assert_allclose(found, class_scores(stored, run.config.refine)[0].numpy(), atol=2e-3)
     assert np.abs(found - cam_scores(beside.cam, beside.size).numpy()).max() > 0.01
     assert run.annotate(finished / "data" / f"{NAME}.jpg").class_ids
+    calibrated = ("--set", "output.dir=other", "--set", "cam.calibration=sfc")
+    assert commands.run("make-cams", "-c", "tiny.toml", *calibrated, folder=finished).code == 0
+    with pytest.raises(ConfigError, match="other has changed since it was merged with"):
+        open_run(finished / "run", device="cpu")
     (finished / "run" / "config.toml").write_text(
         (finished / "run" / "config.toml").read_text().replace(f'merge_with = ["{others[0]}"]', "merge_with = []")
     )
-    with pytest.raises(ConfigError, match="made from its own maps and those of 1 other runs; name these in"):
+    with pytest.raises(ConfigError, match="is 0, but was 1 when the results were made; name those"):
         open_run(finished / "run", device="cpu")
 
 

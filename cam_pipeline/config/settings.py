@@ -315,7 +315,7 @@ class RefineSettings(Section):
     merge_with: tuple[Path, ...] = Field(
         (),
         description="`cams.h5` of other runs, of the same images and classes: each map becomes the mean of theirs and "
-        "its own, all divided by their maxima first and not again afterwards",
+        "its own, all divided by their maxima first and not again afterwards (`normalize` has no say)",
     )
     band: float = Field(
         0.0,
@@ -549,8 +549,7 @@ class Config(Section):
             idle.append("refine.background_split")
         if self.refine.background not in ("auto", "from-split"):
             idle.append("refine.background_images")
-        if not self.refine.merge_with:
-            idle.append("refine.merge_with")
+        idle.append("refine.normalize" if self.refine.merge_with else "refine.merge_with")
         if self.labels.undecided != "scores":
             idle += ["labels.low", "labels.high"]
         if self.refine.kernel == "none":
