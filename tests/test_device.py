@@ -3,7 +3,16 @@ import torch
 from torch import nn
 
 from cam_pipeline.config import RunSettings
-from cam_pipeline.device import autocast, compiled, image_batch, pick_device, place, uncompiled, worker_count
+from cam_pipeline.device import (
+    _computes_in_bfloat16,
+    autocast,
+    compiled,
+    image_batch,
+    pick_device,
+    place,
+    uncompiled,
+    worker_count,
+)
 from cam_pipeline.errors import ConfigError
 
 
@@ -48,11 +57,30 @@ def test_one_gpu_is_not_for_two_processes(monkeypatch, second_of_two):
         pick_device(RunSettings(device="cuda:0"))
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_precision_is_that_of_the_settings(precision, dtype):
+@pytest.fixture(params=[True, False], ids=["bf16", "no bf16"])
+def has_bfloat16(request, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: request.param)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: request.param)
+    _computes_in_bfloat16.cache_clear()
+    yield request.param
+    _computes_in_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision_is_that_of_the_settings_as_far_as_the_processor_has_it(precision, has_bfloat16):
     layer, images = nn.Linear(3, 2), torch.rand(4, 3)
+    expected = torch.bfloat16 if precision == "bfloat16" and has_bfloat16 else torch.float32
     with autocast(RunSettings(precision=precision), torch.device("cpu")):
-        assert layer(images).dtype == dtype
+        assert layer(images).dtype == expected
+
+
+def test_a_processor_without_bfloat16_is_told_of_once(has_bfloat16, caplog):
+    for precision in ("float32", "bfloat16", "bfloat16"):
+        assert not caplog.messages or precision == "bfloat16"
+        autocast(RunSettings(precision=precision), torch.device("cpu"))
+    assert _computes_in_bfloat16("cuda") == has_bfloat16
+    line = "run.precision = 'bfloat16': this {} has no instructions for it; computes in float32"
+    assert caplog.messages == ([] if has_bfloat16 else [line.format("CPU"), line.format("GPU")])
 
 
 def test_networks_and_images_are_laid_out_channels_last():

@@ -478,7 +478,7 @@ class RunSettings(Section):
         "DASK_SCHEDULER_ADDRESS, else processes here) or `ray`",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="`bfloat16`: autocast; faster where the processor supports it"
+        "float32", description="`bfloat16`: autocast where the processor has instructions for it, which is faster"
     )
     compile: bool = Field(
         False,
