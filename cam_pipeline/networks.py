@@ -7,7 +7,7 @@ import torch
 from cam_pipeline.config import CamSettings, ClassifierSettings, SegmenterSettings
 from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.calibration import Calibration
-from cam_pipeline.models.cams import CamReading, FeatureWalk, Propagation
+from cam_pipeline.models.cams import Border, CamReading, FeatureWalk, Propagation
 from cam_pipeline.models.classifier import Classifier, PretrainedHalf, build_classifier
 from cam_pipeline.models.hybrid import Trunk
 from cam_pipeline.models.segmenter import Segmenter, build_segmenter
@@ -50,10 +50,13 @@ def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
         propagation = FeatureWalk(settings.walk_radius, settings.walk_steps, settings.walk_power, settings.walk_levels)
     if settings.propagate == "attention":
         propagation = Propagation(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
+    border = None
+    if settings.border:
+        border = Border(settings.border, settings.border_steps, settings.border_power, settings.walk_levels)
     calibration = None
     if settings.calibration == "sfc":
         calibration = Calibration(settings.background_over, settings.seed_background, settings.correlation_steps)
-    reading = CamReading(settings.source, settings.map_function, settings.start_layer, propagation, calibration)
+    reading = CamReading(settings.source, settings.map_function, settings.start_layer, propagation, border, calibration)
     try:
         reading.check(classifier)
     except ValueError as error:

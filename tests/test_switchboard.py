@@ -192,6 +192,22 @@ def test_maps_are_calibrated_without_and_on_top_of_the_other_method(
     assert ended.code == 0, ended.stderr
 
 
+@pytest.mark.parametrize("chosen", [(), ("cam.source=classifier_weights", "cam.propagate=features"), SFC[1:]])
+def test_what_is_like_the_border_can_be_taken_from_any_maps(
+    commands: Any, acr_run: Path, tmp_path: Path, chosen: tuple[str, ...]
+) -> None:
+    folder = Path(shutil.copytree(acr_run, tmp_path / "copy"))
+    ended = commands.run("make-cams", *options(*HYBRID, *ACR, *chosen, "cam.border=0.2"), folder=folder)
+    assert ended.code == 0 and "extract_cams: done" in ended.stderr, ended.stderr
+    shown = commands.run("status", *options(*HYBRID, *ACR, *chosen, "cam.border_power=2.0"), folder=folder).stdout
+    assert "cam.border was 0.2, is 0.0" in " ".join(shown.split())
+
+
+def test_a_border_that_is_off_makes_nothing_stale(commands: Any, acr_run: Path) -> None:
+    ended = commands.run("make-cams", *options(*HYBRID, *ACR, "cam.border_power=2.0"), folder=acr_run)
+    assert ended.code == 0 and "extract_cams: current" in ended.stderr
+
+
 def test_one_image_with_calibrated_maps_from_python(sfc_run: Path) -> None:
     run = open_run(sfc_run / "run", device="cpu")
     with CamStore.open(sfc_run / "run" / "cams.h5") as store:

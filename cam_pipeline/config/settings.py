@@ -253,9 +253,18 @@ class CamSettings(Section):
         1,
         ge=1,
         le=4,
-        description='`propagate = "features"` only: features of how many of the backbone\'s stages are compared, from '
-        "the deepest on, all alike",
+        description='`propagate = "features"` and `border` only: features of how many of the backbone\'s stages are '
+        "compared, from the deepest on, all alike",
     )
+    border: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="above 0: what is like the cells this near to the image's edge, in shorter sides, is taken for "
+        "background, and away from every map; try 0.1 where objects lie inside the frame",
+    )
+    border_power: float = Field(5.0, gt=0, le=100, description="`border` only: power of the cosine between features")
+    border_steps: int = Field(2, ge=1, le=100, description="`border` only: how far likeness to the edge is passed on")
     attention_layers: tuple[int, ...] = Field(
         (), description="`attention` only: blocks whose attention is summed (-1: the last); empty: all"
     )
@@ -541,7 +550,11 @@ class Config(Section):
         if self.cam.propagate != "attention":
             idle += ["cam.attention_layers", "cam.attention_steps", "cam.attention_normalize"]
         if self.cam.propagate != "features":
-            idle += ["cam.walk_radius", "cam.walk_power", "cam.walk_steps", "cam.walk_levels"]
+            idle += ["cam.walk_radius", "cam.walk_power", "cam.walk_steps"]
+        if not self.cam.border:
+            idle += ["cam.border_power", "cam.border_steps"]
+            if self.cam.propagate != "features":
+                idle.append("cam.walk_levels")
         if self.cam.calibration == "none":
             idle += ["refine.prototype_share", "refine.background_map", "cam.correlation_steps"]
             idle += ["cam.background_over", "cam.seed_background"]

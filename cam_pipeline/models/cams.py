@@ -13,6 +13,7 @@ from cam_pipeline.models.calibration import Calibration, CalibrationHead, LevelT
 from cam_pipeline.models.classifier import Classifier, ClassifierOutput
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.affinity import feature_walk
+from cam_pipeline.ops.border import border_likeness, without_background
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
 
 ClassIds = tuple[int, ...]
@@ -42,18 +43,33 @@ class FeatureWalk:
 
 
 @dataclass(frozen=True)
+class Border:
+    """Background told from what is like the image's border, as `ops.border`: cells within `share` of the shorter side.
+
+    The features are those of the deepest `levels` stages, as for `FeatureWalk`.
+    """
+
+    share: float = 0.1
+    steps: int = 2
+    power: float = 5.0
+    levels: int = 1
+
+
+@dataclass(frozen=True)
 class CamReading:
     """How the maps of one view are read.
 
     `source`: `classifier_weights` (CAM) or `class_token_gradient` (ACR: function `map_function` of the attention of the
-    blocks from `start_layer` on, negative: from the end). `propagation`: None, or how maps are propagated.
-    `calibration`: None, or how `calibrated_cams` calibrates them.
+    blocks from `start_layer` on, negative: from the end). `propagation`: None, or how maps are propagated. `border`:
+    None, or how the background is told that is taken away from them. `calibration`: None, or how `calibrated_cams`
+    calibrates them.
     """
 
     source: str = "classifier_weights"
     map_function: str = "grad"
     start_layer: int = -2
     propagation: Propagation | FeatureWalk | None = None
+    border: Border | None = None
     calibration: Calibration | None = None
 
     @property
@@ -64,12 +80,17 @@ class CamReading:
     def attention(self) -> Propagation | None:
         return self.propagation if isinstance(self.propagation, Propagation) else None
 
+    @property
+    def walk(self) -> FeatureWalk | None:
+        return self.propagation if isinstance(self.propagation, FeatureWalk) else None
+
     def check(self, classifier: Classifier) -> None:
         """Raise ValueError (NoAttention for a CNN) when this classifier's maps can not be read so."""
-        if self.calibration is not None or isinstance(self.propagation, FeatureWalk):
+        walks = [walk for walk in (self.walk, self.border) if walk is not None]
+        if self.calibration is not None or walks:
             count = len(feature_levels(classifier.backbone))
-            if isinstance(self.propagation, FeatureWalk) and self.propagation.levels > count:
-                raise ValueError(f"a walk over {self.propagation.levels} stages, of which the network has {count}")
+            if walks and walks[0].levels > count:
+                raise ValueError(f"{walks[0].levels} stages are to be compared, but the network has {count}")
         if not self.by_gradient and self.attention is None:
             return
         count = len(attention_modules(classifier))
@@ -165,13 +186,30 @@ def view_maps(
 
     `ranks` as `class_ranks` gives them, for maps by gradient. The classifier is left as it came.
     """
-    if isinstance(reading.propagation, FeatureWalk):
-        walk = reading.propagation
-        with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
-            maps, output = view_maps(classifier, images, replace(reading, propagation=None), ranks)
-        grid = output.features.shape[-2:]
-        features = CalibrationHead().side_features(tap.take(grid)[-walk.levels :], grid)
-        return feature_walk(maps.relu(), features, walk.radius, walk.steps, walk.power), output
+    walk, border = reading.walk, reading.border
+    if walk is None and border is None:
+        return _attention_maps(classifier, images, reading, ranks)
+    plain = replace(reading, propagation=reading.attention)
+    with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
+        maps, output = _attention_maps(classifier, images, plain, ranks)
+    grid = output.features.shape[-2:]
+    levels = tap.take(grid)
+
+    def features(count: int) -> Tensor:
+        return CalibrationHead().side_features(levels[-count:], grid)
+
+    if walk is not None:
+        maps = feature_walk(maps.relu(), features(walk.levels), walk.radius, walk.steps, walk.power)
+    if border is not None:
+        likeness = border_likeness(features(border.levels), border.share, border.steps, border.power)
+        maps = without_background(maps, likeness)
+    return maps, output
+
+
+def _attention_maps(
+    classifier: Classifier, images: Tensor, reading: CamReading, ranks: Tensor | None
+) -> tuple[Tensor, ClassifierOutput]:
+    """As `view_maps`, propagated by attention or not at all."""
     affinity, propagation = Affinity(classifier.prefix_tokens), reading.attention
     if reading.by_gradient:
         if ranks is None:

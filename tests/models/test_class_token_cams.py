@@ -5,11 +5,20 @@ import torch
 from torch import nn
 
 from cam_pipeline.models.attention import AttentionTap, NoAttention
-from cam_pipeline.models.calibration import LevelTap
-from cam_pipeline.models.cams import CamReading, FeatureWalk, Propagation, class_ranks, multi_scale_cams, view_maps
+from cam_pipeline.models.calibration import CalibrationHead, LevelTap
+from cam_pipeline.models.cams import (
+    Border,
+    CamReading,
+    FeatureWalk,
+    Propagation,
+    class_ranks,
+    multi_scale_cams,
+    view_maps,
+)
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.ops.acr import MAP_FUNCTIONS, class_token_map, propagate_attention
 from cam_pipeline.ops.affinity import feature_walk, random_walk
+from cam_pipeline.ops.border import border_likeness, without_background
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam
 
 CLASSES = 4
@@ -244,7 +253,7 @@ def test_a_walk_over_features_is_that_of_the_same_view(images, kind, radius, lev
     nn.init.normal_(network.head.weight)
     walk = CamReading(propagation=FeatureWalk(radius, steps=2, power=3.0, levels=levels))
     walk.check(network)
-    with pytest.raises(ValueError, match="a walk over 9 stages, of which the network has"):
+    with pytest.raises(ValueError, match="9 stages are to be compared, but the network has"):
         CamReading(propagation=FeatureWalk(levels=9)).check(network)
     with torch.no_grad():
         with LevelTap(network.backbone, network.prefix_tokens) as tap:
@@ -258,3 +267,28 @@ def test_a_walk_over_features_is_that_of_the_same_view(images, kind, radius, lev
     near = torch.cdist(*[torch.cartesian_prod(torch.arange(2.0), torch.arange(3.0))] * 2, p=float("inf")) <= 1
     affinity = cosine.relu() * (near if radius else 1)
     torch.testing.assert_close(found, random_walk(raw, affinity, 2, 3.0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+@pytest.mark.parametrize("propagation", [None, FeatureWalk(steps=2, levels=1)])
+def test_a_background_like_the_border_is_taken_away_last(kind, propagation):
+    network = build() if kind == "vit" else build_classifier("test_resnet", CLASSES, stride=16).eval()
+    nn.init.normal_(network.head.weight)
+    images = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(1))  # 3 x 4 cells, two inside the border
+    reading = CamReading(propagation=propagation, border=Border(share=0.1, steps=3, power=2.0, levels=2))
+    reading.check(network)
+    with torch.no_grad():
+        with LevelTap(network.backbone, network.prefix_tokens) as tap:
+            before = view_maps(network, images, CamReading(propagation=propagation))[0]
+        grid = before.shape[-2:]
+        features = CalibrationHead().side_features(tap.take(grid)[-2:], grid)
+        found, output = view_maps(network, images, reading)
+    expected = without_background(before, border_likeness(features, 0.1, 3, 2.0))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found, before.relu()) and found.any()
+    assert not output.logits.requires_grad and not network.backbone._forward_hooks
+
+
+def test_a_border_over_more_stages_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="9 stages are to be compared, but the network has"):
+        CamReading(border=Border(levels=9)).check(build())
