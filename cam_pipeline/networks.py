@@ -47,16 +47,24 @@ def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
     """How maps are to be read out of this classifier. Raises ConfigError when it can not be done."""
     propagation: Propagation | FeatureWalk | None = None
     if settings.propagate == "features":
-        propagation = FeatureWalk(settings.walk_radius, settings.walk_steps, settings.walk_power, settings.walk_levels)
+        propagation = FeatureWalk(settings.walk_radius, settings.walk_steps, settings.walk_power)
     if settings.propagate == "attention":
         propagation = Propagation(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
     border = None
     if settings.border:
-        border = Border(settings.border, settings.border_steps, settings.border_power, settings.walk_levels)
+        border = Border(settings.border, settings.border_steps, settings.border_power)
     calibration = None
     if settings.calibration == "sfc":
         calibration = Calibration(settings.background_over, settings.seed_background, settings.correlation_steps)
-    reading = CamReading(settings.source, settings.map_function, settings.start_layer, propagation, border, calibration)
+    reading = CamReading(
+        settings.source,
+        settings.map_function,
+        settings.start_layer,
+        propagation,
+        calibration,
+        border,
+        settings.walk_levels,
+    )
     try:
         reading.check(classifier)
     except ValueError as error:

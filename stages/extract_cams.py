@@ -84,5 +84,5 @@ STAGE = Stage(
     data=_data,
     shared=True,
     memory="cam.batch_size",
-    version=2,
+    version=3,
 )

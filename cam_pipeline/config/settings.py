@@ -264,7 +264,7 @@ class CamSettings(Section):
         "background, and away from every map; try 0.1 where objects lie inside the frame",
     )
     border_power: float = Field(5.0, gt=0, le=100, description="`border` only: power of the cosine between features")
-    border_steps: int = Field(2, ge=1, le=100, description="`border` only: how far likeness to the edge is passed on")
+    border_steps: int = Field(3, ge=1, le=100, description="`border` only: how far likeness to the edge is passed on")
     attention_layers: tuple[int, ...] = Field(
         (), description="`attention` only: blocks whose attention is summed (-1: the last); empty: all"
     )

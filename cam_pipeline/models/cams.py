@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from cam_pipeline.models.classifier import Classifier, ClassifierOutput
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.affinity import feature_walk
 from cam_pipeline.ops.border import border_likeness, without_background
-from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
+from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_features, place_view
+from cam_pipeline.ops.sfc import peak_normalized
 
 ClassIds = tuple[int, ...]
 
@@ -32,27 +33,21 @@ class Propagation:
 class FeatureWalk:
     """Propagation of maps by the likeness of features, as `ops.affinity.feature_walk`; `radius` in cells, 0: all.
 
-    The features are those of the deepest `levels` stages, each brought to unit length, so that the cosine is the mean
-    of theirs. They are not what some CNNs make of the deepest one for the classifier, which is positive everywhere.
+    The maps of all views walk together, on the grid of the largest scale (ADR 8).
     """
 
     radius: int = 0
     steps: int = 1
     power: float = 1.0
-    levels: int = 1
 
 
 @dataclass(frozen=True)
 class Border:
-    """Background told from what is like the image's border, as `ops.border`: cells within `share` of the shorter side.
-
-    The features are those of the deepest `levels` stages, as for `FeatureWalk`.
-    """
+    """Background told by the image's border, as `ops.border`: cells within `share` of the shorter side of its edge."""
 
     share: float = 0.1
-    steps: int = 2
+    steps: int = 3
     power: float = 5.0
-    levels: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,17 +55,22 @@ class CamReading:
     """How the maps of one view are read.
 
     `source`: `classifier_weights` (CAM) or `class_token_gradient` (ACR: function `map_function` of the attention of the
-    blocks from `start_layer` on, negative: from the end). `propagation`: None, or how maps are propagated. `border`:
-    None, or how the background is told that is taken away from them. `calibration`: None, or how `calibrated_cams`
-    calibrates them.
+    blocks from `start_layer` on, negative: from the end). `propagation`: None, or how maps are propagated.
+    `calibration`: None, or how `calibrated_cams` calibrates them. `border`: None, or how the background is told that is
+    taken away from them.
+
+    Walk and border compare the features of the deepest `levels` stages, each brought to unit length, so that the cosine
+    is the mean of theirs. They are not what some CNNs make of the deepest one for the classifier, which is positive
+    everywhere.
     """
 
     source: str = "classifier_weights"
     map_function: str = "grad"
     start_layer: int = -2
     propagation: Propagation | FeatureWalk | None = None
-    border: Border | None = None
     calibration: Calibration | None = None
+    border: Border | None = None
+    levels: int = 1
 
     @property
     def by_gradient(self) -> bool:
@@ -84,13 +84,17 @@ class CamReading:
     def walk(self) -> FeatureWalk | None:
         return self.propagation if isinstance(self.propagation, FeatureWalk) else None
 
+    @property
+    def compares(self) -> bool:
+        """Whether features are compared."""
+        return self.walk is not None or self.border is not None
+
     def check(self, classifier: Classifier) -> None:
         """Raise ValueError (NoAttention for a CNN) when this classifier's maps can not be read so."""
-        walks = [walk for walk in (self.walk, self.border) if walk is not None]
-        if self.calibration is not None or walks:
+        if self.calibration is not None or self.compares:
             count = len(feature_levels(classifier.backbone))
-            if walks and walks[0].levels > count:
-                raise ValueError(f"{walks[0].levels} stages are to be compared, but the network has {count}")
+            if self.compares and self.levels > count:
+                raise ValueError(f"{self.levels} stages are to be compared, but the network has {count}")
         if not self.by_gradient and self.attention is None:
             return
         count = len(attention_modules(classifier))
@@ -115,25 +119,37 @@ def multi_scale_cams(
     """Class maps and class probabilities of a batch: images (B, 3, H, W) in 0..1, sides multiples of the stride.
 
     Returns (B, C, h, w) >= 0, the mean of a scale's two views summed over scales, on the grid of scale 1 and placed as
-    the network's cells lie, not normalised; and (B, C) in 0..1, the mean over views. Scaled sides are rounded to whole
-    cells, so that every grid covers the image exactly.
+    the network's cells lie, not normalised; and (B, C) in 0..1, the mean over views. Where features are compared
+    (`finished_maps`), on the grid of the largest scale. Scaled sides are rounded to whole cells, so that every grid
+    covers the image exactly.
 
     Gradients are taken for the present classes only, 1-based `class_ids` for each image, or those predicted above
     `threshold` where they are None; the maps of the others are zero.
     """
     images = images.clone() if images.is_inference() else images
-    rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
+    grid = (images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride)
     views, ranks, likely = list(scaled_views(images, classifier.stride, scales, flip)), None, None
+    finest, features = finest_view(views), None
     if reading.by_gradient:
         known, likely = _shown_classes(classifier, views, class_ids, threshold)
         ranks = class_ranks(known, images.device)
     maps, probabilities = [], []
-    for view, flipped in views:
-        raw, output = view_maps(classifier, view, reading, ranks)
-        maps.append(place_view(raw, (rows, columns), classifier.offset, flipped))
+    for number, (view, flipped) in enumerate(views):
+        if reading.compares and number == finest:
+            with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
+                raw, output = view_maps(classifier, view, reading, ranks)
+            features = compared_features(tap.take(raw.shape[-2:])[-reading.levels :], raw.shape[-2:], classifier.offset)
+        else:
+            raw, output = view_maps(classifier, view, reading, ranks)
+        maps.append(place_view(raw, grid, classifier.offset, flipped))
         probabilities.append(output.logits.float().sigmoid())
     chances = torch.stack(probabilities).mean(dim=0) if likely is None else likely  # those that chose the classes
-    return torch.stack(maps).sum(dim=0) / (2 if flip else 1), chances
+    merged = torch.stack(maps).sum(dim=0) / (2 if flip else 1)
+    if features is None:
+        return merged, chances
+    unknown = [None] * len(images) if class_ids is None else class_ids
+    shown = [predicted_classes(chances[i], threshold) if ids is None else ids for i, ids in enumerate(unknown)]
+    return finished_maps(merged, features, reading, presence(shown, chances)), chances
 
 
 @torch.inference_mode(False)
@@ -151,32 +167,76 @@ def calibrated_cams(
 
     Returns (B, 1 + C, h, w) >= 0 twice, background first, summed over scales as there, and (B, C). The maps of absent
     classes are zero and have no say in the background or the prototypes. The side features are those that the
-    classifier learned (objective SFC), else its stages' own. Source: SFC (AAAI 2024), specification section 6, but
-    every view is calibrated by itself, so that its cells need not coincide with those of the mirrored one.
+    classifier learned (objective SFC), else its stages' own. A walk spreads the calibrated maps of the classes, and
+    the border takes from them; the backgrounds stay. Source: SFC (AAAI 2024), specification section 6, but every view
+    is calibrated by itself, so that its cells need not coincide with those of the mirrored one.
     """
     calibration = reading.calibration or Calibration()
     images = images.clone() if images.is_inference() else images
-    rows, columns = images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride
+    grid = (images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride)
     views = list(scaled_views(images, classifier.stride, scales, flip))
+    finest, compared = finest_view(views), None
     known, likely = _shown_classes(classifier, views, class_ids, threshold)
-    shown = [[float(1 + number in ids) for number in range(classifier.head.out_features)] for ids in known]
-    present, ranks = torch.tensor(shown, device=images.device), class_ranks(known, images.device)
+    present = presence(known, torch.zeros(len(images), classifier.head.out_features, device=images.device))
+    ranks = class_ranks(known, images.device)
     head = classifier.calibration or CalibrationHead()
     owns, prototypes, probabilities = [], [], []
-    for view, flipped in views:
+    for number, (view, flipped) in enumerate(views):
         with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
             raw, (features, logits) = view_maps(classifier, view, reading, ranks)
         levels = tap.take(features.shape[-2:])
+        if reading.compares and number == finest:
+            compared = compared_features(levels[-reading.levels :], raw.shape[-2:], classifier.offset)
         if reading.by_gradient:
             raw = normalize_cam(raw, eps=0.0)  # gradients may be that small
         own = head.classifier_maps(raw, classifier.normalize(view), levels[-1], present, calibration)
         prototype = head.prototype_maps(own, levels, present, calibration)
-        owns.append(place_view(own, (rows, columns), classifier.offset, flipped))
-        prototypes.append(place_view(prototype, (rows, columns), classifier.offset, flipped))
+        owns.append(place_view(own, grid, classifier.offset, flipped))
+        prototypes.append(place_view(prototype, grid, classifier.offset, flipped))
         probabilities.append(logits.float().sigmoid())
     chances = torch.stack(probabilities).mean(dim=0) if likely is None else likely
-    both = 2 if flip else 1
-    return torch.stack(owns).sum(dim=0) / both, torch.stack(prototypes).sum(dim=0) / both, chances
+    own, prototype = (torch.stack(kind).sum(dim=0) / (2 if flip else 1) for kind in (owns, prototypes))
+    if compared is None:
+        return own, prototype, chances
+    own = torch.cat([_drawn(own[:, :1], compared), finished_maps(own[:, 1:], compared, reading, present)], dim=1)
+    of_classes = finished_maps(prototype[:, 1:], compared, reading, present)
+    return own, torch.cat([_drawn(prototype[:, :1], compared), of_classes], dim=1), chances
+
+
+def finest_view(views: Sequence[tuple[Tensor, bool]]) -> int:
+    """Number of the view with most pixels, the first of these: features are compared in it."""
+    return max(range(len(views)), key=lambda number: views[number][0].shape[-2:].numel())
+
+
+def compared_features(levels: Sequence[Tensor], grid: Sequence[int], offset: float) -> Tensor:
+    """Features (B, D, h, w) by which cells are compared, of a view's `levels`, placed as the network's cells lie.
+
+    Those of each level are brought to unit length, so that the cosine is the mean of theirs.
+    """
+    size = (grid[0], grid[1])
+    return place_features(CalibrationHead().side_features(levels, size), size, offset)
+
+
+def finished_maps(maps: Tensor, features: Tensor, reading: CamReading, present: Tensor) -> Tensor:
+    """Maps (B, C, h, w) >= 0 of all views after what compares the features (B, D, H, W) of the finest: (B, C, H, W).
+
+    They are drawn on the features' grid, walk there, and lose what is like the border, as far as no class that is
+    `present` (B, C) claims this.
+    """
+    maps = _drawn(maps, features)
+    if reading.walk is not None:
+        walk = reading.walk
+        maps = feature_walk(maps, features, walk.radius, walk.steps, walk.power)
+    if reading.border is not None:
+        border = reading.border
+        claimed = (peak_normalized(maps) * present[:, :, None, None]).amax(dim=1, keepdim=True)
+        maps = without_background(maps, border_likeness(features, border.share, border.steps, border.power, claimed))
+    return maps
+
+
+def _drawn(maps: Tensor, features: Tensor) -> Tensor:
+    """Maps on the grid of the features."""
+    return F.interpolate(maps, (features.shape[-2], features.shape[-1]), mode="bilinear", align_corners=False)
 
 
 def view_maps(
@@ -184,32 +244,9 @@ def view_maps(
 ) -> tuple[Tensor, ClassifierOutput]:
     """Raw maps (B, C, h, w) of one view, and what the classifier gave: images (B, 3, H, W) as `Classifier` takes them.
 
+    Propagation by attention is done, what compares features (`finished_maps`) is not.
     `ranks` as `class_ranks` gives them, for maps by gradient. The classifier is left as it came.
     """
-    walk, border = reading.walk, reading.border
-    if walk is None and border is None:
-        return _attention_maps(classifier, images, reading, ranks)
-    plain = replace(reading, propagation=reading.attention)
-    with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
-        maps, output = _attention_maps(classifier, images, plain, ranks)
-    grid = output.features.shape[-2:]
-    levels = tap.take(grid)
-
-    def features(count: int) -> Tensor:
-        return CalibrationHead().side_features(levels[-count:], grid)
-
-    if walk is not None:
-        maps = feature_walk(maps.relu(), features(walk.levels), walk.radius, walk.steps, walk.power)
-    if border is not None:
-        likeness = border_likeness(features(border.levels), border.share, border.steps, border.power)
-        maps = without_background(maps, likeness)
-    return maps, output
-
-
-def _attention_maps(
-    classifier: Classifier, images: Tensor, reading: CamReading, ranks: Tensor | None
-) -> tuple[Tensor, ClassifierOutput]:
-    """As `view_maps`, propagated by attention or not at all."""
     affinity, propagation = Affinity(classifier.prefix_tokens), reading.attention
     if reading.by_gradient:
         if ranks is None:
@@ -224,6 +261,14 @@ def _attention_maps(
         flat = maps.flatten(2).relu()
         maps = propagate_attention(flat, affinity.mean, propagation.steps, propagation.normalize).view_as(maps)
     return maps, output
+
+
+def presence(class_ids: Sequence[ClassIds], like: Tensor) -> Tensor:
+    """(B, C) 0/1: which classes each image shows; size, device and type as `like`."""
+    present = torch.zeros_like(like)
+    for row, ids in zip(present, class_ids, strict=True):
+        row[[class_id - 1 for class_id in ids]] = 1
+    return present
 
 
 def class_ranks(class_ids: Sequence[ClassIds], device: torch.device) -> Tensor:

@@ -30,19 +30,26 @@ def classifier_cam(features: Tensor, weight: Tensor) -> Tensor:
 def place_view(cam: Tensor, size: tuple[int, int], offset: float = 0.0, flipped: bool = False) -> Tensor:
     """Positive part of one view's raw maps where it belongs in the image: (..., h, w) -> (..., H, W) for size (H, W).
 
+    As `place_features`. Negative evidence is clipped first, so that a view that sees nothing can not erase what another
+    sees, as in IRNet (Ahn et al. 2019); the caller averages and sums views.
+    """
+    return place_features(at_least_float32(cam, "cam").relu(), size, offset, flipped)
+
+
+def place_features(features: Tensor, size: tuple[int, int], offset: float = 0.0, flipped: bool = False) -> Tensor:
+    """What a network makes of one view where it belongs in the image: (..., h, w) -> (..., H, W) for size (H, W).
+
     A view is the image at some scale, or that mirrored left to right (`flipped`). `offset` says by how many cells the
     centres of the network's cells lie right of and below an even division of its input (`models.stride.cell_offset`);
-    in a mirrored view that is to the left. Resampling is bilinear (align_corners=False) and repeats the border.
-
-    Negative evidence is clipped first, so that a view that sees nothing can not erase what another sees, as in IRNet
-    (Ahn et al. 2019); the caller averages and sums views. Raises ValueError for an empty grid or size.
+    in a mirrored view that is to the left. Resampling is bilinear (align_corners=False) and repeats the border. Raises
+    ValueError for an empty grid or size.
     """
-    if cam.ndim < 2 or 0 in cam.shape[-2:] or min(size) < 1:
-        raise ValueError(f"maps (..., h, w) and size (height, width) must not be empty: {tuple(cam.shape)}, {size}")
-    positive = at_least_float32(cam, "cam").relu()
-    if flipped:
-        positive = positive.flip(-1)
-    placed = _resample(positive, -2, size[0], offset)
+    if features.ndim < 2 or 0 in features.shape[-2:] or min(size) < 1:
+        raise ValueError(
+            f"maps (..., h, w) and size (height, width) must not be empty: {tuple(features.shape)}, {size}"
+        )
+    whole = at_least_float32(features, "features")
+    placed = _resample(whole.flip(-1) if flipped else whole, -2, size[0], offset)
     return _resample(placed, -1, size[1], -offset if flipped else offset)
 
 

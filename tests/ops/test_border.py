@@ -66,6 +66,17 @@ def test_it_is_the_walk_of_the_border_of_every_image_by_itself():
     torch.testing.assert_close(found[1:], border_likeness(features[1:], share=0.1, steps=3, power=2.0))
 
 
+def test_what_classes_claim_of_the_border_counts_less():
+    """Of three cells alike one lies in the border; claimed by half it makes them all like the border by a sixth."""
+    features, claimed = directions(["bbab", "baab", "bbbb"]), torch.zeros(1, 1, 3, 4)
+    claimed[0, 0, 0, 2], claimed[0, 0, 1, 1] = 0.5, 1.0  # what is inside never counts
+    sixth = 1 / 6
+    close(border_likeness(features, claimed=claimed)[0, 0], [[1, 1, sixth, 1], [1, sixth, sixth, 1], [1, 1, 1, 1]])
+    close(border_likeness(features, claimed=torch.ones(1, 1, 3, 4))[0, 0], [[0.0] * 4] * 3)
+    with pytest.raises(ValueError, match="claimed must be"):
+        border_likeness(features, claimed=torch.ones(1, 2, 3, 4))
+
+
 def test_features_of_nothing_are_like_no_border():
     assert torch.equal(border_likeness(torch.zeros(2, 3, 2, 3)), torch.zeros(2, 1, 2, 3))
 
