@@ -46,9 +46,9 @@ def _gpu_of_this_process(run: RunSettings, device: torch.device) -> torch.device
 
 
 def autocast(run: RunSettings, device: torch.device) -> torch.autocast:
-    """bfloat16 autocast when `run.precision` asks for it and the processor has instructions for it.
+    """bfloat16 autocast when `run.precision` asks for it and the processor is made for it.
 
-    Without them torch computes it by plain loops: a training step that took 2.5 s in float32 took 38 s (a CPU with
+    Where it is not, torch computes it by plain loops: a training step that took 2.5 s in float32 took 38 s (a CPU with
     AVX2). So float32 it is there, which is exact where bfloat16 is not, and a warning says so once.
     """
     enabled = run.precision == "bfloat16" and _computes_in_bfloat16(device.type)
@@ -57,13 +57,14 @@ def autocast(run: RunSettings, device: torch.device) -> torch.autocast:
 
 @cache
 def _computes_in_bfloat16(device_type: str) -> bool:
-    """Whether this machine's processor of that type has instructions for bfloat16; a warning where it has none."""
+    """Whether torch computes fast in bfloat16 on this machine's processor of that type; a warning where it does not."""
     if device_type == "cuda":
         found, name = bool(torch.cuda.is_bf16_supported(including_emulation=False)), "GPU"
     else:
-        found, name = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()), "CPU"
+        name = "CPU"
+        found = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if not found:
-        logger.warning("run.precision = 'bfloat16': this %s has no instructions for it; computes in float32", name)
+        logger.warning("run.precision = 'bfloat16': this %s is not made for it; computes in float32", name)
     return found
 
 

@@ -57,13 +57,13 @@ def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
     if settings.calibration == "sfc":
         calibration = Calibration(settings.background_over, settings.seed_background, settings.correlation_steps)
     reading = CamReading(
-        settings.source,
-        settings.map_function,
-        settings.start_layer,
-        propagation,
-        calibration,
-        border,
-        settings.walk_levels,
+        source=settings.source,
+        map_function=settings.map_function,
+        start_layer=settings.start_layer,
+        propagation=propagation,
+        calibration=calibration,
+        border=border,
+        levels=settings.walk_levels,
     )
     try:
         reading.check(classifier)

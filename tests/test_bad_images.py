@@ -127,7 +127,13 @@ def test_images_of_any_size_go_through_all_stages(commands: Any, workspace: Path
         Image.fromarray(np.full_like(pixels, 90) if size == sizes["wall"] else pixels).save(
             workspace / "data" / f"{name}.jpg"
         )
-    settings = ["cam.propagate=features", "cam.walk_levels=2", "refine.kernel=varm", "refine.background=auto"]
+    settings = [
+        "cam.propagate=features",
+        "cam.walk_levels=2",
+        "cam.border=0.1",
+        "refine.kernel=varm",
+        "refine.background=auto",
+    ]
     chosen = [part for setting in settings for part in ("--set", setting)]
     ended = commands.run("run", "-c", "tiny.toml", "--quiet", *chosen, folder=workspace)
     assert ended.code == 0, ended.stderr

@@ -59,6 +59,7 @@ def test_one_gpu_is_not_for_two_processes(monkeypatch, second_of_two):
 
 @pytest.fixture(params=[True, False], ids=["bf16", "no bf16"])
 def has_bfloat16(request, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: request.param)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: request.param)
     _computes_in_bfloat16.cache_clear()
@@ -79,8 +80,13 @@ def test_a_processor_without_bfloat16_is_told_of_once(has_bfloat16, caplog):
         assert not caplog.messages or precision == "bfloat16"
         autocast(RunSettings(precision=precision), torch.device("cpu"))
     assert _computes_in_bfloat16("cuda") == has_bfloat16
-    line = "run.precision = 'bfloat16': this {} has no instructions for it; computes in float32"
+    line = "run.precision = 'bfloat16': this {} is not made for it; computes in float32"
     assert caplog.messages == ([] if has_bfloat16 else [line.format("CPU"), line.format("GPU")])
+
+
+def test_without_onednn_there_is_no_bfloat16(has_bfloat16, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not _computes_in_bfloat16("cpu")
 
 
 def test_networks_and_images_are_laid_out_channels_last():

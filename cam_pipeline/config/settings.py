@@ -487,7 +487,7 @@ class RunSettings(Section):
         "DASK_SCHEDULER_ADDRESS, else processes here) or `ray`",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="`bfloat16`: autocast where the processor has instructions for it, which is faster"
+        "float32", description="`bfloat16`: autocast where the processor is made for it, which is faster there"
     )
     compile: bool = Field(
         False,

@@ -15,7 +15,6 @@ from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.affinity import feature_walk
 from cam_pipeline.ops.border import border_likeness, without_background
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_features, place_view
-from cam_pipeline.ops.sfc import peak_normalized
 
 ClassIds = tuple[int, ...]
 
@@ -52,7 +51,7 @@ class Border:
 
 @dataclass(frozen=True)
 class CamReading:
-    """How the maps of one view are read.
+    """How maps are read.
 
     `source`: `classifier_weights` (CAM) or `class_token_gradient` (ACR: function `map_function` of the attention of the
     blocks from `start_layer` on, negative: from the end). `propagation`: None, or how maps are propagated.
@@ -60,8 +59,8 @@ class CamReading:
     taken away from them.
 
     Walk and border compare the features of the deepest `levels` stages, each brought to unit length, so that the cosine
-    is the mean of theirs. They are not what some CNNs make of the deepest one for the classifier, which is positive
-    everywhere.
+    is nearly the mean of theirs. They are not what some CNNs make of the deepest one for the classifier, which is
+    positive everywhere.
     """
 
     source: str = "classifier_weights"
@@ -123,13 +122,13 @@ def multi_scale_cams(
     (`finished_maps`), on the grid of the largest scale. Scaled sides are rounded to whole cells, so that every grid
     covers the image exactly.
 
-    Gradients are taken for the present classes only, 1-based `class_ids` for each image, or those predicted above
-    `threshold` where they are None; the maps of the others are zero.
+    Present classes are the 1-based `class_ids` of each image, or those predicted above `threshold` where they are None.
+    Gradients are taken for them only, and the maps of the others are then zero; only they claim parts of the border.
     """
     images = images.clone() if images.is_inference() else images
-    grid = (images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride)
     views, ranks, likely = list(scaled_views(images, classifier.stride, scales, flip)), None, None
     finest, features = finest_view(views), None
+    grid = cells_of(views[finest][0] if reading.compares else images, classifier.stride)
     if reading.by_gradient:
         known, likely = _shown_classes(classifier, views, class_ids, threshold)
         ranks = class_ranks(known, images.device)
@@ -149,7 +148,9 @@ def multi_scale_cams(
         return merged, chances
     unknown = [None] * len(images) if class_ids is None else class_ids
     shown = [predicted_classes(chances[i], threshold) if ids is None else ids for i, ids in enumerate(unknown)]
-    return finished_maps(merged, features, reading, presence(shown, chances)), chances
+    return finished_maps(
+        merged, features, reading, presence(shown, classifier.head.out_features, images.device)
+    ), chances
 
 
 @torch.inference_mode(False)
@@ -173,11 +174,11 @@ def calibrated_cams(
     """
     calibration = reading.calibration or Calibration()
     images = images.clone() if images.is_inference() else images
-    grid = (images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride)
     views = list(scaled_views(images, classifier.stride, scales, flip))
     finest, compared = finest_view(views), None
+    grid = cells_of(views[finest][0] if reading.compares else images, classifier.stride)
     known, likely = _shown_classes(classifier, views, class_ids, threshold)
-    present = presence(known, torch.zeros(len(images), classifier.head.out_features, device=images.device))
+    present = presence(known, classifier.head.out_features, images.device)
     ranks = class_ranks(known, images.device)
     head = classifier.calibration or CalibrationHead()
     owns, prototypes, probabilities = [], [], []
@@ -198,9 +199,16 @@ def calibrated_cams(
     own, prototype = (torch.stack(kind).sum(dim=0) / (2 if flip else 1) for kind in (owns, prototypes))
     if compared is None:
         return own, prototype, chances
-    own = torch.cat([_drawn(own[:, :1], compared), finished_maps(own[:, 1:], compared, reading, present)], dim=1)
-    of_classes = finished_maps(prototype[:, 1:], compared, reading, present)
-    return own, torch.cat([_drawn(prototype[:, :1], compared), of_classes], dim=1), chances
+    finished = [finished_maps(maps[:, 1:], compared, reading, present) for maps in (own, prototype)]
+    own, prototype = (
+        torch.cat([maps[:, :1], new], dim=1) for maps, new in zip((own, prototype), finished, strict=True)
+    )
+    return own, prototype, chances
+
+
+def cells_of(images: Tensor, stride: int) -> tuple[int, int]:
+    """The grid (h, w) of images (B, 3, H, W)."""
+    return images.shape[-2] // stride, images.shape[-1] // stride
 
 
 def finest_view(views: Sequence[tuple[Tensor, bool]]) -> int:
@@ -211,32 +219,25 @@ def finest_view(views: Sequence[tuple[Tensor, bool]]) -> int:
 def compared_features(levels: Sequence[Tensor], grid: Sequence[int], offset: float) -> Tensor:
     """Features (B, D, h, w) by which cells are compared, of a view's `levels`, placed as the network's cells lie.
 
-    Those of each level are brought to unit length, so that the cosine is the mean of theirs.
+    Those of each level are brought to unit length, so that the cosine is nearly the mean of theirs.
     """
     size = (grid[0], grid[1])
     return place_features(CalibrationHead().side_features(levels, size), size, offset)
 
 
 def finished_maps(maps: Tensor, features: Tensor, reading: CamReading, present: Tensor) -> Tensor:
-    """Maps (B, C, h, w) >= 0 of all views after what compares the features (B, D, H, W) of the finest: (B, C, H, W).
+    """Maps (B, C, h, w) >= 0 of all views after what compares the features (B, D, h, w) of the finest: (B, C, h, w).
 
-    They are drawn on the features' grid, walk there, and lose what is like the border, as far as no class that is
-    `present` (B, C) claims this.
+    They walk, and lose what is like the border as far as no class that is `present` (B, C) claims this.
     """
-    maps = _drawn(maps, features)
     if reading.walk is not None:
         walk = reading.walk
         maps = feature_walk(maps, features, walk.radius, walk.steps, walk.power)
     if reading.border is not None:
         border = reading.border
-        claimed = (peak_normalized(maps) * present[:, :, None, None]).amax(dim=1, keepdim=True)
+        claimed = (normalize_cam(maps, eps=0.0) * present[:, :, None, None]).amax(dim=1, keepdim=True)
         maps = without_background(maps, border_likeness(features, border.share, border.steps, border.power, claimed))
     return maps
-
-
-def _drawn(maps: Tensor, features: Tensor) -> Tensor:
-    """Maps on the grid of the features."""
-    return F.interpolate(maps, (features.shape[-2], features.shape[-1]), mode="bilinear", align_corners=False)
 
 
 def view_maps(
@@ -263,9 +264,9 @@ def view_maps(
     return maps, output
 
 
-def presence(class_ids: Sequence[ClassIds], like: Tensor) -> Tensor:
-    """(B, C) 0/1: which classes each image shows; size, device and type as `like`."""
-    present = torch.zeros_like(like)
+def presence(class_ids: Sequence[ClassIds], num_classes: int, device: torch.device) -> Tensor:
+    """(B, C) 0/1: which classes each image shows."""
+    present = torch.zeros(len(class_ids), num_classes, device=device)
     for row, ids in zip(present, class_ids, strict=True):
         row[[class_id - 1 for class_id in ids]] = 1
     return present

@@ -29,12 +29,12 @@ def border_cells(height: int, width: int, share: float) -> Tensor:
 def border_likeness(
     features: Tensor, share: float = 0.1, steps: int = 3, power: float = 5.0, claimed: Tensor | None = None
 ) -> Tensor:
-    """How much every cell is like the border's: features (B, D, h, w) -> (B, 1, h, w) in 0..1, the most alike 1.
+    """How much every cell is like the border's: features (B, D, h, w) -> (B, 1, h, w) in 0..1.
 
     The border's cells walk `steps` times over the affinity max(0, cosine)^power (`ops.affinity.feature_walk`): a cell
-    gets the share of the border among the cells like it. A cell of the border counts less by as much as classes have
-    `claimed` it, (B, 1, h, w) in 0..1: objects reach beyond the frame. Raises ValueError for other shapes, and as
-    `border_cells` and `feature_walk` do.
+    gets the share of the border among the cells like it, the one with the largest share 1. A cell of the border counts
+    less by as much as classes have `claimed` it, (B, 1, h, w) in 0..1: objects reach beyond the frame. What 1 is, this
+    does not change. Raises ValueError for other shapes, and as `border_cells` and `feature_walk` do.
     """
     if features.ndim != 4:
         raise ValueError(f"features must be (B, D, h, w), not {tuple(features.shape)}")
@@ -43,10 +43,10 @@ def border_likeness(
     if claimed is not None:
         if claimed.shape != cells.shape:
             raise ValueError(f"claimed must be (B, 1, h, w) {tuple(cells.shape)}, not {tuple(claimed.shape)}")
-        cells = cells * (1 - at_least_float32(claimed, "claimed"))
+        cells = torch.cat([cells, cells * (1 - at_least_float32(claimed, "claimed"))], dim=1)
     likeness = feature_walk(cells, features, steps=steps, power=power)
-    peak: Tensor = likeness.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(likeness.dtype).tiny)
-    return likeness / peak
+    peak: Tensor = likeness[:, :1].amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(likeness.dtype).tiny)
+    return likeness[:, -1:] / peak
 
 
 def without_background(cam: Tensor, background: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""cams.h5: class activation maps of the present classes, on the feature grid of scale 1, or finer (ADR 8)."""
+"""cams.h5: maps of the present classes, on the feature grid of scale 1, or that of the largest scale (ADR 8)."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -3,26 +3,18 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from cam_pipeline.models.attention import AttentionTap, NoAttention
-from cam_pipeline.models.calibration import Calibration, LevelTap
 from cam_pipeline.models.cams import (
-    Border,
     CamReading,
-    FeatureWalk,
     Propagation,
-    calibrated_cams,
     class_ranks,
-    compared_features,
     multi_scale_cams,
     view_maps,
 )
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.ops.acr import MAP_FUNCTIONS, class_token_map, propagate_attention
-from cam_pipeline.ops.affinity import feature_walk, random_walk
-from cam_pipeline.ops.border import border_likeness, without_background
-from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_features, place_view
+from cam_pipeline.ops.cam import classifier_cam, normalize_cam
 
 CLASSES = 4
 
@@ -246,100 +238,3 @@ def test_bfloat16_maps_are_close(classifier, images):
         maps, _ = view_maps(classifier, images, gradient(propagation=Propagation()), ranks)
     assert maps.dtype == torch.float32
     assert (maps - usual).abs().max() < 0.1 * usual.max()
-
-
-def network_of(kind):
-    network = build() if kind == "vit" else build_classifier("test_resnet", CLASSES, stride=16).eval()
-    nn.init.normal_(network.head.weight)
-    return network
-
-
-def one_view(network, images, levels, **reading):
-    """Maps of the view of scale 1 alone, and the levels that the network shows there."""
-    wanted = CamReading(levels=levels, **reading)
-    wanted.check(network)
-    with torch.no_grad(), LevelTap(network.backbone, network.prefix_tokens) as tap:
-        plain = network(images)
-        taken = tap.take(plain.features.shape[-2:])[-levels:]
-    raw = classifier_cam(plain.features, network.head.weight).detach().relu()
-    maps, _ = multi_scale_cams(network, images, (1.0,), False, wanted)
-    assert not network.backbone._forward_hooks
-    return place_view(raw, raw.shape[-2:], network.offset), taken, maps
-
-
-@pytest.mark.parametrize("kind", ["cnn", "vit"])
-@pytest.mark.parametrize(("radius", "levels"), [(0, 1), (1, 1), (0, 2)])
-def test_a_walk_compares_the_levels_of_the_view(images, kind, radius, levels):
-    """Of any network, a CNN too; `images` have 2 x 3 cells."""
-    network = network_of(kind)
-    walk = FeatureWalk(radius, steps=2, power=3.0)
-    raw, taken, found = one_view(network, images, levels, propagation=walk)
-    units = [functional.normalize(level, dim=1) for level in taken]
-    placed = [functional.normalize(place_features(unit, (2, 3), network.offset), dim=1) for unit in units]
-    if levels == 1:
-        torch.testing.assert_close(found, feature_walk(raw, placed[0], radius, 2, 3.0), rtol=1e-4, atol=1e-5)
-    if network.offset == 0:
-        cosine = torch.stack([unit.flatten(2).mT @ unit.flatten(2) for unit in units]).mean(dim=0)
-        near = torch.cdist(*[torch.cartesian_prod(torch.arange(2.0), torch.arange(3.0))] * 2, p=float("inf")) <= 1
-        affinity = cosine.relu() * (near if radius else 1)
-        torch.testing.assert_close(found, random_walk(raw, affinity, 2, 3.0), rtol=1e-4, atol=1e-5)
-
-
-def test_more_stages_than_there_are_are_refused():
-    for reading in (CamReading(propagation=FeatureWalk(), levels=9), CamReading(border=Border(), levels=9)):
-        with pytest.raises(ValueError, match="9 stages are to be compared, but the network has"):
-            reading.check(network_of("cnn"))
-    CamReading(levels=9).check(network_of("cnn"))  # none is compared
-
-
-@pytest.mark.parametrize("kind", ["cnn", "vit"])
-@pytest.mark.parametrize("propagation", [None, FeatureWalk(steps=2)])
-def test_a_background_like_the_border_is_taken_away_last(kind, propagation):
-    network = network_of(kind)
-    images = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(1))  # 3 x 4 cells, two inside the border
-    with_border = CamReading(propagation=propagation, border=Border(0.1, steps=3, power=2.0), levels=2)
-    _, taken, _ = one_view(network, images, 2, propagation=propagation)
-    before = multi_scale_cams(network, images, (1.0,), False, CamReading(propagation=propagation, levels=2))[0]
-    found, chances = multi_scale_cams(network, images, (1.0,), False, with_border, [(1, 3), None])
-    shown = [(1, 3), tuple(1 + int(i) for i in (chances[1] > 0.5).nonzero()) or (1 + int(chances[1].argmax()),)]
-    of_shown = [
-        normalize_cam(maps)[[class_id - 1 for class_id in ids]] for maps, ids in zip(before, shown, strict=True)
-    ]
-    claimed = torch.stack([maps.amax(dim=0, keepdim=True) for maps in of_shown])
-    features = compared_features(taken, (3, 4), network.offset)
-    likeness = border_likeness(features, 0.1, 3, 2.0, claimed)
-    torch.testing.assert_close(found, without_background(before, likeness), rtol=1e-4, atol=1e-5)
-    if kind == "vit":  # cells of the other, which is not trained, are all alike
-        assert not torch.allclose(likeness, border_likeness(features, 0.1, 3, 2.0), atol=1e-3)
-    assert not torch.equal(found, before) and found.any()
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_maps_of_all_views_walk_once_on_the_finest_grid(images, flip):
-    """The features of the largest scale alone decide, wherever it stands among the scales."""
-    network = network_of("cnn")
-    walk = CamReading(propagation=FeatureWalk(steps=2, power=3.0))
-    found, chances = multi_scale_cams(network, images, (0.5, 2.0, 1.0), flip, walk)
-    plain, likely = multi_scale_cams(network, images, (0.5, 2.0, 1.0), flip)
-    large = functional.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
-    with torch.no_grad(), LevelTap(network.backbone, network.prefix_tokens) as tap:
-        network(large)
-    features = compared_features(tap.take((4, 6))[-1:], (4, 6), network.offset)
-    expected = feature_walk(functional.interpolate(plain, (4, 6), mode="bilinear"), features, None, 2, 3.0)
-    assert found.shape == (3, CLASSES, 4, 6)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(chances, likely)
-
-
-def test_calibrated_maps_walk_but_not_their_backgrounds(images):
-    network = network_of("cnn")
-    walk = FeatureWalk(steps=2, power=3.0)
-    class_ids = [(1,), (2, 4), ()]
-    settings = {"calibration": Calibration(correlation_steps=0)}
-    plain = calibrated_cams(network, images, (1.0, 2.0), True, CamReading(**settings), class_ids)
-    found = calibrated_cams(network, images, (1.0, 2.0), True, CamReading(propagation=walk, **settings), class_ids)
-    for before, after in zip(plain[:2], found[:2], strict=True):
-        drawn = functional.interpolate(before, (4, 6), mode="bilinear")
-        torch.testing.assert_close(after[:, 0], drawn[:, 0])
-        assert not torch.allclose(after[:, 1:], drawn[:, 1:], atol=1e-3)
-        assert after[2, 1:].eq(0).all() and after[:, 1:].amax() <= drawn[:, 1:].amax() * (1 + 1e-5)

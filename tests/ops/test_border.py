@@ -72,6 +72,8 @@ def test_what_classes_claim_of_the_border_counts_less():
     claimed[0, 0, 0, 2], claimed[0, 0, 1, 1] = 0.5, 1.0  # what is inside never counts
     sixth = 1 / 6
     close(border_likeness(features, claimed=claimed)[0, 0], [[1, 1, sixth, 1], [1, sixth, sixth, 1], [1, 1, 1, 1]])
+    half = torch.full((1, 1, 3, 4), 0.5)
+    torch.testing.assert_close(border_likeness(features, claimed=half), border_likeness(features) / 2)
     close(border_likeness(features, claimed=torch.ones(1, 1, 3, 4))[0, 0], [[0.0] * 4] * 3)
     with pytest.raises(ValueError, match="claimed must be"):
         border_likeness(features, claimed=torch.ones(1, 2, 3, 4))

@@ -1,0 +1,168 @@
+"""Walks over features, and background told by the border: once, on the grid of the largest of all views."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cam_pipeline.models.calibration import Calibration, LevelTap
+from cam_pipeline.models.cams import (
+    Border,
+    CamReading,
+    FeatureWalk,
+    calibrated_cams,
+    compared_features,
+    multi_scale_cams,
+)
+from cam_pipeline.models.classifier import build_classifier
+from cam_pipeline.ops.affinity import feature_walk
+from cam_pipeline.ops.border import border_likeness, without_background
+from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
+
+CLASSES = 4
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(1))  # 2 x 3 cells
+
+
+def network_of(kind):
+    torch.manual_seed(0)
+    if kind == "vit":
+        vit = {"arguments": {"depth": 4}, "pooling": "class_token"}
+        network = build_classifier("deit_tiny_distilled_patch16_224", CLASSES, **vit)
+        for block in network.backbone.blocks:
+            nn.init.normal_(block.attn.qkv.weight, std=0.1)
+    else:
+        network = build_classifier("test_resnet", CLASSES, stride=16)
+    nn.init.normal_(network.head.weight)
+    return network.eval()
+
+
+def features_at(network, images, levels):
+    """What is compared of these images, and the placed maps of the classifier's weights."""
+    with torch.no_grad(), LevelTap(network.backbone, network.prefix_tokens) as tap:
+        features = network(images).features
+        taken = tap.take(features.shape[-2:])[-levels:]
+        raw = classifier_cam(features, network.head.weight)
+    grid = raw.shape[-2:]
+    return compared_features(taken, grid, network.offset), place_view(raw, grid, network.offset)
+
+
+def claimed_by(maps, shown):
+    of_shown = [normalize_cam(own, eps=0.0)[[one - 1 for one in ids]] for own, ids in zip(maps, shown, strict=True)]
+    return torch.stack(
+        [own.amax(dim=0, keepdim=True) if len(own) else own.new_zeros(1, *own.shape[1:]) for own in of_shown]
+    )
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+@pytest.mark.parametrize(("radius", "levels"), [(0, 1), (1, 1), (0, 2)])
+def test_a_walk_compares_the_levels_of_the_view(images, kind, radius, levels):
+    network = network_of(kind)
+    reading = CamReading(propagation=FeatureWalk(radius, steps=2, power=3.0), levels=levels)
+    reading.check(network)
+    features, raw = features_at(network, images, levels)
+    found, _ = multi_scale_cams(network, images, (1.0,), False, reading)
+    assert not network.backbone._forward_hooks
+    torch.testing.assert_close(found, feature_walk(raw, features, radius, 2, 3.0), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_compared_is_the_mean_cosine_of_the_levels(images):
+    """Of a ViT, whose levels share a grid without offset."""
+    network = network_of("vit")
+    with torch.no_grad(), LevelTap(network.backbone, network.prefix_tokens) as tap:
+        network(images)
+    levels = tap.take((2, 3))[-2:]
+    compared = functional.normalize(compared_features(levels, (2, 3), network.offset).flatten(2), dim=1)
+    units = [functional.normalize(level.flatten(2), dim=1) for level in levels]
+    mean = torch.stack([unit.mT @ unit for unit in units]).mean(dim=0)
+    torch.testing.assert_close(compared.mT @ compared, mean, rtol=1e-3, atol=1e-4)
+
+
+def test_more_stages_than_there_are_are_refused():
+    network = network_of("cnn")
+    for reading in (CamReading(propagation=FeatureWalk(), levels=9), CamReading(border=Border(), levels=9)):
+        with pytest.raises(ValueError, match="9 stages are to be compared, but the network has"):
+            reading.check(network)
+    CamReading(levels=9).check(network)  # none is compared
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+@pytest.mark.parametrize("propagation", [None, FeatureWalk(steps=2)])
+def test_a_background_like_the_border_is_taken_away_last(kind, propagation):
+    network = network_of(kind)
+    images = torch.rand(3, 3, 48, 64, generator=torch.Generator().manual_seed(1))  # 3 x 4 cells, two inside the border
+    reading = CamReading(propagation=propagation, border=Border(0.1, steps=3, power=2.0), levels=2)
+    reading.check(network)
+    features, _ = features_at(network, images, 2)
+    before = multi_scale_cams(network, images, (1.0,), False, CamReading(propagation=propagation, levels=2))[0]
+    found, chances = multi_scale_cams(network, images, (1.0,), False, reading, [(1, 3), None, ()])
+    predicted = {1 + int(number) for number in (chances[1] > 0.5).nonzero()} | {1 + int(chances[1].argmax())}
+    claimed = claimed_by(before, [(1, 3), tuple(predicted), ()])
+    expected = without_background(before, border_likeness(features, 0.1, 3, 2.0, claimed))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found[0].any() and not torch.allclose(found[0], before[0])
+
+
+def test_maps_as_small_as_gradients_claim_the_border_too():
+    network = network_of("cnn")
+    images = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(1))
+    reading = CamReading(border=Border(0.1))
+    usual, _ = multi_scale_cams(network, images, (1.0,), False, reading, [(1, 3), (2,)])
+    network.head.weight.data /= 2**24
+    small, _ = multi_scale_cams(network, images, (1.0,), False, reading, [(1, 3), (2,)])
+    torch.testing.assert_close(small * 2**24, usual)
+
+
+def test_an_image_of_one_cell_is_its_class():
+    """All of it is border, and all of that is claimed."""
+    network = network_of("cnn")
+    network.head.weight.data.abs_()
+    reading = CamReading(propagation=FeatureWalk(), border=Border(0.1))
+    maps, _ = multi_scale_cams(network, torch.rand(1, 3, 16, 16), (0.5, 1.0), True, reading, [(2,)])
+    assert maps.shape == (1, CLASSES, 1, 1) and maps[0, 1].any()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_maps_of_all_views_walk_once_on_the_finest_grid(images, flip):
+    """The features of the largest scale alone decide, wherever it stands among the scales."""
+    network, scales = network_of("cnn"), (0.5, 2.0, 1.0)
+    found, chances = multi_scale_cams(network, images, scales, flip, CamReading(propagation=FeatureWalk(0, 2, 3.0)))
+    raw, likely = torch.zeros(3, CLASSES, 4, 6), []
+    for scale in scales:
+        view = functional.interpolate(images, (round(2 * scale) * 16, round(3 * scale) * 16), mode="bilinear")
+        for flipped in (False, True) if flip else (False,):
+            with torch.no_grad():
+                output = network(view.flip(-1) if flipped else view)
+            own = classifier_cam(output.features, network.head.weight)
+            raw += place_view(own, (4, 6), network.offset, flipped) / (1 + flip)
+            likely.append(output.logits.sigmoid())
+    features, _ = features_at(network, functional.interpolate(images, (64, 96), mode="bilinear"), 1)
+    torch.testing.assert_close(found, feature_walk(raw, features, None, 2, 3.0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(chances, torch.stack(likely).mean(dim=0))
+
+
+def test_calibrated_maps_walk_and_lose_the_border_but_not_their_backgrounds(images):
+    network, class_ids = network_of("cnn"), [(1,), (2, 4), ()]
+    calibration, walk, border = Calibration(correlation_steps=0), FeatureWalk(steps=2, power=3.0), Border(0.1, 1, 2.0)
+    plain = calibrated_cams(network, images, (1.0,), False, CamReading(calibration=calibration), class_ids)
+    reading = CamReading(propagation=walk, calibration=calibration, border=border)
+    found = calibrated_cams(network, images, (1.0,), False, reading, class_ids)
+    features, _ = features_at(network, images, 1)
+    for before, after in zip(plain[:2], found[:2], strict=True):
+        assert torch.equal(after[:, 0], before[:, 0])
+        walked = feature_walk(before[:, 1:], features, None, 2, 3.0)
+        likeness = border_likeness(features, 0.1, 1, 2.0, claimed_by(walked, class_ids))
+        torch.testing.assert_close(after[:, 1:], without_background(walked, likeness), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_and_inference_mode_are_close(images):
+    network = network_of("cnn")
+    reading = CamReading(propagation=FeatureWalk(steps=2, power=3.0), border=Border(0.1))
+    usual, _ = multi_scale_cams(network, images, (1.0, 2.0), True, reading, [(1,), (2,), (3,)])
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = multi_scale_cams(network, images, (1.0, 2.0), True, reading, [(1,), (2,), (3,)])
+    assert found.dtype == torch.float32
+    assert (found - usual).abs().max() < 0.1 * usual.max()
