@@ -69,6 +69,11 @@ def _settled(
         return settings
     known = read_json(note).get("background")
     if not isinstance(known, float):
+        if settings.background == "auto" and config.cam.border:
+            logger.warning(
+                "refine_cams: refine.background = 'auto' finds too low a score for maps without the image's edge "
+                "(cam.border); set a number, or 'from-split'"
+            )
         known = _chosen(config, cams, samples, num_labels)
         write_text(note, json.dumps({"background": known}))
     logger.info("refine_cams: background score %.2f (%s)", known, settings.background)

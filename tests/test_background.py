@@ -173,6 +173,15 @@ def test_a_run_chooses_once_and_tells(commands: Any, finished: Path) -> None:
     assert "refine.background_images was 4, is 5" in " ".join(again.stdout.split())
 
 
+def test_auto_warns_where_the_edge_was_taken_away(commands: Any, finished: Path) -> None:
+    warning = "'auto' finds too low a score for maps without the image's edge (cam.border); set a number"
+    ended = commands.run("make-cams", "-c", "tiny.toml", *AUTO, "--set", "cam.border=0.1", folder=finished)
+    assert ended.code == 0 and warning in " ".join(ended.stderr.split())
+    other = ("--set", "refine.background=0.3", "--set", "cam.border=0.1")
+    ended = commands.run("make-cams", "-c", "tiny.toml", *other, folder=finished)
+    assert ended.code == 0 and "cam.border" not in ended.stderr
+
+
 def test_a_choice_outlives_a_kill(commands: Any, finished: Path) -> None:
     """The number lies beside the parts; here the run of an earlier day is feigned to have found another."""
     ended = commands.run("make-cams", "-c", "tiny.toml", *AUTO, folder=finished)
