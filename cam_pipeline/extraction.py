@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cam_pipeline.config import Config
 from cam_pipeline.device import autocast
-from cam_pipeline.models.cams import ClassIds, calibrated_cams, multi_scale_cams, predicted_classes
+from cam_pipeline.models.cams import ClassIds, calibrated_cams, multi_scale_cams, shown_classes
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.networks import cam_reading
 from cam_pipeline.store.cams import StoredCam
@@ -41,8 +41,8 @@ class CamExtractor:
                 own, prototypes, probabilities = calibrated_cams(self.classifier, images, *arguments)
                 maps, calibration = own[:, 1:], torch.cat([own[:, :1], prototypes], dim=1).float().cpu()
         found, (maps, probabilities) = [], (maps.float().cpu(), probabilities.cpu())
-        for index, (name, known, size) in enumerate(zip(names, class_ids, sizes, strict=True)):
-            present = predicted_classes(probabilities[index], settings.presence_threshold) if known is None else known
+        shown = shown_classes(class_ids, probabilities, settings.presence_threshold)
+        for index, (name, present, size) in enumerate(zip(names, shown, sizes, strict=True)):
             cam = maps[index, [class_id - 1 for class_id in present]]
             if calibration is None:
                 stored = StoredCam(name, cam, present, size)

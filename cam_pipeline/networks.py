@@ -7,8 +7,9 @@ import torch
 from cam_pipeline.config import CamSettings, ClassifierSettings, SegmenterSettings
 from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.calibration import Calibration
-from cam_pipeline.models.cams import Border, CamReading, FeatureWalk, Propagation
+from cam_pipeline.models.cams import CamReading, Propagation
 from cam_pipeline.models.classifier import Classifier, PretrainedHalf, build_classifier
+from cam_pipeline.models.comparison import Border, FeatureWalk
 from cam_pipeline.models.hybrid import Trunk
 from cam_pipeline.models.segmenter import Segmenter, build_segmenter
 from cam_pipeline.store.checkpoints import StoredModel, load_model
@@ -68,7 +69,8 @@ def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
     try:
         reading.check(classifier)
     except ValueError as error:
-        asked = ", ".join(f"cam.{key} = '{getattr(settings, key)}'" for key in ("source", "propagate", "calibration"))
+        keys = ["source", "propagate", "calibration", *(["border", "walk_levels"] if reading.compares else [])]
+        asked = ", ".join(f"cam.{key} = {getattr(settings, key)!r}" for key in keys)
         raise ConfigError(f"{asked}: this classifier does not allow it: {error}") from error
     return reading
 

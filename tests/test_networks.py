@@ -1,9 +1,16 @@
 import pytest
 import torch
 
-from cam_pipeline.config import ClassifierSettings, SegmenterSettings
+from cam_pipeline.config import CamSettings, ClassifierSettings, SegmenterSettings
 from cam_pipeline.errors import ConfigError, DamagedFile, WeightsError
-from cam_pipeline.networks import check_crop, load_classifier, load_segmenter, new_classifier, new_segmenter
+from cam_pipeline.networks import (
+    cam_reading,
+    check_crop,
+    load_classifier,
+    load_segmenter,
+    new_classifier,
+    new_segmenter,
+)
 from cam_pipeline.store.checkpoints import save_model
 
 CLASSES = ("cat", "dog", "eel")
@@ -75,3 +82,13 @@ def test_crops_that_do_not_suit_the_network():
     with pytest.raises(ConfigError, match=r"^train_seg.crop = 50 does not suit the network: .*divisible by 16"):
         check_crop(segmenter, 50, "train_seg.crop")
     check_crop(new_classifier(CLASSIFIER, 3), 50, "train_cls.crop")
+
+
+@pytest.mark.parametrize("switch", [{"border": 0.1}, {"propagate": "features"}])
+def test_a_comparison_of_more_stages_than_there_are_names_its_settings(switch, monkeypatch):
+    monkeypatch.setattr("cam_pipeline.models.cams.feature_levels", lambda backbone: [None] * 3)
+    network = new_classifier(CLASSIFIER, len(CLASSES))
+    with pytest.raises(ConfigError, match=r"cam\.border = .*, cam\.walk_levels = 4: .* 4 stages are to be compared"):
+        cam_reading(CamSettings(walk_levels=4, **switch), network)
+    assert cam_reading(CamSettings(walk_levels=3, **switch), network).compares
+    assert not cam_reading(CamSettings(walk_levels=4), network).compares

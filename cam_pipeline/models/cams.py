@@ -11,10 +11,9 @@ from torch import Tensor
 from cam_pipeline.models.attention import Affinity, attention_hooked, attention_modules, block_indices
 from cam_pipeline.models.calibration import Calibration, CalibrationHead, LevelTap, feature_levels
 from cam_pipeline.models.classifier import Classifier, ClassifierOutput
+from cam_pipeline.models.comparison import Border, FeatureWalk, cell_features, compare_cells
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
-from cam_pipeline.ops.affinity import feature_walk
-from cam_pipeline.ops.border import border_likeness, without_background
-from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_features, place_view
+from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
 
 ClassIds = tuple[int, ...]
 
@@ -26,27 +25,6 @@ class Propagation:
     blocks: tuple[int, ...] = ()
     steps: int = 1
     normalize: bool = False
-
-
-@dataclass(frozen=True)
-class FeatureWalk:
-    """Propagation of maps by the likeness of features, as `ops.affinity.feature_walk`; `radius` in cells, 0: all.
-
-    The maps of all views walk together, on the grid of the largest scale (ADR 8).
-    """
-
-    radius: int = 0
-    steps: int = 1
-    power: float = 1.0
-
-
-@dataclass(frozen=True)
-class Border:
-    """Background told by the image's border, as `ops.border`: cells within `share` of the shorter side of its edge."""
-
-    share: float = 0.1
-    steps: int = 3
-    power: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +97,7 @@ def multi_scale_cams(
 
     Returns (B, C, h, w) >= 0, the mean of a scale's two views summed over scales, on the grid of scale 1 and placed as
     the network's cells lie, not normalised; and (B, C) in 0..1, the mean over views. Where features are compared
-    (`finished_maps`), on the grid of the largest scale. Scaled sides are rounded to whole cells, so that every grid
+    (`models.comparison`), on the grid of the largest scale. Scaled sides are rounded to whole cells, so that every grid
     covers the image exactly.
 
     Present classes are the 1-based `class_ids` of each image, or those predicted above `threshold` where they are None.
@@ -130,27 +108,25 @@ def multi_scale_cams(
     finest, features = finest_view(views), None
     grid = cells_of(views[finest][0] if reading.compares else images, classifier.stride)
     if reading.by_gradient:
-        known, likely = _shown_classes(classifier, views, class_ids, threshold)
+        known, likely = _classes_before_maps(classifier, views, class_ids, threshold)
         ranks = class_ranks(known, images.device)
     maps, probabilities = [], []
     for number, (view, flipped) in enumerate(views):
-        if reading.compares and number == finest:
-            with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
-                raw, output = view_maps(classifier, view, reading, ranks)
-            features = compared_features(tap.take(raw.shape[-2:])[-reading.levels :], raw.shape[-2:], classifier.offset)
-        else:
+        looks = reading.compares and number == finest
+        tap = LevelTap(classifier.backbone, classifier.prefix_tokens) if looks else None
+        with tap or nullcontext():
             raw, output = view_maps(classifier, view, reading, ranks)
+        if tap is not None:
+            features = cell_features(tap.take(grid)[-reading.levels :], grid, classifier.offset)
         maps.append(place_view(raw, grid, classifier.offset, flipped))
         probabilities.append(output.logits.float().sigmoid())
     chances = torch.stack(probabilities).mean(dim=0) if likely is None else likely  # those that chose the classes
     merged = torch.stack(maps).sum(dim=0) / (2 if flip else 1)
     if features is None:
         return merged, chances
-    unknown = [None] * len(images) if class_ids is None else class_ids
-    shown = [predicted_classes(chances[i], threshold) if ids is None else ids for i, ids in enumerate(unknown)]
-    return finished_maps(
-        merged, features, reading, presence(shown, classifier.head.out_features, images.device)
-    ), chances
+    shown = shown_classes(class_ids, chances, threshold)
+    present = presence(shown, classifier.head.out_features, images.device)
+    return compare_cells(merged, features, present, reading.walk, reading.border), chances
 
 
 @torch.inference_mode(False)
@@ -177,7 +153,7 @@ def calibrated_cams(
     views = list(scaled_views(images, classifier.stride, scales, flip))
     finest, compared = finest_view(views), None
     grid = cells_of(views[finest][0] if reading.compares else images, classifier.stride)
-    known, likely = _shown_classes(classifier, views, class_ids, threshold)
+    known, likely = _classes_before_maps(classifier, views, class_ids, threshold)
     present = presence(known, classifier.head.out_features, images.device)
     ranks = class_ranks(known, images.device)
     head = classifier.calibration or CalibrationHead()
@@ -187,7 +163,7 @@ def calibrated_cams(
             raw, (features, logits) = view_maps(classifier, view, reading, ranks)
         levels = tap.take(features.shape[-2:])
         if reading.compares and number == finest:
-            compared = compared_features(levels[-reading.levels :], raw.shape[-2:], classifier.offset)
+            compared = cell_features(levels[-reading.levels :], grid, classifier.offset)
         if reading.by_gradient:
             raw = normalize_cam(raw, eps=0.0)  # gradients may be that small
         own = head.classifier_maps(raw, classifier.normalize(view), levels[-1], present, calibration)
@@ -199,10 +175,8 @@ def calibrated_cams(
     own, prototype = (torch.stack(kind).sum(dim=0) / (2 if flip else 1) for kind in (owns, prototypes))
     if compared is None:
         return own, prototype, chances
-    finished = [finished_maps(maps[:, 1:], compared, reading, present) for maps in (own, prototype)]
-    own, prototype = (
-        torch.cat([maps[:, :1], new], dim=1) for maps, new in zip((own, prototype), finished, strict=True)
-    )
+    for maps in (own, prototype):
+        maps[:, 1:] = compare_cells(maps[:, 1:], compared, present, reading.walk, reading.border)
     return own, prototype, chances
 
 
@@ -216,37 +190,13 @@ def finest_view(views: Sequence[tuple[Tensor, bool]]) -> int:
     return max(range(len(views)), key=lambda number: views[number][0].shape[-2:].numel())
 
 
-def compared_features(levels: Sequence[Tensor], grid: Sequence[int], offset: float) -> Tensor:
-    """Features (B, D, h, w) by which cells are compared, of a view's `levels`, placed as the network's cells lie.
-
-    Those of each level are brought to unit length, so that the cosine is nearly the mean of theirs.
-    """
-    size = (grid[0], grid[1])
-    return place_features(CalibrationHead().side_features(levels, size), size, offset)
-
-
-def finished_maps(maps: Tensor, features: Tensor, reading: CamReading, present: Tensor) -> Tensor:
-    """Maps (B, C, h, w) >= 0 of all views after what compares the features (B, D, h, w) of the finest: (B, C, h, w).
-
-    They walk, and lose what is like the border as far as no class that is `present` (B, C) claims this.
-    """
-    if reading.walk is not None:
-        walk = reading.walk
-        maps = feature_walk(maps, features, walk.radius, walk.steps, walk.power)
-    if reading.border is not None:
-        border = reading.border
-        claimed = (normalize_cam(maps, eps=0.0) * present[:, :, None, None]).amax(dim=1, keepdim=True)
-        maps = without_background(maps, border_likeness(features, border.share, border.steps, border.power, claimed))
-    return maps
-
-
 def view_maps(
     classifier: Classifier, images: Tensor, reading: CamReading, ranks: Tensor | None = None
 ) -> tuple[Tensor, ClassifierOutput]:
     """Raw maps (B, C, h, w) of one view, and what the classifier gave: images (B, 3, H, W) as `Classifier` takes them.
 
-    Propagation by attention is done, what compares features (`finished_maps`) is not.
-    `ranks` as `class_ranks` gives them, for maps by gradient. The classifier is left as it came.
+    Propagation by attention is done, what compares features is not. `ranks` as `class_ranks` gives them, for maps by
+    gradient. The classifier is left as it came.
     """
     affinity, propagation = Affinity(classifier.prefix_tokens), reading.attention
     if reading.by_gradient:
@@ -285,19 +235,26 @@ def predicted_classes(probabilities: Tensor, threshold: float) -> ClassIds:
     return tuple(sorted(chosen | {int(probabilities.argmax()) + 1}))
 
 
-def _shown_classes(
+def shown_classes(
+    class_ids: Sequence[ClassIds | None] | None, probabilities: Tensor, threshold: float
+) -> list[ClassIds]:
+    """The classes of every image: as known, else those that `probabilities` (B, C) predict."""
+    known: Sequence[ClassIds | None] = [None] * len(probabilities) if class_ids is None else class_ids
+    pairs = zip(known, probabilities, strict=True)
+    return [predicted_classes(likely, threshold) if ids is None else ids for ids, likely in pairs]
+
+
+def _classes_before_maps(
     classifier: Classifier,
     views: Sequence[tuple[Tensor, bool]],
     class_ids: Sequence[ClassIds | None] | None,
     threshold: float,
 ) -> tuple[list[ClassIds], Tensor | None]:
     """The classes of every image, predicted where unknown, and the probabilities (B, C) that took; None: all known."""
-    count = len(views[0][0])
-    known: list[ClassIds | None] = [None] * count if class_ids is None else list(class_ids)
-    if None not in known:
-        return [ids or () for ids in known], None
+    if class_ids is not None and None not in class_ids:
+        return [ids or () for ids in class_ids], None
     likely = torch.stack([classifier(view).logits.float().sigmoid() for view, _ in views]).mean(dim=0)
-    return [predicted_classes(likely[i], threshold) if ids is None else ids for i, ids in enumerate(known)], likely
+    return shown_classes(class_ids, likely, threshold), likely
 
 
 def scaled_views(images: Tensor, stride: int, scales: Sequence[float], flip: bool) -> Iterator[tuple[Tensor, bool]]:

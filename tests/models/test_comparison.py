@@ -6,15 +6,9 @@ from torch import nn
 from torch.nn import functional
 
 from cam_pipeline.models.calibration import Calibration, LevelTap
-from cam_pipeline.models.cams import (
-    Border,
-    CamReading,
-    FeatureWalk,
-    calibrated_cams,
-    compared_features,
-    multi_scale_cams,
-)
+from cam_pipeline.models.cams import CamReading, calibrated_cams, multi_scale_cams
 from cam_pipeline.models.classifier import build_classifier
+from cam_pipeline.models.comparison import Border, FeatureWalk, cell_features
 from cam_pipeline.ops.affinity import feature_walk
 from cam_pipeline.ops.border import border_likeness, without_background
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
@@ -47,7 +41,7 @@ def features_at(network, images, levels):
         taken = tap.take(features.shape[-2:])[-levels:]
         raw = classifier_cam(features, network.head.weight)
     grid = raw.shape[-2:]
-    return compared_features(taken, grid, network.offset), place_view(raw, grid, network.offset)
+    return cell_features(taken, grid, network.offset), place_view(raw, grid, network.offset)
 
 
 def claimed_by(maps, shown):
@@ -75,7 +69,7 @@ def test_what_is_compared_is_the_mean_cosine_of_the_levels(images):
     with torch.no_grad(), LevelTap(network.backbone, network.prefix_tokens) as tap:
         network(images)
     levels = tap.take((2, 3))[-2:]
-    compared = functional.normalize(compared_features(levels, (2, 3), network.offset).flatten(2), dim=1)
+    compared = functional.normalize(cell_features(levels, (2, 3), network.offset).flatten(2), dim=1)
     units = [functional.normalize(level.flatten(2), dim=1) for level in levels]
     mean = torch.stack([unit.mT @ unit for unit in units]).mean(dim=0)
     torch.testing.assert_close(compared.mT @ compared, mean, rtol=1e-3, atol=1e-4)
