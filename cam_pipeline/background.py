@@ -1,9 +1,10 @@
 """The background score where the config leaves it open: chosen without masks, or on the masks of a small split."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import mean
 
 import numpy as np
 import torch
@@ -22,11 +23,14 @@ from cam_pipeline.store.cams import StoredCam
 
 logger = logging.getLogger(__name__)
 
-MAP_SIZE_POWER, REFINED_SIZE_POWER = 0.75, 0.5
-"""Otsu's criterion (1) favours objects that fill half an image, contrast alone (0) single cells, which are gone after
-refinement. Chosen on generated images with objects of three sizes (docs/results.md)."""
-STRIDES = (0.06, 0.02)
-"""How far the search looks to both sides: first so, then so."""
+SIZE_POWER = 0.75
+"""Otsu's criterion (1) favours objects that fill half an image, contrast alone (0) single cells. Chosen on generated
+images with objects of three sizes (docs/results.md)."""
+TOP = 0.85
+"""The score is the middle of all that have this share of the best one's praise. The best itself is decided by a few
+images where the curve is flat. Chosen on generated images and on `val` of voc-mini (docs/results.md)."""
+STRIDE = 0.06
+"""How far apart scores are that are looked at with refinement."""
 
 Measure = Callable[[StoredCam, Sample], Tensor]
 Total = Callable[[Measure, Sequence[Sample]], Tensor]
@@ -51,13 +55,13 @@ def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> 
 
 
 def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_labels: int, total: Total) -> float:
-    """The background score after whose refinement `auto` or `from-split` finds most to praise.
+    """The background score in the middle of those after whose refinement `auto` or `from-split` finds much to praise.
 
     `auto`: how much of the images' colours foreground and background explain (`ops.background.explained_variance` with
-    powers below 1, its root): objects differ from what is around them, and a border that is drawn too wide or too tight
+    a power below 1, its root): objects differ from what is around them, and a border drawn too wide or too tight
     mixes both. It needs no masks. `from-split`: mIoU. Either is known of unrefined maps for every score in one
-    pass, which `auto` makes over all `samples`; from the best of these the search climbs with refinement, which moves
-    it, most often down, over those of `images_to_choose_by`.
+    pass, which `auto` makes over all `samples`. Refinement moves the middle, most often down: from that of unrefined
+    maps on scores are looked at with it, over those of `images_to_choose_by`.
 
     Raises DataError where no map or image tells anything.
     """
@@ -77,36 +81,43 @@ def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_l
             measure = partial(confusion_when_refined, settings=settings.at(background), num_labels=num_labels)
             return float(mean_iou(total(measure, few)))
 
-    if not curve[1:].max() > 0:
+    unrefined = dict(zip(THRESHOLDS.tolist()[1:], curve.tolist()[1:], strict=True))  # a background of 0 is none
+    if not max(unrefined.values()) > 0:
         raise DataError(
             f"refine.background = '{settings.background}': at none of the images looked at a map tells anything "
             "from the rest; set a number"
         )
-    start = round(float(THRESHOLDS[1 + int(curve[1:].argmax())]), 2)  # a background of 0 is none
+    start = middle_of_top(unrefined)
     if not settings.refines:
         return start
-    found, seen = climb(value_at, start)
+    seen = look_around(value_at, start)
     steps = ", ".join(f"{at:.2f}: {value:.4f}" for at, value in sorted(seen.items()))
     logger.debug("background score: %.2f before refinement; with it %s", start, steps)
-    return found
+    return middle_of_top(seen)
 
 
-def climb(
-    value_at: Callable[[float], float], start: float, strides: Sequence[float] = STRIDES
-) -> tuple[float, dict[float, float]]:
-    """The best place found by looking to both sides from the best so far, and the values of all places looked at."""
+def middle_of_top(values: Mapping[float, float]) -> float:
+    """The mean of evenly spaced places, each as heavy as its value exceeds `TOP` of the greatest, to two decimals."""
+    least = TOP * max(values.values())
+    heavy = {place: value - least for place, value in values.items() if value > least}
+    if not heavy:  # no value is above 0, so that all are as good
+        return round(mean(values), 2)
+    return round(sum(place * weight for place, weight in heavy.items()) / sum(heavy.values()), 2)
+
+
+def look_around(
+    value_at: Callable[[float], float], start: float, stride: float = STRIDE, top: float = TOP
+) -> dict[float, float]:
+    """Values of the places `stride` apart, to both sides of `start` as far as they have `top` of the greatest seen."""
     seen = {start: value_at(start)}
-    best = start
-    for stride in strides:
-        while True:
-            for place in (round(best - stride, 2), round(best + stride, 2)):
-                if place not in seen and 1 - HIGHEST <= place <= HIGHEST:
-                    seen[place] = value_at(place)
-            top = max(seen, key=seen.__getitem__)
-            if top == best:
+    for step in (-stride, stride):
+        place = round(start + step, 2)
+        while 1 - HIGHEST <= place <= HIGHEST:
+            seen[place] = value_at(place)
+            if seen[place] <= top * max(seen.values()):
                 break
-            best = top
-    return best, seen
+            place = round(place + step, 2)
+    return seen
 
 
 def explained_by_map(cam: StoredCam, sample: Sample, settings: RefineSettings) -> Tensor:
@@ -117,14 +128,14 @@ def explained_by_map(cam: StoredCam, sample: Sample, settings: RefineSettings) -
     grid = (cam.cam.shape[-2], cam.cam.shape[-1])
     cells = F.interpolate(to_tensor(sample_image(sample))[None].float(), grid, mode="area")[0]
     score = best_class(replace(cam, size=grid), settings)[1]
-    return explained_variance(cells, score, THRESHOLDS, MAP_SIZE_POWER).sqrt()
+    return explained_variance(cells, score, THRESHOLDS, SIZE_POWER).sqrt()
 
 
 def explained_when_refined(cam: StoredCam, sample: Sample, settings: RefineSettings) -> Tensor:
     """How well the refined foreground explains an image's colours: (1,) >= 0."""
     foreground = torch.from_numpy(_labels(cam, sample, settings) > 0).float()
     image, border = to_tensor(sample_image(sample)).float(), torch.tensor([0.5])
-    return explained_variance(image, foreground, border, REFINED_SIZE_POWER).sqrt()
+    return explained_variance(image, foreground, border, SIZE_POWER).sqrt()
 
 
 def map_histogram(cam: StoredCam, sample: Sample, settings: RefineSettings, num_labels: int) -> Tensor:

@@ -18,9 +18,9 @@ from torch import Tensor
 from cam_pipeline.background import (
     Measure,
     choose_background,
-    climb,
     confusion_when_refined,
     images_to_choose_by,
+    look_around,
     map_histogram,
 )
 from cam_pipeline.config import Config, RefineSettings, load_config
@@ -84,7 +84,8 @@ def row(
     by_masks = choose_background(by_split, few, num_labels, total)
     if settings.refines:
         value_at(by_masks)
-        best, _ = climb(value_at, by_color, strides=(0.04,))
+        look_around(value_at, by_color, stride=0.04, top=0.98)
+        best = max(seen, key=seen.__getitem__)
     else:
         histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels), compared)
         best = round(float(THRESHOLDS[int(mean_iou(confusions_from_histogram(histogram)).argmax())]), 2)

@@ -69,11 +69,6 @@ def _settled(
         return settings
     known = read_json(note).get("background")
     if not isinstance(known, float):
-        if settings.background == "auto" and config.cam.border:
-            logger.warning(
-                "refine_cams: refine.background = 'auto' finds too low a score for maps without the image's edge "
-                "(cam.border); set a number, or 'from-split'"
-            )
         known = _chosen(config, cams, samples, num_labels)
         write_text(note, json.dumps({"background": known}))
     logger.info("refine_cams: background score %.2f (%s)", known, settings.background)
@@ -203,5 +198,5 @@ STAGE = Stage(
     params=("refine",),
     needs=lambda config: ("extract_cams",),
     data=_data,
-    version=5,
+    version=6,
 )

@@ -311,9 +311,9 @@ class RefineSettings(Section):
     )
     background: float | Literal["auto", "from-split"] = Field(
         0.35,
-        description="score of the background before the CRF, above 0 and below 1: where objects end; `auto`: where the "
-        "refined objects best explain the colours of the images, without masks; `from-split`: where the refined labels "
-        "agree best with the masks of `background_split`",
+        description="score of the background before the CRF, above 0 and below 1: where objects end; `auto`: amid "
+        "those where the refined objects explain most of the images' colours, without masks; `from-split`: amid those "
+        "where the refined labels agree most with the masks of `background_split`",
     )
     background_images: int = Field(
         200, ge=1, description="`auto` and `from-split` only: how many images, evenly spread, are refined to choose by"
