@@ -3,6 +3,10 @@
 Every run is cached and resumable like any other: started again, this script goes on where it was stopped.
 
     make reproduce-voc-mini DATA=voc-mini [WEIGHTS=mobilenetv2_100_tf2ptq_in1k.pth]
+
+With the best maps found so far, averaged over the seeds (the reference stays the same):
+
+    make reproduce-voc-mini DATA=voc-mini ARGS="--config voc-mini-walk --merge"
 """
 
 import argparse
@@ -28,12 +32,22 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["map"]: row for row in report["rows"]}
 
 
-def one_seed(seed: int, shared: Sequence[str], output: Path) -> dict[str, float]:
-    """Figures of one seed in percent; `shared` are the --set options that say where data and weights are."""
-    folder, reference = output / f"voc-mini-{seed}", output / f"voc-mini-{seed}-masks"
-    base = ["-c", "voc-mini", *shared, "--set", f"run.seed={seed}"]
-    here = [*base, "--set", f"output.dir={folder}"]
-    there = [*base, "--set", "train_seg.supervision=masks", "--set", f"output.dir={reference}"]
+def options(seed: int, config: str, shared: Sequence[str], folder: Path) -> list[str]:
+    """Options of every command of a run."""
+    return ["-c", config, *shared, "--set", f"run.seed={seed}", "--set", f"output.dir={folder}"]
+
+
+def one_seed(seed: int, config: str, shared: Sequence[str], output: Path, others: Sequence[int]) -> dict[str, float]:
+    """Figures of one seed in percent, its maps averaged with those of `others`.
+
+    `shared` are the --set options that say where data and weights are.
+    """
+    folder, reference = output / f"{config}-{seed}", output / f"voc-mini-{seed}-masks"
+    here = options(seed, config, shared, folder)
+    if others:
+        merged = [str((output / f"{config}-{other}" / "cams.h5").resolve()) for other in others]
+        here += ["--set", f"refine.merge_with={json.dumps(merged)}"]
+    there = [*options(seed, "voc-mini", shared, reference), "--set", "train_seg.supervision=masks"]
     started = time.monotonic()
     cam_pipeline("run", *here)
     minutes = (time.monotonic() - started) / 60
@@ -71,12 +85,19 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder of voc-mini")
     parser.add_argument("--weights", type=Path, help="weights file; default: where the config looks, beside the data")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the run folders")
+    parser.add_argument("--config", default="voc-mini", help="config of the runs")
+    parser.add_argument("--merge", action="store_true", help="every run averages its maps with those of the others")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     shared = ["--set", f"data.root={given.data}"]
     if given.weights:
         shared += ["--set", f"classifier.weights={given.weights}", "--set", f"segmenter.weights={given.weights}"]
-    results = [one_seed(seed, shared, given.output) for seed in given.seeds]
+    if given.merge:
+        for seed in given.seeds:  # all maps first; without the CRF, as their own labels are not wanted
+            folder = given.output / f"{given.config}-{seed}"
+            cam_pipeline("make-cams", *options(seed, given.config, shared, folder), "--set", "refine.crf=false")
+    others = {seed: [other for other in given.seeds if given.merge and other != seed] for seed in given.seeds}
+    results = [one_seed(seed, given.config, shared, given.output, others[seed]) for seed in given.seeds]
     print("\n| figure (%) | " + " | ".join(f"seed {seed}" for seed in given.seeds) + " | mean | spread |")
     print("|---|" + "---|" * (len(results) + 2))
     for name in results[0]:
