@@ -83,15 +83,13 @@ def row(
     by_split = settings.model_copy(update={"background": "from-split", "background_images": len(few)})
     by_masks = choose_background(by_split, few, num_labels, total)
     if settings.refines:
-        value_at(by_masks)
         look_around(value_at, by_color, stride=0.04, top=0.98)
-        best = max(seen, key=seen.__getitem__)
     else:
         histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels), compared)
-        best = round(float(THRESHOLDS[int(mean_iou(confusions_from_histogram(histogram)).argmax())]), 2)
+        value_at(round(float(THRESHOLDS[int(mean_iou(confusions_from_histogram(histogram)).argmax())]), 2))
     parts = [f"{name} {value_at(at):.1f} at {at:.2f}" for name, at in (("auto", by_color), ("from-split", by_masks))]
-    best = max((*seen, best), key=value_at)
-    return " | ".join([*parts, f"oracle {value_at(best):.1f} at {best:.2f}", f"{seconds:.3f} s an image"])
+    best = max(seen, key=seen.__getitem__)
+    return " | ".join([*parts, f"oracle {seen[best]:.1f} at {best:.2f}", f"{seconds:.3f} s an image"])
 
 
 def main() -> None:

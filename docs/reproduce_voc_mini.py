@@ -23,7 +23,9 @@ from typing import Any
 def cam_pipeline(*words: str) -> None:
     """Run one command; stop here when it fails."""
     print("$ cam-pipeline", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "cam_pipeline.cli", *words], check=True)
+    code = subprocess.run([sys.executable, "-m", "cam_pipeline.cli", *words]).returncode
+    if code:
+        sys.exit(code)  # it has said why
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder of voc-mini")
     parser.add_argument("--weights", type=Path, help="weights file; default: where the config looks, beside the data")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the run folders")
-    parser.add_argument("--config", default="voc-mini", help="config of the runs")
+    parser.add_argument("--config", default="voc-mini", help="name of the config of the runs")
     parser.add_argument("--merge", action="store_true", help="every run averages its maps with those of the others")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
@@ -94,8 +96,9 @@ def main() -> None:
         shared += ["--set", f"classifier.weights={given.weights}", "--set", f"segmenter.weights={given.weights}"]
     if given.merge:
         for seed in given.seeds:  # all maps first; without the CRF, as their own labels are not wanted
-            folder = given.output / f"{given.config}-{seed}"
-            cam_pipeline("make-cams", *options(seed, given.config, shared, folder), "--set", "refine.crf=false")
+            alone = options(seed, given.config, shared, given.output / f"{given.config}-{seed}")
+            cam_pipeline("train-cls", *alone)
+            cam_pipeline("make-cams", *alone, "--set", "refine.crf=false")
     others = {seed: [other for other in given.seeds if given.merge and other != seed] for seed in given.seeds}
     results = [one_seed(seed, given.config, shared, given.output, others[seed]) for seed in given.seeds]
     print("\n| figure (%) | " + " | ".join(f"seed {seed}" for seed in given.seeds) + " | mean | spread |")
