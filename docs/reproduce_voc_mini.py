@@ -62,21 +62,25 @@ def one_seed(seed: int, config: str, shared: Sequence[str], output: Path, others
     full = rows_of(folder)
     history = (folder / "logs" / "train_cls.jsonl").read_text().splitlines()
     gain = quarter["refined"]["mIoU"] - quarter["CAM"]["mIoU"]
+    gain_over_oracle = quarter["refined"]["mIoU"] - quarter["CAM, oracle"]["mIoU"]
+    train, some, val = (
+        f"{row['split']}{of} ({row['images']})"
+        for of, row in (("", full["CAM"]), (", every 4th", quarter["CAM"]), ("", full["segmenter"]))
+    )
     figures = {
-        "classifier mAP, val (363)": json.loads(history[-1])["mAP"],
-        "CAM, train (1086), configured background": full["CAM"]["mIoU"],
-        "CAM, train (1086), oracle background": full["CAM, oracle"]["mIoU"],
-        "CAM, every 4th of train (272), configured background": quarter["CAM"]["mIoU"],
-        "CAM, every 4th of train (272), oracle background": quarter["CAM, oracle"]["mIoU"],
-        "CAM + CRF, every 4th of train (272), configured background": quarter["refined"]["mIoU"],
-        "CRF gain, every 4th of train, same background": gain,
-        "CRF gain, every 4th of train, over CAM at oracle background": quarter["refined"]["mIoU"]
-        - quarter["CAM, oracle"]["mIoU"],
-        "CAM + CRF, train (1086), configured background": full["refined"]["mIoU"],
-        "pseudo-labels, train (1086), complete map": full["pseudo-label"]["mIoU"],
+        f"classifier mAP, {val}": json.loads(history[-1])["mAP"],
+        f"CAM, {train}, configured background": full["CAM"]["mIoU"],
+        f"CAM, {train}, oracle background": full["CAM, oracle"]["mIoU"],
+        f"CAM, {some}, configured background": quarter["CAM"]["mIoU"],
+        f"CAM, {some}, oracle background": quarter["CAM, oracle"]["mIoU"],
+        f"CAM + CRF, {some}, configured background": quarter["refined"]["mIoU"],
+        f"CRF gain, {some}, same background": gain,
+        f"CRF gain, {some}, over CAM at oracle background": gain_over_oracle,
+        f"CAM + CRF, {train}, configured background": full["refined"]["mIoU"],
+        f"pseudo-labels, {train}, complete map": full["pseudo-label"]["mIoU"],
         "pseudo-labels, coverage": full["pseudo-label"]["coverage"],
-        "segmenter, val (363), from image labels": full["segmenter"]["mIoU"],
-        "segmenter, val (363), from masks": masks,
+        f"segmenter, {val}, from image labels": full["segmenter"]["mIoU"],
+        f"segmenter, {val}, from masks": masks,
         "segmenter, share of the reference": full["segmenter"]["mIoU"] / masks,
     }
     return {name: 100 * value for name, value in figures.items()} | {"minutes of `run` (0 when cached)": minutes}
