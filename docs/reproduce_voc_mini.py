@@ -34,6 +34,11 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["map"]: row for row in report["rows"]}
 
 
+def images_of(row: dict[str, Any], part: str = "") -> str:
+    """What a row of an evaluation was compared on, with the number of images."""
+    return f"{row['split']}{part} ({row['images']})"
+
+
 def options(seed: int, config: str, shared: Sequence[str], folder: Path) -> list[str]:
     """Options of every command of a run."""
     return ["-c", config, *shared, "--set", f"run.seed={seed}", "--set", f"output.dir={folder}"]
@@ -63,10 +68,8 @@ def one_seed(seed: int, config: str, shared: Sequence[str], output: Path, others
     history = (folder / "logs" / "train_cls.jsonl").read_text().splitlines()
     gain = quarter["refined"]["mIoU"] - quarter["CAM"]["mIoU"]
     gain_over_oracle = quarter["refined"]["mIoU"] - quarter["CAM, oracle"]["mIoU"]
-    train, some, val = (
-        f"{row['split']}{of} ({row['images']})"
-        for of, row in (("", full["CAM"]), (", every 4th", quarter["CAM"]), ("", full["segmenter"]))
-    )
+    train, val = images_of(full["CAM"]), images_of(full["segmenter"])
+    some = images_of(quarter["CAM"], ", every 4th")
     figures = {
         f"classifier mAP, {val}": json.loads(history[-1])["mAP"],
         f"CAM, {train}, configured background": full["CAM"]["mIoU"],
