@@ -86,7 +86,7 @@ class AcrObjective:
         """The weighted distances of the attention that the tap saw in both views."""
         rows, columns = grid
         first, second = torch.stack(self.tap.take(), dim=1).chunk(2)
-        permutation = patch_permutation(kind, rows, columns).to(first.device)
+        permutation = patch_permutation(kind, rows, columns)
         activation, affinity = consistency_losses(first, second, permutation, self.prefix_tokens)
         distance = self.settings.activation_weight * activation + self.settings.affinity_weight * affinity
         return _rise(progress, self.settings.ramp) * rows * columns * distance

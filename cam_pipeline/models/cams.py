@@ -12,6 +12,7 @@ from cam_pipeline.models.attention import Affinity, attention_hooked, attention_
 from cam_pipeline.models.calibration import Calibration, CalibrationHead, LevelTap, feature_levels
 from cam_pipeline.models.classifier import Classifier, ClassifierOutput
 from cam_pipeline.models.comparison import Border, FeatureWalk, cell_features, compare_cells
+from cam_pipeline.models.modes import evaluating
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
 
@@ -196,15 +197,16 @@ def view_maps(
     """Raw maps (B, C, h, w) of one view, and what the classifier gave: images (B, 3, H, W) as `Classifier` takes them.
 
     Propagation by attention is done, what compares features is not. `ranks` as `class_ranks` gives them, for maps by
-    gradient. The classifier is left as it came.
+    gradient. The classifier looks in evaluation mode and is left as it came.
     """
     affinity, propagation = Affinity(classifier.prefix_tokens), reading.attention
     if reading.by_gradient:
         if ranks is None:
             raise ValueError("maps by gradient need the classes to read")
-        maps, output = _class_token_maps(classifier, images, reading, ranks, affinity)
+        with evaluating(classifier):
+            maps, output = _class_token_maps(classifier, images, reading, ranks, affinity)
     else:
-        with _seen_by(affinity, classifier, propagation):
+        with evaluating(classifier), _seen_by(affinity, classifier, propagation):
             output = classifier(images)
         maps = classifier_cam(output.features, classifier.head.weight)
     if propagation is not None:
@@ -253,7 +255,8 @@ def _classes_before_maps(
     """The classes of every image, predicted where unknown, and the probabilities (B, C) that took; None: all known."""
     if class_ids is not None and None not in class_ids:
         return [ids or () for ids in class_ids], None
-    likely = torch.stack([classifier(view).logits.float().sigmoid() for view, _ in views]).mean(dim=0)
+    with evaluating(classifier):
+        likely = torch.stack([classifier(view).logits.float().sigmoid() for view, _ in views]).mean(dim=0)
     return shown_classes(class_ids, likely, threshold), likely
 
 

@@ -12,6 +12,7 @@ from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import NoAttention, attend_to_similar
 from cam_pipeline.models.calibration import CalibrationHead, NoLevels, feature_levels
 from cam_pipeline.models.hybrid import Trunk, channels_first, create_trunk, hybrid_arguments, trunk_of
+from cam_pipeline.models.modes import evaluating
 from cam_pipeline.models.stride import cell_offset, reduce_stride
 from cam_pipeline.models.weights import UnknownArgument, create_timm, load_backbone
 
@@ -256,21 +257,18 @@ def _stride_of(backbone: nn.Module) -> int:
     Raises ValueError for a backbone bound to one image size, or one that does not cut an image into whole cells.
     """
     patch: Any = getattr(backbone, "patch_embed", None)
-    training = backbone.training
-    backbone.eval()
     forward: Any = backbone.forward_features  # every timm model has it
     try:
-        side = 8 * int(patch.feat_ratio()) if hasattr(patch, "dynamic_feat_size") else 256
-        out: Tensor = forward(torch.zeros(1, 3, side, side))
-        if out.dim() == 3:
-            stride = int(patch.feat_ratio())
-        else:
-            stride = side // out.shape[2 if out.shape[1] == feature_width(backbone) else 1]
-        out = forward(torch.zeros(1, 3, 2 * stride, 3 * stride))
+        with evaluating(backbone):
+            side = 8 * int(patch.feat_ratio()) if hasattr(patch, "dynamic_feat_size") else 256
+            out: Tensor = forward(torch.zeros(1, 3, side, side))
+            if out.dim() == 3:
+                stride = int(patch.feat_ratio())
+            else:
+                stride = side // out.shape[2 if out.shape[1] == feature_width(backbone) else 1]
+            out = forward(torch.zeros(1, 3, 2 * stride, 3 * stride))
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(f"does not take images of any size: {error}") from error
-    finally:
-        backbone.train(training)
     tokens = 6 + int(getattr(backbone, "num_prefix_tokens", 0)) if out.dim() == 3 else 6
     if out.numel() != tokens * feature_width(backbone):
         raise ValueError(f"does not cut images into whole cells: 2 x 3 of them give features {tuple(out.shape)}")

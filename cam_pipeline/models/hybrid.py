@@ -11,6 +11,7 @@ from timm.layers.hybrid_embed import HybridEmbed
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
+from cam_pipeline.models.modes import evaluating
 from cam_pipeline.models.stride import reduce_stride
 from cam_pipeline.models.weights import create_timm, load_backbone
 
@@ -66,11 +67,10 @@ def _stride_of_trunk(network: nn.Module, name: str) -> int:
     """Input pixels per cell, from a trial input. Raises ConfigError for what is no CNN."""
     side = 256
     try:
-        out = network.eval().forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
+        with evaluating(network):
+            out = network.forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
     except (AssertionError, AttributeError, RuntimeError) as error:
         raise ConfigError(f"classifier.trunk: '{name}' does not take images of any size: {error}") from error
-    finally:
-        network.train()
     if not isinstance(out, Tensor) or out.dim() != 4:
         raise ConfigError(f"classifier.trunk: '{name}' gives no feature map; a trunk is a CNN")
     return side // int(channels_first(out, int(network.num_features)).shape[2])  # type: ignore[arg-type]

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cam_pipeline.models.modes import evaluating
+
 
 class Shrinking(NamedTuple):
     """A layer that shrinks its input from `before` to `after` rows in a trial pass; `channels` of its input."""
@@ -58,13 +60,9 @@ def cell_offset(backbone: nn.Module, stride: int) -> float:
 
 def _features(backbone: nn.Module, size: int) -> Tensor:
     """What a backbone makes of a black image of size x size, in evaluation mode."""
-    training = backbone.training
-    backbone.eval()
-    try:
+    with evaluating(backbone):
         out: Tensor = backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]  # all have it
-        return out
-    finally:
-        backbone.train(training)
+    return out
 
 
 def _shrinking(backbone: nn.Module, size: int) -> list[Shrinking]:

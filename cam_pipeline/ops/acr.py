@@ -59,6 +59,8 @@ def consistency_losses(
         raise ValueError(f"attention must be twice (B, L, {tokens}, {tokens}) for this permutation, not {shapes}")
     if prefix_tokens < 1:
         raise ValueError("region activation is read from the class token: prefix_tokens must be at least 1")
+    if permutation.sort().values.tolist() != list(range(len(permutation))):
+        raise ValueError(f"permutation must hold each of 0..{len(permutation) - 1} once, not {permutation.tolist()}")
     inverse = torch.argsort(permutation).to(attention_b.device)
     first = at_least_float32(attention_a, "attention_a")[..., prefix_tokens:]
     second = at_least_float32(attention_b, "attention_b")[..., prefix_tokens:].index_select(-1, inverse)
@@ -83,9 +85,10 @@ def class_token_map(
         raise ValueError(f"one gradient for each attention, not {len(gradients)} for {len(attentions)}")
     total: Tensor | None = None
     for attention, gradient in zip(attentions, gradients, strict=True):
-        if attention.shape != gradient.shape or attention.ndim < 3 or not 1 <= prefix_tokens < attention.shape[-1]:
-            shapes = f"{tuple(attention.shape)}, {tuple(gradient.shape)}"
-            raise ValueError(f"attention and gradient must be (heads, {prefix_tokens} + N, ...), not {shapes}")
+        square = attention.ndim >= 3 and attention.shape[-1] == attention.shape[-2] > prefix_tokens >= 1
+        if not square or gradient.shape != attention.shape or attention.shape != attentions[0].shape:
+            shapes = f"{tuple(attention.shape)}, {tuple(gradient.shape)} with p = {prefix_tokens}"
+            raise ValueError(f"attention and gradient must be (heads, p + N, p + N) in all blocks, not {shapes}")
         # Only the class token's row is kept, so only it is computed.
         weight = at_least_float32(attention[..., 0, prefix_tokens:], "attention")
         slope = at_least_float32(gradient[..., 0, prefix_tokens:], "gradient")

@@ -71,10 +71,10 @@ def _checked_labels(labels: NDArray[Any] | Tensor, name: str) -> Tensor:
 
 def _best_labels(scores: Tensor, class_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Complete label map (H, W) uint8 and the best class score (H, W), which is -1 without classes."""
-    if not class_ids:
+    if len(scores) == 1:
         return torch.zeros_like(scores[0], dtype=torch.uint8), torch.full_like(scores[0], -1)
     best_score = scores[1:].amax(dim=0)
-    ids = torch.tensor(class_ids, dtype=torch.uint8, device=scores.device)
+    ids = torch.as_tensor(class_ids, dtype=torch.uint8, device=scores.device)
     best_class = ids[scores[1:].argmax(dim=0)]
     return torch.where(best_score > scores[0], best_class, 0), best_score
 

@@ -3,6 +3,8 @@
 Maps here have a background channel: K = 1 + C, background first. N = h * w.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,11 +23,12 @@ def distribution_weights(counts: Tensor, extra: float = 0.0) -> Tensor:
 
     TD_c = sum_j |n_c - n_j|, r_c = TD_c / (n_c + extra), weight r_c / mean(r): large for the most frequent and for the
     rarest classes, 1 on average, and 1 for all when counts are equal. `extra`: appearances per class that an image
-    bank adds. A class without images gets 0 and is left out of sums and mean. Raises ValueError for another shape,
-    and for negative numbers. Source: SFC (AAAI 2024), distribution-weighted consistency; specification section 3.
+    bank adds. A class without images gets 0 and is left out of sums and mean. Raises ValueError for another shape, and
+    for numbers that are negative or not finite. Source: SFC (AAAI 2024), distribution-weighted consistency;
+    specification section 3.
     """
-    if counts.ndim != 1 or not extra >= 0 or (counts < 0).any():
-        raise ValueError(f"counts (C,) and extra must not be negative, but are {counts.tolist()} and {extra}")
+    if counts.ndim != 1 or not 0 <= extra < math.inf or not ((counts >= 0) & counts.isfinite()).all():
+        raise ValueError(f"counts (C,) and extra must be finite and not negative, not {counts.tolist()} and {extra}")
     numbers = counts.to(torch.promote_types(counts.dtype, torch.float32))
     shown = numbers > 0
     distances = (numbers[:, None] - numbers[None]).abs() * shown
@@ -85,12 +88,13 @@ def pixel_correlation(cam: Tensor, features: Tensor, steps: int = 2) -> Tensor:
     columns at a time. Raises ValueError for other shapes or a negative `steps`. Source: SEAM's pixel correlation
     module as SFC has it, specification section 2.
     """
-    if cam.ndim != 4 or features.ndim != 4 or cam.shape[0] != features.shape[0] or cam.shape[2:] != features.shape[2:]:
-        raise ValueError(f"cam and features must share batch and grid: {tuple(cam.shape)}, {tuple(features.shape)}")
+    _check_grids(cam, features)
     if steps < 0:
         raise ValueError(f"steps must not be negative, but is {steps}")
     maps = at_least_float32(cam, "cam").flatten(2)
     unit = _unit(at_least_float32(features, "features").flatten(2))
+    precision = torch.promote_types(maps.dtype, unit.dtype)
+    maps, unit = maps.to(precision), unit.to(precision)
     together = max(1, ENTRIES_AT_ONCE // unit.shape[2] ** 2)  # images
     with torch.autocast(maps.device.type, enabled=False):  # it would lower the products to half precision
         parts = [_spread(*part, steps) for part in zip(maps.split(together), unit.split(together), strict=True)]
@@ -112,8 +116,7 @@ def prototype_cam(cam: Tensor, features: Tensor, mask: Tensor | None = None, bac
     with respect to `features` alone. Returns values in 0..1, not divided by their maximum. Raises ValueError for other
     shapes. Source: specification section 2 (P-CAM).
     """
-    if cam.ndim != 4 or features.ndim != 4 or cam.shape[0] != features.shape[0] or cam.shape[2:] != features.shape[2:]:
-        raise ValueError(f"cam and features must share batch and grid: {tuple(cam.shape)}, {tuple(features.shape)}")
+    _check_grids(cam, features)
     batch, channels, rows, columns = cam.shape
     if mask is not None and mask.shape not in ((batch, 1, rows, columns), (batch, channels, rows, columns)):
         raise ValueError(f"mask must be (B, 1 or K, h, w) for cam {tuple(cam.shape)}, not {tuple(mask.shape)}")
@@ -167,8 +170,17 @@ def scale_loss(downscaled_cam: Tensor, half_scale_cam: Tensor, weights: Tensor, 
     return weight * _weighted_distance(downscaled_cam[:, 1:], half_scale_cam[:, 1:], weights)
 
 
+def _check_grids(cam: Tensor, features: Tensor) -> None:
+    shapes = f"{tuple(cam.shape)}, {tuple(features.shape)}"
+    if cam.ndim != 4 or features.ndim != 4 or cam.shape[0] != features.shape[0] or cam.shape[2:] != features.shape[2:]:
+        raise ValueError(f"cam and features must share batch and grid: {shapes}")
+    if 0 in cam.shape or 0 in features.shape:
+        raise ValueError(f"cam and features must not be empty: {shapes}")
+
+
 def _check_alike(first: Tensor, second: Tensor, weights: Tensor) -> None:
-    if first.ndim != 4 or first.shape != second.shape or weights.shape != (first.shape[1] - 1,):
+    fit = first.ndim == 4 and first.shape == second.shape and weights.shape == (first.shape[1] - 1,)
+    if not fit or first.numel() == 0 or weights.numel() == 0:
         shapes = f"{tuple(first.shape)}, {tuple(second.shape)}, {tuple(weights.shape)}"
         raise ValueError(f"maps must be (B, 1 + C, h, w) twice and weights (C,), not {shapes}")
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,6 +91,19 @@ def test_images_and_graph_stay_as_they_are(classifier, images):
     maps, probabilities = multi_scale_cams(classifier, images, [0.5, 1.0], flip=True)
     assert torch.equal(images, before)
     assert not maps.requires_grad and not probabilities.requires_grad and classifier.head.weight.grad is None
+
+
+def test_a_classifier_in_training_mode_gives_the_same_maps_and_learns_nothing_from_the_look(classifier, images):
+    expected, chances = multi_scale_cams(classifier, images, [0.5, 1.0], flip=True)
+    training = copy.deepcopy(classifier).train()
+    modules = list(training.modules())
+    modules[-1].eval()
+    modes, before = [module.training for module in modules], copy.deepcopy(training.state_dict())
+    maps, probabilities = multi_scale_cams(training, images, [0.5, 1.0], flip=True)
+    close(maps, expected)
+    close(probabilities, chances)
+    assert [module.training for module in modules] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in training.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,8 @@ def test_consistency_refuses_other_shapes():
         consistency_losses(attention(), attention(tokens=8), permutation)
     with pytest.raises(ValueError, match="attention must be twice"):
         consistency_losses(attention(), attention(), permutation, prefix_tokens=2)
+    with pytest.raises(ValueError, match=r"each of 0\.\.5 once"):
+        consistency_losses(attention(), attention(), torch.tensor([0, 0, 1, 2, 3, 4]))
     with pytest.raises(ValueError, match="at least 1"):
         consistency_losses(attention(tokens=6), attention(tokens=6), permutation, prefix_tokens=0)
 
@@ -185,6 +187,10 @@ def test_map_refuses():
         class_token_map([], [])
     with pytest.raises(ValueError, match="attention and gradient"):
         class_token_map([one], [torch.zeros(2, 4, 4)])
+    with pytest.raises(ValueError, match="attention and gradient"):
+        class_token_map([one[:, :2]], [one[:, :2]])
+    with pytest.raises(ValueError, match="in all blocks"):
+        class_token_map([one, torch.zeros(2, 4, 4)], [one, torch.zeros(2, 4, 4)])
     with pytest.raises(ValueError, match="attention and gradient"):
         class_token_map([one], [one], prefix_tokens=3)
 

@@ -58,6 +58,7 @@ def test_numpy_in_gives_numpy_out(dtype):
     for labels, expected in [
         (labels_from_scores(scores, [7, 3], 0.3, 0.7), [[0, 255, 7], [255, 255, 255]]),
         (complete_labels(scores[:, ::-1], [7, 3]), [[0, 3, 3], [0, 0, 7]]),
+        (complete_labels(scores[:, ::-1], np.array([7, 3])), [[0, 3, 3], [0, 0, 7]]),
     ]:
         assert isinstance(labels, np.ndarray)
         assert labels.dtype == np.uint8

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,7 +69,17 @@ def test_equal_counts_weigh_the_same_and_a_class_without_images_nothing():
     assert distribution_weights(of(0, 0)).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize(("counts", "extra"), [(of(1, -1), 0), (of(1, 2), -1), (torch.ones(2, 2), 0)])
+@pytest.mark.parametrize(
+    ("counts", "extra"),
+    [
+        (of(1, -1), 0),
+        (of(1, 2), -1),
+        (of(1, 2), math.inf),
+        (of(1, math.inf), 0),
+        (of(math.nan, 1), 0),
+        (torch.ones(2, 2), 0),
+    ],
+)
 def test_weights_refuse_nonsense(counts, extra):
     with pytest.raises(ValueError, match="counts"):
         distribution_weights(counts, extra)
@@ -253,15 +265,26 @@ def test_an_absent_class_costs_nothing():
         lambda: maps_with_background(torch.rand(2, 3, 2, 3), torch.ones(2, 3), "some"),
         lambda: pixel_correlation(torch.rand(2, 3, 2, 3), torch.rand(2, 3, 3, 2)),
         lambda: pixel_correlation(torch.rand(2, 3, 2, 3), torch.rand(2, 3, 2, 3), steps=-1),
+        lambda: pixel_correlation(torch.rand(2, 3, 0, 3), torch.rand(2, 3, 0, 3)),
+        lambda: pixel_correlation(torch.rand(0, 3, 2, 3), torch.rand(0, 3, 2, 3)),
         lambda: prototype_cam(torch.rand(2, 3, 2, 3), torch.rand(1, 3, 2, 3)),
+        lambda: prototype_cam(torch.rand(2, 0, 2, 3), torch.rand(2, 3, 2, 3)),
         lambda: prototype_cam(torch.rand(2, 3, 2, 3), torch.rand(2, 3, 2, 3), torch.ones(2, 2, 2, 3)),
         lambda: msdw_losses(*[torch.rand(1, 3, 2, 3)] * 4, torch.ones(3)),
         lambda: msdw_losses(*[torch.rand(1, 3, 2, 3)] * 3, torch.rand(1, 3, 3, 2), torch.ones(2)),
+        lambda: msdw_losses(*[torch.rand(1, 1, 2, 3)] * 4, torch.ones(0)),
     ],
 )
 def test_wrong_shapes_are_refused(call):
     with pytest.raises(ValueError, match=r"must|do not fit"):
         call()
+
+
+def test_correlation_of_two_precisions_has_the_wider_one():
+    cam, features = torch.rand(2, 3, 2, 3), torch.rand(2, 5, 2, 3).double()
+    expected = pixel_correlation(cam.double(), features)
+    assert torch.equal(pixel_correlation(cam, features), expected)
+    torch.testing.assert_close(pixel_correlation(cam.double(), features.float()), expected)
 
 
 def test_half_precision_is_raised_and_arguments_stay():
