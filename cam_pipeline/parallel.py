@@ -59,7 +59,7 @@ def results_of(parallel: Parallel, tasks: Iterable[Any]) -> Iterator[Iterator[An
 def _parallel(backend: str, workers: int) -> Parallel:
     # Each worker has a core to itself: with more threads than that, BLAS and torch would wait for one another.
     threads = {"inner_max_num_threads": 1} if backend == "loky" and workers > 1 else {}
-    with parallel_config(backend=backend, **threads):  # unlike `Parallel` it knows Dask
+    with parallel_config(backend=_dask_backend() if backend == "dask" else backend, **threads):
         try:
             return Parallel(n_jobs=workers, return_as="generator")
         except ValueError:  # Ray's backend gives complete lists only
@@ -80,6 +80,31 @@ def _started(backend: str, workers: int) -> AbstractContextManager[Any]:
             f"run.backend = '{backend}' needs a library that is not installed: pip install 'cam-pipeline[{backend}]'"
         ) from error
     return nullcontext()
+
+
+def _dask_backend() -> Any:
+    """joblib's backend for the Dask client that runs, but one that tells of tasks that Dask has given up.
+
+    joblib's own (1.6) gives such a task an error without telling whoever waits for it, who so waits for ever.
+    """
+    from joblib._dask import DaskDistributedBackend  # late: optional
+
+    class Backend(DaskDistributedBackend):  # type: ignore[misc]
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            def tell(done: Any) -> None:
+                if done.exception() is not None:
+                    callback(done.exception())
+
+            future = super().submit(func, callback)
+            future.add_done_callback(tell)
+            return future
+
+        def retrieve_result_callback(self, out: Any) -> Any:
+            if isinstance(out, BaseException):
+                raise out
+            return super().retrieve_result_callback(out)
+
+    return Backend()
 
 
 def _dask_client(workers: int) -> AbstractContextManager[Any]:
