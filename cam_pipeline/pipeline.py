@@ -47,6 +47,10 @@ COMMANDS = {
 }
 
 
+KEPT_PARTIALS = 2
+"""For how many other settings a stage's interrupted work is kept when a result is made: they may come back."""
+
+
 @dataclass(frozen=True)
 class Output:
     """Where a stage writes: `path` is renamed to its final place when the stage returns.
@@ -264,7 +268,7 @@ class Pipeline:
         state = self.states([name])[name]
         if state.kind == "current" and not force:
             announce(f"{name}: current, nothing to do ({self.path(name)})")
-            self._discard_partial(name)
+            self._discard_partial(name, state.fingerprint)
             return None
         if state.kind == "damaged" and not force:
             raise DamagedFile(
@@ -303,11 +307,13 @@ class Pipeline:
             "cam_pipeline": __version__,
         }
         write_text(manifest_path, json.dumps(manifest, indent=1))
-        self._discard_partial(stage.name)
+        self._discard_partial(stage.name, state.fingerprint)
 
-    def _discard_partial(self, name: str) -> None:
-        """Remove work in progress of a stage whose result is in place."""
-        for old in (self.folder / "partial").glob(f"{name}-*"):
+    def _discard_partial(self, name: str, fingerprint: str) -> None:
+        """Remove work in progress of a stage whose result is in place, and all but the newest with other settings."""
+        shutil.rmtree(self._partial(name, fingerprint), ignore_errors=True)
+        others = sorted((self.folder / "partial").glob(f"{name}-*"), key=_last_change, reverse=True)
+        for old in others[KEPT_PARTIALS:]:
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -320,8 +326,6 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Why a result is stale, in words: the first setting, input or version that differs."""
     if before.get("version") != now["version"]:
         return f"the stage's code changed (version {before.get('version')} to {now['version']})"
-    if before.get("data") != now["data"]:
-        return "the data changed"
     for section, value in now["params"].items():
         old = _table(before, "params").get(section)
         if isinstance(value, dict) and isinstance(old, dict):
@@ -330,10 +334,17 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
                     return f"{section}.{key} was {old.get(key)}, is {item}"
         elif old != value:
             return f"{section} was {old}, is {value}"
+    if before.get("data") != now["data"]:  # what is read of it is a matter of the settings, too
+        return "the data changed"
     for need, run_id in now["needs"].items():
         if _table(before, "needs").get(need) != run_id:
             return f"{need} was made anew or will be"
     return "what it needs is other than before"
+
+
+def _last_change(folder: Path) -> float:
+    """When work in progress was last gone on with."""
+    return max((path.stat().st_mtime for path in (folder, *folder.iterdir())), default=0.0)
 
 
 def _table(facts: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -210,6 +210,14 @@ def test_reason_names_the_data(baked: Bakery) -> None:
     assert baked.run() == list(NAMES)
 
 
+def test_reason_is_the_setting_where_it_decides_what_is_read_of_the_data(baked: Bakery) -> None:
+    baked.stages["grow"] = dataclasses.replace(
+        baked.stages["grow"], data=lambda config, digests: str(config.cam.splits)
+    )
+    baked.run()
+    assert baked.reason("grow", 'cam.splits=["val"]') == "cam.splits was ['train'], is ['val']"
+
+
 def test_stage_with_other_needs_is_stale(baked: Bakery) -> None:
     baked.stages["bake"] = dataclasses.replace(baked.stages["bake"], needs=lambda config: ())
     baked.stages["bake"] = dataclasses.replace(
@@ -300,6 +308,26 @@ def test_unfinished_work_waits_while_the_config_is_another(bakery: Bakery) -> No
     bakery.fails, bakery.pieces_found = set(), []
     assert bakery.run() == ["bake"]
     assert bakery.pieces_found == [2]
+
+
+def test_making_a_result_keeps_the_interrupted_work_of_two_other_settings(bakery: Bakery) -> None:
+    bakery.fails = {"mill"}
+    settings, folders = [f"refine.background={score}" for score in (0.1, 0.2, 0.3)], list[Path]()
+    for setting in settings:
+        with pytest.raises(Interrupted):
+            bakery.run(setting)
+        (folder,) = set(bakery.folder.glob("partial/mill-*")) - set(folders)
+        folders.append(folder)
+    for age, folder in zip((2, 3, 1), folders, strict=True):  # the second is the oldest
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (1e9 - age, 1e9 - age))
+    bakery.fails, bakery.pieces_found = set(), []
+    for _ in range(2):  # made, then current
+        bakery.run()
+        assert [folder.exists() for folder in folders] == [True, False, True]
+    bakery.pieces_found = []
+    assert bakery.run(settings[0]) == ["mill", "bake"]
+    assert bakery.pieces_found == [2, 0]
 
 
 def test_finishing_a_stage_leaves_the_unfinished_work_of_others(bakery: Bakery) -> None:
