@@ -4,7 +4,7 @@ import errno
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +16,8 @@ from cam_pipeline.errors import Interrupted, SaidByAnother, UserError
 from cam_pipeline.interrupt import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cam_pipeline.config import Config
     from cam_pipeline.data.check import DataCheck
     from cam_pipeline.pipeline import Pipeline
@@ -218,7 +220,8 @@ def run(options: Options) -> None:
     pipeline = options.pipeline()
     pipeline.run(pipeline.order(["train_seg"]), force=options.force)
     if is_first():
-        click.echo(f"Results are in {pipeline.folder}. Next: cam-pipeline evaluate -c {options.config}")
+        same = pipeline.folder / "config.toml" if options.overrides else options.config
+        click.echo(f"Results are in {pipeline.folder}. Next: cam-pipeline evaluate -c {same}")
 
 
 @main.command("status")
@@ -228,7 +231,6 @@ def status(options: Options) -> None:
 
     Example: cam-pipeline status -c my.toml
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -236,7 +238,7 @@ def status(options: Options) -> None:
     grid = Table("stage", "state", "why", "file")
     for name, state in pipeline.states(["train_seg"]).items():
         grid.add_row(name, state.kind, Text(state.reason), Text(str(pipeline.path(name))))
-    Console().print(grid)
+    console().print(grid)
 
 
 @main.command("evaluate")
@@ -251,17 +253,21 @@ def status(options: Options) -> None:
 def evaluate(options: Options, split: str, every: int, oracle: bool) -> None:
     """Compare CAMs, pseudo-labels and the segmenter with masks; writes evaluation.json and a contact sheet.
 
+    What can not be compared, for want of masks or because it is not current, is named. Pictures need no masks.
+
     Example: cam-pipeline evaluate -c my.toml --oracle
     """
     from cam_pipeline.stages.evaluate import evaluate_run
 
     pipeline = options.pipeline()
     report = evaluate_run(pipeline, force=options.force, split=split, every=every, oracle=oracle)
-    show(report)
-    show_classes(report)
-    click.echo(f"Numbers: {pipeline.folder / 'evaluation.json'}")
-    if report["sheet"]:
-        click.echo(f"Pictures: {report['sheet']}")
+    if report["rows"]:
+        show(report)
+        show_classes(report)
+        click.echo(f"Numbers: {pipeline.folder / 'evaluation.json'}")
+    for line in report["left_out"]:
+        click.echo(f"No figure of {one_line(line)}")
+    click.echo(f"Pictures: {report['sheet']}")
 
 
 @main.command("demo")
@@ -277,7 +283,11 @@ def demo(options: Options) -> None:
 
     config = options.load()
     root = config.folder / "data"
-    options = Options(options.config, (*options.overrides, f"data.root={json.dumps(str(root))}"), options.force)
+    if any(setting.partition("=")[0].strip() == "data.root" for setting in options.overrides):
+        raise UserError(
+            "demo generates its own images: data.root can not be set; your own images go to cam-pipeline run"
+        )
+    options = replace(options, overrides=(*options.overrides, f"data.root={json.dumps(str(root))}"))
     if is_first():
         click.echo(f"Images: {root} (generated)")
         with graceful_stop():
@@ -290,18 +300,24 @@ def demo(options: Options) -> None:
         click.echo(f"Pictures: {report['sheet']}")
 
 
-def show_check(found: "DataCheck", every: bool, quiet: bool) -> None:
-    """Print what `check_data` found: the contents first, as what is wrong should stand where the eye is."""
+def console() -> "Console":
+    """Where tables are printed: as wide as the terminal, and wide enough for them where there is none."""
     from rich.console import Console
 
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=max(120, terminal.width))
+
+
+def show_check(found: "DataCheck", every: bool, quiet: bool) -> None:
+    """Print what `check_data` found: the contents first, as what is wrong should stand where the eye is."""
     from cam_pipeline.report.data_tables import class_table, cost_table, number_table, problem_lines, size_lines
 
     if found.splits and not quiet:
-        console = Console(width=None if Console().is_terminal else 120)
-        console.print(class_table(found), number_table(found))
+        wide = console()
+        wide.print(class_table(found), number_table(found))
         for line in size_lines(found.sizes):
             click.echo(line)
-        console.print(cost_table(found))
+        wide.print(cost_table(found))
     for title, problems in (("WARNINGS", () if quiet else found.warnings), ("MISTAKES", found.errors)):
         if problems:
             click.echo(f"\n{title}")
@@ -314,7 +330,6 @@ def show_check(found: "DataCheck", every: bool, quiet: bool) -> None:
 def show(report: Mapping[str, Any]) -> None:
     """Print an evaluation as a table, in percent."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -333,13 +348,15 @@ def show(report: Mapping[str, Any]) -> None:
         background = "" if row["background"] is None else f"{row['background']:.2f}"
         compared = Text(f"{row['split']}, {row['images']} images")
         grid.add_row(row["map"], *shares, decided, background, compared, row["used"])
-    Console(width=None if Console().is_terminal else 120).print(grid)
+    console().print(grid)
 
 
 def show_classes(report: Mapping[str, Any]) -> None:
-    """Print the IoU of every class for every map, in percent, and its mean over frequent and rare classes."""
+    """Print the IoU of every class for every map, in percent, and its mean over frequent and rare classes.
+
+    Groups of one or two classes would only say the same again.
+    """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -355,14 +372,14 @@ def show_classes(report: Mapping[str, Any]) -> None:
         count = report["training_images"].get(name, "")
         grid.add_row(Text(name), str(count), *percent([row["IoU"][name] for row in rows]))
     grid.add_section()
-    for group, names in report["groups"].items():
-        counts = [report["training_images"][name] for name in names]
-        if names:
+    grid.caption = "images: of the training split."
+    if min(map(len, report["groups"].values()), default=0) > 2:
+        for group, names in report["groups"].items():
+            counts = [report["training_images"][name] for name in names]
             means = percent([row["groups"][group] for row in rows])
             grid.add_row(f"{group} ({len(names)})", f"{min(counts)}-{max(counts)}", *means)
-    if report["groups"]:
-        grid.caption = "images: of the training split. head, tail: the quarter of classes with most, with fewest"
-    Console().print(grid)
+        grid.caption += " head, tail: the quarter of classes with most, with fewest"
+    console().print(grid)
 
 
 if __name__ == "__main__":

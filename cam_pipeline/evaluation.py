@@ -5,7 +5,7 @@ Masks serve for reporting only; a figure whose background score was chosen on th
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.images import sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.device import pick_device, place
-from cam_pipeline.errors import DataError, StageNotReady
+from cam_pipeline.errors import DataError
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.networks import load_segmenter
 from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels
@@ -39,6 +39,9 @@ from cam_pipeline.refinement import THRESHOLDS, best_class
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore
 from cam_pipeline.store.scores import ScoreStore
+
+TITLES = {"extract_cams": "CAM", "refine_cams": "refined", "make_labels": "pseudo-label", "train_seg": "segmenter"}
+"""The rows of a report, by the stage whose result they are of."""
 
 
 @dataclass(frozen=True)
@@ -204,16 +207,17 @@ def evaluate(
     every: int = 1,
     oracle: bool = False,
 ) -> list[Row]:
-    """Rows for all `results` (stage name -> file) that exist: CAM, refined, pseudo-label, segmenter.
+    """Rows for all `results` (stage name -> file) that can be compared: CAM, refined, pseudo-label, segmenter.
 
     Without `split`, CAMs, scores and labels are compared on the training split and the segmenter on the validation
     split. `every` keeps the first of every so many images. `oracle` adds the CAM at its best background score.
+    `left_out` tells of the others. Raises DataError when no image is of `split`.
     """
     rows: list[Row] = []
-    label_split = split or config.data.train
-    if "extract_cams" in results and label_split in config.cam.splits:
-        samples = with_masks(table.split(label_split), every)
-        facts: dict[str, Any] = {"split": label_split, "images": len(samples)}
+    of_labels, of_segmenter = _compared_splits(config, table, split)
+    samples = _masked(table, of_labels, every) if of_labels in config.cam.splits else []
+    if "extract_cams" in results and samples:
+        facts: dict[str, Any] = {"split": of_labels, "images": len(samples)}
         confusions = cam_sweep(results["extract_cams"], table, samples, config.refine)
         background = background_score(config.refine, results.get("refine_cams"))
         facts["used"] = _used(config.refine)
@@ -224,13 +228,52 @@ def evaluate(
         if "refine_cams" in results and "make_labels" in results:
             total, coverage = labels_confusion(results["make_labels"], results["refine_cams"], table, samples)
             rows.append(Row("pseudo-label", confusion=total, coverage=coverage, **facts))
-    if "train_seg" in results:
-        samples = with_masks(table.split(split or config.data.val or config.data.train), every)
+    samples = _masked(table, of_segmenter, every)
+    if "train_seg" in results and samples:
         segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
         place(segmenter, pick_device(config.run))
         used = "masks" if config.train_seg.supervision == "masks" else "image labels"
         total = segmenter_confusion(segmenter, table, samples, config)
-        rows.append(Row("segmenter", split=samples[0].split, images=len(samples), used=used, confusion=total))
-    if not rows:
-        raise StageNotReady("there is nothing to evaluate yet. Run: cam-pipeline run")
+        rows.append(Row("segmenter", split=of_segmenter, images=len(samples), used=used, confusion=total))
     return rows
+
+
+def left_out(
+    config: Config,
+    table: Table,
+    ready: Collection[str],
+    not_ready: Mapping[str, str],
+    *,
+    split: str = "",
+    every: int = 1,
+) -> list[str]:
+    """Why rows are missing from what `evaluate` gives, a line each.
+
+    `ready`: the stages that have a result; `not_ready`: those of the run that have none, and why. The rest as there.
+    """
+    of_labels, of_segmenter = _compared_splits(config, table, split)
+    lines = [f"{title}: {not_ready[stage]}" for stage, title in TITLES.items() if stage in not_ready]
+    titles = ", ".join(title for stage, title in TITLES.items() if stage in ready and stage != "train_seg")
+    if titles and of_labels not in config.cam.splits:
+        lines.append(f"{titles}: no maps are made of split '{of_labels}'; name it in cam.splits")
+    elif titles and not _masked(table, of_labels, every):
+        lines.append(f"{titles}: {_no_mask(of_labels, every)}")
+    if "train_seg" in ready and not _masked(table, of_segmenter, every):
+        lines.append(f"{TITLES['train_seg']}: {_no_mask(of_segmenter, every)}")
+    return lines
+
+
+def _compared_splits(config: Config, table: Table, split: str) -> tuple[str, str]:
+    """On which splits labels and the segmenter are compared where `split` was asked for, which must exist."""
+    if split:
+        table.split(split)
+    return split or config.data.train, split or config.data.val or config.data.train
+
+
+def _masked(table: Table, split: str, every: int) -> list[Sample]:
+    """As `with_masks`, but of a split that may have no masks, or no images."""
+    return [sample for sample in [s for s in table.samples if s.split == split][::every] if sample.mask is not None]
+
+
+def _no_mask(split: str, every: int) -> str:
+    return f"no image{f' of every {every}' if every > 1 else ''} of split '{split}' has a mask"

@@ -10,7 +10,8 @@ from cam_pipeline.data.digest import data_digest
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table, image_labels
 from cam_pipeline.device import memory_errors_named
-from cam_pipeline.evaluation import evaluate
+from cam_pipeline.errors import StageNotReady
+from cam_pipeline.evaluation import TITLES, evaluate, left_out
 from cam_pipeline.ops.metrics import frequency_groups
 from cam_pipeline.pipeline import Pipeline, read_json
 from cam_pipeline.report.run_sheet import run_sheet
@@ -19,11 +20,14 @@ from cam_pipeline.report.run_sheet import run_sheet
 def evaluate_run(
     pipeline: Pipeline, *, force: bool = False, split: str = "", every: int = 1, oracle: bool = False
 ) -> Mapping[str, Any]:
-    """Compare the current results with masks; arguments as `evaluation.evaluate`.
+    """Compare the current results with masks, and draw them; arguments as `evaluation.evaluate`.
 
     The answer of an earlier call is given again where question, results and masks are the same, unless `force`.
+    "left_out" of it says why rows are missing. Raises StageNotReady when nothing was made that could be looked at, or
+    nothing that could be compared on the split asked for.
     """
-    states = {name: state for name, state in pipeline.states(["train_seg"]).items() if state.kind == "current"}
+    of_all = pipeline.states(["train_seg"])
+    states = {name: state for name, state in of_all.items() if state.kind == "current"}
     config, path = pipeline.config, pipeline.folder / "evaluation.json"
     table = load_table(config.data)
     run_ids = {name: state.run_id for name, state in states.items()}
@@ -31,14 +35,19 @@ def evaluate_run(
     key: dict[str, Any] = {"split": split, "every": every, "oracle": oracle, "results": run_ids, "settings": settings}
     key["data"] = _data(pipeline, table, split)
     known = read_json(path)
-    if known.get("key") == key and not force and (not known["sheet"] or Path(known["sheet"]).is_file()):
-        return known
-    results = {name: pipeline.path(name) for name in states}
+    not_ready = {name: f"{state.kind} ({state.reason})" for name, state in of_all.items() if name not in states}
+    missing = left_out(config, table, states, not_ready, split=split, every=every)
+    if known.get("key") == key and not force and Path(known["sheet"]).is_file():
+        return known | {"left_out": missing}
+    results = {name: pipeline.path(name) for name in states if name in TITLES}
+    if not results:
+        raise StageNotReady("there is nothing to evaluate yet. Run: cam-pipeline run")
     with memory_errors_named("evaluate", "cam.batch_size", config.cam.batch_size):
         rows = evaluate(config, table, results, split=split, every=every, oracle=oracle)
+    if split and not rows:
+        raise StageNotReady(f"nothing can be compared on split '{split}': {'; '.join(missing)}")
     sheet = pipeline.folder / "report" / "contact_sheet.png"
-    if {"extract_cams", "make_labels"} <= set(results):
-        run_sheet(config, table, results, sheet)
+    run_sheet(config, table, results, sheet)
     classes = ("background", *table.classes)
     counts = image_labels(table.split(config.data.train), len(table.classes)).sum(dim=0).int().tolist()
     groups = frequency_groups(counts) if any(counts) else {}  # nobody said what the training images show
@@ -47,7 +56,8 @@ def evaluate_run(
         "rows": [row.figures(classes, config.run.seed, groups) for row in rows],
         "training_images": dict(zip(table.classes, counts, strict=True)),
         "groups": {name: [table.classes[number] for number in ids] for name, ids in groups.items()},
-        "sheet": str(sheet) if sheet.is_file() else "",
+        "sheet": str(sheet),
+        "left_out": missing,
     }
     write_text(path, json.dumps(report, indent=1))
     return report

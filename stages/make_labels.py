@@ -1,5 +1,6 @@
 """Scores -> pseudo-labels with an ignore band (pseudo_labels.h5); seconds, so thresholds are cheap to change."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes
 from cam_pipeline.store.labels import label_record
 from cam_pipeline.store.scores import ScoreStore, StoredScores
 
+logger = logging.getLogger(__name__)
+
 IMAGES_PER_PART = 256
 
 
 def make_labels(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
-    """Write labels and per-pixel confidence for every image that has scores."""
+    """Write labels and per-pixel confidence for every image that has scores; say which lost a class that they show."""
+    seen, lost = 0, list[str]()
     with ScoreStore.open(inputs["refine_cams"]) as scores:
         chunks = [
             scores.names[start : start + IMAGES_PER_PART] for start in range(0, len(scores.names), IMAGES_PER_PART)
@@ -30,9 +34,24 @@ def make_labels(config: Config, inputs: Mapping[str, Path], output: Output) -> N
         with track("make_labels", writer.total, done=writer.done) as progress:
             for number in writer.pending():
                 raise_if_stopped()
-                writer.write(number, [labelled(scores.read(name), config) for name in chunks[number]])
+                read = [scores.read(name) for name in chunks[number]]
+                records = [labelled(stored, config) for stored in read]
+                writer.write(number, records)
+                seen += len(records)
+                lost += [
+                    stored.name for stored, record in zip(read, records, strict=True) if loses_class(stored, record)
+                ]
                 progress.advance(len(chunks[number]))
         writer.join(scores.names)
+    if lost:
+        what = "images have no pixel of a class that they show, the first"
+        remedy = "a lower refine.background leaves more to the classes"
+        logger.info("make_labels: %d of %d %s %s; %s", len(lost), seen, what, lost[0], remedy)
+
+
+def loses_class(stored: StoredScores, record: Record) -> bool:
+    """Whether the labels have no pixel of one of the image's classes."""
+    return not np.isin(stored.class_ids, record.arrays["labels"]).all()
 
 
 def labelled(stored: StoredScores, config: Config) -> Record:

@@ -269,7 +269,15 @@ def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture
     cli.show_classes(report)
     shown = capsys.readouterr().out
     assert "[/b]duck" in shown and "[red]car" in shown and "[/i]val, 3 images" in shown
-    assert "head (1)" in shown and "7-7" in shown
+    assert "head" not in shown
+
+
+def test_groups_of_classes_are_shown_where_they_say_more_than_the_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"duck": 7, "car": 5, "cow": 4}
+    row = {"map": "CAM", "IoU": dict.fromkeys(counts, 0.5), "groups": {"head": 0.25}}
+    cli.show_classes({"rows": [row], "groups": {"head": list(counts)}, "training_images": counts})
+    shown = capsys.readouterr().out
+    assert "head (3)" in shown and "4-7" in shown and "25.0" in shown
 
 
 def test_status_of_a_folder_with_brackets(tmp_path: Path) -> None:

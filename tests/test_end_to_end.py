@@ -1,6 +1,7 @@
 """The whole pipeline on a tiny data set, as users run it; and the demo, which must reach its quality bar (slow)."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -192,6 +193,50 @@ def test_other_masks_and_a_lost_picture_are_noticed(commands: Any, evaluated: Pa
     sheet.unlink()
     commands.run("evaluate", "-c", "tiny.toml", folder=evaluated)
     assert sheet.is_file()
+
+
+def test_what_is_not_current_is_named_and_not_on_the_picture(commands: Any, evaluated: Path) -> None:
+    before = (evaluated / "run/report/contact_sheet.png").read_bytes()
+    ended = commands.run("evaluate", "-c", "tiny.toml", "--set", "refine.background=0.9", folder=evaluated)
+    assert ended.code == 0, ended.stderr
+    assert [row["map"] for row in figures(evaluated / "run")] == ["CAM"]
+    assert re.search(r"^No figure of refined: stale \(refine.background was .*, is 0.9\)$", ended.stdout, re.M)
+    assert "No figure of segmenter: stale (make_labels was made anew or will be)" in ended.stdout
+    assert (evaluated / "run/report/contact_sheet.png").read_bytes() != before
+
+
+def test_labels_that_lost_a_class_are_told_of(commands: Any, evaluated: Path) -> None:
+    options = ("-c", "tiny.toml", "--set", "refine.background=0.99", "--set", "refine.crf=false")
+    ended = commands.run("make-cams", *options, folder=evaluated)
+    with LabelStore.open(evaluated / "run/pseudo_labels.h5") as store:
+        names = [name for name in store.names if not (store.read(name) % 255).any()]
+    assert len(names) > 12
+    found = re.search(
+        r"make_labels: (\d+) of 24 images have no pixel of a class that they show, the first", ended.stderr
+    )
+    assert found and int(found[1]) >= len(names)
+
+
+def test_evaluation_without_masks_draws(commands: Any, evaluated: Path) -> None:
+    table = evaluated / "data/data.csv"
+    header, *lines = table.read_text().splitlines()
+    column = header.split(",").index("mask")
+    cells = [line.split(",") for line in lines]
+    kept = [",".join([*row[:column], "", *row[column + 1 :]]) for row in cells]
+    table.write_text("\n".join([header, *kept]))
+    sheet = evaluated / "run/report/contact_sheet.png"
+    sheet.unlink()
+    ended = commands.run("evaluate", "-c", "tiny.toml", folder=evaluated)
+    assert ended.code == 0, ended.stderr
+    assert figures(evaluated / "run") == [] and sheet.is_file()
+    assert ended.stdout.splitlines() == [
+        "No figure of CAM, refined, pseudo-label: no image of split 'train' has a mask",
+        "No figure of segmenter: no image of split 'val' has a mask",
+        "Pictures: run/report/contact_sheet.png",
+    ]
+    ended = commands.run("evaluate", "-c", "tiny.toml", "--split", "val", folder=evaluated)
+    assert ended.code == 2
+    assert "nothing can be compared on split 'val': CAM, refined, pseudo-label: no maps are made" in ended.stderr
 
 
 def test_reference_on_masks_needs_nothing_else(commands: Any, workspace: Path) -> None:

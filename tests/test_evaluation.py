@@ -1,6 +1,7 @@
 """Figures from hand-made maps of 2 x 3 pixels, and a sweep that must equal the plain way of doing it."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from cam_pipeline import evaluation
 from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.table import Sample, Table
-from cam_pipeline.errors import DataError, StageNotReady
+from cam_pipeline.errors import DataError
 from cam_pipeline.evaluation import (
     THRESHOLDS,
     Row,
@@ -19,6 +20,7 @@ from cam_pipeline.evaluation import (
     cam_sweep,
     evaluate,
     labels_confusion,
+    left_out,
     scores_confusion,
     segmenter_confusion,
     with_masks,
@@ -291,8 +293,33 @@ def test_evaluate_takes_split_share_and_supervision_into_account(table, results,
     assert evaluate(reference, table, {"train_seg": results["train_seg"]})[0].used == "masks"
 
 
-def test_evaluate_needs_something(table, results):
-    with pytest.raises(StageNotReady, match="nothing to evaluate yet"):
-        evaluate(CONFIG, table, {})
+def test_evaluate_leaves_out_what_it_can_not_compare_and_says_why(table, results, monkeypatch):
+    fake_segmenter(monkeypatch, {"v": [[0, 1, 2], [0, 1, 1]]})
+    assert evaluate(CONFIG, table, {}) == []
+    not_ready = {"refine_cams": "stale (x was 1, is 2)", "make_labels": "stale (refine_cams is stale)"}
+    assert left_out(CONFIG, table, ["extract_cams", "train_seg"], not_ready) == [
+        "refined: stale (x was 1, is 2)",
+        "pseudo-label: stale (refine_cams is stale)",
+    ]
+    assert left_out(CONFIG, table, results, {}) == []
+    assert left_out(CONFIG, table, results, {}, split="val") == [
+        "CAM, refined, pseudo-label: no maps are made of split 'val'; name it in cam.splits"
+    ]
+    bare = replace(table, samples=tuple(replace(sample, mask=None) for sample in table.samples))
+    assert evaluate(CONFIG, bare, results) == []
+    assert left_out(CONFIG, bare, results, {}) == [
+        "CAM, refined, pseudo-label: no image of split 'train' has a mask",
+        "segmenter: no image of split 'val' has a mask",
+    ]
+    assert left_out(CONFIG, replace(table, samples=(bare.samples[0], *table.samples[1:])), results, {}, every=2) == [
+        "CAM, refined, pseudo-label: no image of every 2 of split 'train' has a mask"
+    ]
+    no_val = replace(table, samples=table.samples[:2])
+    assert [row.map for row in evaluate(CONFIG, no_val, results)] == ["CAM", "refined", "pseudo-label"]
+    with pytest.raises(DataError, match="no images in split 'test'"):
+        evaluate(CONFIG, table, results, split="test")
+
+
+def test_pseudo_labels_need_their_scores(table, results):
     partial = {"extract_cams": results["extract_cams"], "make_labels": results["make_labels"]}
     assert [row.map for row in evaluate(CONFIG, table, partial)] == ["CAM"]

@@ -1,6 +1,7 @@
 """The contact sheet of a run: what each step made of a few images, side by side."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from cam_pipeline.store.labels import LabelStore
 def run_sheet(config: Config, table: Table, results: Mapping[str, Path], path: Path, rows: int = 8) -> None:
     """Draw image, CAM, pseudo-label, segmenter's prediction and truth of `rows` images spread over the first CAM split.
 
-    `results` maps stage names to files and must hold extract_cams and make_labels; steps without a file stay empty.
+    `results` maps stage names to files; steps without a file are left out.
     """
     samples = table.split(config.cam.splits[0])
     chosen = [samples[index] for index in np.linspace(0, len(samples) - 1, min(rows, len(samples))).astype(int)]
@@ -29,19 +30,21 @@ def run_sheet(config: Config, table: Table, results: Mapping[str, Path], path: P
         segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
         place(segmenter, pick_device(config.run))
         predictions = {sample.id: labels.numpy() for sample, labels in predict_labels(segmenter, chosen, config)}
-    with (
-        CamStore.open(results["extract_cams"], config.refine.merge_with) as cams,
-        LabelStore.open(results["make_labels"]) as labels,
-    ):
+    with ExitStack() as opened:
+        cams = labels = None
+        if "extract_cams" in results:
+            cams = opened.enter_context(CamStore.open(results["extract_cams"], config.refine.merge_with))
+        if "make_labels" in results:
+            labels = opened.enter_context(LabelStore.open(results["make_labels"]))
 
         def row(sample: Sample) -> SheetRow:
-            stored = cams.read(sample.id)
+            stored = cams.read(sample.id) if cams else None
             return SheetRow(
                 name=sample.id,
                 image=sample_image(sample),
-                cam=class_scores(stored, config.refine)[0].numpy(),
-                class_ids=stored.class_ids,
-                pseudo_label=labels.read(sample.id),
+                cam=class_scores(stored, config.refine)[0].numpy() if stored else None,
+                class_ids=stored.class_ids if stored else (),
+                pseudo_label=labels.read(sample.id) if labels else None,
                 prediction=predictions.get(sample.id),
                 truth=sample_mask(sample, len(table.classes)) if sample.mask else None,
             )

@@ -1,7 +1,7 @@
 import numpy as np
 
 from cam_pipeline.config import Config
-from cam_pipeline.stages.make_labels import STAGE, labelled
+from cam_pipeline.stages.make_labels import STAGE, labelled, loses_class
 from cam_pipeline.store.scores import StoredScores
 
 
@@ -16,6 +16,17 @@ def test_labels_and_confidence_by_hand():
     assert record.arrays["labels"].tolist() == [[0, 7, 255], [255, 3, 0]]
     assert record.arrays["confidence"].tolist() == [[230, 153, 153], [128, 255, 128]]
     assert {array.dtype for array in record.arrays.values()} == {np.dtype(np.uint8)}
+
+
+def test_an_image_that_loses_a_class_is_seen():
+    def loses(class_ids, *channels):
+        stored = StoredScores("a", np.array([[[score] for score in channel] for channel in channels]), class_ids)
+        return loses_class(stored, labelled(stored, Config()))
+
+    assert not loses((), [1.0, 1.0])
+    assert not loses((7, 3), [0.1, 0.1], [0.9, 0.0], [0.0, 0.9])
+    assert loses((7, 3), [0.1, 0.1], [0.9, 0.9], [0.0, 0.0])
+    assert loses((7,), [0.9, 0.9], [0.1, 0.1])
 
 
 def test_only_the_thresholds_make_it_stale():
