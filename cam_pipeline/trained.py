@@ -92,7 +92,8 @@ class TrainedRun:
         """Class maps, refined scores and labels of an image file, or of an array (H, W, 3) uint8 RGB.
 
         `classes` names what the image shows; None: what the classifier predicts (`cam.presence_threshold`, at least
-        the likeliest class); an empty list: only background. Raises DataError for an unknown class or an image that can not be read.
+        the likeliest class); an empty list: only background. Raises DataError for an unknown class or an image that can
+        not be read.
         """
         pixels, config = _pixels(image, self.config.data.max_pixels), self.config
         known = None if classes is None else tuple(sorted({self._class_id(name) for name in _listed(classes)}))
