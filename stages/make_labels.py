@@ -51,7 +51,7 @@ def make_labels(config: Config, inputs: Mapping[str, Path], output: Output) -> N
 
 def loses_class(stored: StoredScores, record: Record) -> bool:
     """Whether the labels have no pixel of one of the image's classes."""
-    return not np.isin(stored.class_ids, record.arrays["labels"]).all()
+    return not all((record.arrays["labels"] == class_id).any() for class_id in stored.class_ids)
 
 
 def labelled(stored: StoredScores, config: Config) -> Record:
