@@ -1,5 +1,6 @@
 """Images with image-level labels -> a classifier (classifier.safetensors)."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.training import Trainer
 
+logger = logging.getLogger(__name__)
+
 
 def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
     """Train a multi-label classifier, with the objectives of `objectives`; the weights after the last epoch are kept.
@@ -32,7 +35,9 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     """
     table = load_table(config.data)
     train = labelled(table.split(config.data.train))
-    val = [sample for sample in table.samples if sample.split == config.data.val and sample.class_ids is not None]
+    val = [sample for sample in table.validation(config.data.val) if sample.class_ids is not None]
+    if config.data.val and not val:
+        logger.info("train_cls: split '%s' has no images with labels: no mAP and F1 are reported", config.data.val)
     check_files(train + val)
     warn_of_absent_classes(table.classes, train)
     device = pick_device(config.run)

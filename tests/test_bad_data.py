@@ -166,6 +166,17 @@ def test_empty_data_set(mistake: Mistake, finished: Path) -> None:
     assert mistake("run") == "no class is named: give data.classes, or a file data/classes.txt"
 
 
+def test_a_validation_split_without_images(mistake: Mistake, commands: Any, finished: Path) -> None:
+    line = "the data set has no images in split 'vall' (it has: train, val); set data.val to one that it has, or to ''"
+    for command in ("run", "train-cls"):
+        assert mistake(command, "--set=data.val=vall", "--set=train_cls.epochs=1") == line
+    table = rows(finished)
+    write_rows(finished, [row for row in table if row[3] != "val"])
+    ended = commands.run("train-cls", "-c", "tiny.toml", "--set=train_cls.epochs=1", folder=finished)
+    assert ended.code == 0, ended.stderr
+    assert "train_cls: split 'val' has no images with labels: no mAP and F1 are reported\n" in ended.stderr
+
+
 def test_one_training_image_is_too_few_for_deeplabv3plus(
     commands: Any, finished: Path, files: Callable[[], dict[str, bytes]]
 ) -> None:

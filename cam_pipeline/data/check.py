@@ -140,13 +140,18 @@ def _check_models(config: Config, problems: AllProblems) -> None:
 
 
 def _check_splits(config: Config, table: Table, problems: AllProblems) -> None:
-    """Every split that the config names must have images; the validation split alone may be missing."""
+    """Every split that the config names must have images; a validation split that has its default name need not."""
     for name in sorted({config.data.train, *config.cam.splits}):
         try:
             table.split(name)
         except DataError as error:
             problems.report("split without images", f"{error}; see data.train and cam.splits")
-    if config.data.val and not any(sample.split == config.data.val for sample in table.samples):
+    try:
+        missing = config.data.val and not table.validation(config.data.val)
+    except DataError as error:
+        missing = False
+        problems.report("split without images", str(error))
+    if missing:
         message = f"no images in split '{config.data.val}': no figures will be reported on it; see data.val"
         problems.warn("split without images", message)
     compared = [config.data.train] * (config.data.train in config.cam.splits) + [config.data.val or config.data.train]

@@ -134,10 +134,15 @@ def test_splits_that_the_config_does_not_use_only_give_warnings(data):
 
 def test_splits_without_images(data):
     found = check(data, data={"train": "trian", "val": "vla"}, cam={"splits": ["train"]})
-    assert kinds(found.errors) == ["split without images"]
+    assert kinds(found.errors) == ["split without images"] * 2
     assert "no images in split 'trian' (it has: train, val); see data.train" in found.errors[0].message
-    assert kinds(found.warnings)[0] == "split without images" and "'vla'" in found.warnings[0].message
+    assert "no images in split 'vla' (it has: train, val); set data.val to one that" in found.errors[1].message
     assert dict(found.costs)["train_cls"] == "no images"
+    write(data, ["a.png,cat,ma.png,train", "b.png,dog,,train", "c.png,,,train"])
+    found = check(data)
+    assert not found.errors and [one.message for one in found.warnings if one.kind == "split without images"] == [
+        "no images in split 'val': no figures will be reported on it; see data.val"
+    ]
     write(data, [])
     empty = check(data, data={"classes": ["cat"]})
     assert "it has no images at all" in empty.errors[0].message and not empty.sizes
