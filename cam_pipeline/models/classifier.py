@@ -206,12 +206,12 @@ def build_classifier(
 
 
 def _bring_to_stride(network: nn.Module, name: str, stride: int) -> int:
-    """The stride that a backbone has after it was brought to `stride`, unless that is 0. Raises ConfigError."""
+    """The stride that a backbone has after it was brought to `stride`; 0 or its own: as it is. Raises ConfigError."""
     try:
         own_stride = _stride_of(network)
     except ValueError as error:
         raise ConfigError(f"classifier.backbone: '{name}' {error}") from error
-    if not stride:
+    if stride in (0, own_stride):
         return own_stride
     try:
         reduce_stride(network, stride)

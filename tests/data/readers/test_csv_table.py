@@ -88,7 +88,7 @@ def test_csv_classes_come_from_the_settings_then_a_file_then_the_table(tmp_path)
         (["image;labels;mask", "a.jpg;cat;"], "columns .*, separated by commas; .* the header is 'image;labels;mask'$"),
         (["image\tlabels", "a.jpg\tcat"], r"missing: image, labels; the header is 'image\\tlabels'$"),
         (["x" * 500], r"the header is 'x+ \.\.\. x+'$"),
-        (["image,labels,masks", "a.jpg,cat,m.png"], "line 1: unknown column 'masks'; did you mean 'mask'\\? If not, giv"),
+        (["image,labels,masks", "a.jpg,cat,m.png"], "line 1: unknown column 'masks'; did you mean 'mask'\\? If not"),
         (["image,labels,Split", "a.jpg,cat,val"], "line 1: unknown column 'Split'; did you mean 'split'"),
         (["image,label", "a.jpg,cat"], "line 1: unknown column 'label'; did you mean 'labels'"),
         (["IMAGES,labels", "a.jpg,cat"], "line 1: unknown column 'IMAGES'; did you mean 'image'"),
