@@ -108,6 +108,22 @@ def test_labels_that_contradict_themselves(mistake: Mistake, finished: Path) -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("images/train_00002.jpg", ("train-cls",)),
+        ("masks/train_00002.png", ("train-seg", "--set=train_seg.supervision=masks")),
+    ],
+)
+def test_a_file_that_can_not_be_read(commands: Any, finished: Path, file: str, command: tuple[str, ...]) -> None:
+    (finished / "data" / file).write_bytes(b"")
+    ended = commands.run(*command, "-c", "tiny.toml", "--quiet", folder=finished)
+    assert ended.code == 2 and ended.stderr.startswith(f"Error: data/{file} can not be read as a")
+    assert ended.stderr.endswith("; replace it, or take it out of the data set (data/data.csv, line 4)\n")
+    checked = commands.run("check-data", "-c", "tiny.toml", folder=finished)
+    assert ended.stderr.removeprefix("Error: ") in checked.stdout
+
+
 def test_unknown_class_offers_the_nearest(mistake: Mistake, finished: Path) -> None:
     change(finished, 4, labels="baloon")
     assert mistake("run") == "data/data.csv, line 4: unknown class 'baloon'; did you mean 'balloon'?"
@@ -214,7 +230,7 @@ def test_everything_at_once_and_nothing_written(commands: Any, workspace: Path) 
 def test_a_sound_data_set_passes(commands: Any, workspace: Path) -> None:
     ended = commands.run("check-data", "-c", "tiny.toml", folder=workspace)
     assert ended.code == 0, ended.stdout
-    assert "No mistakes found." in ended.stdout and "6 steps: 2 epochs of 3, 8 images" in ended.stdout
+    assert "No mistakes found." in ended.stdout and "6 steps: 2 epochs of 3 steps, 8 images in each" in ended.stdout
     assert not (workspace / "run").exists()
 
 

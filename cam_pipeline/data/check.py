@@ -9,7 +9,7 @@ from pathlib import Path
 
 from joblib import delayed
 
-from cam_pipeline.config import Config, TrainSettings
+from cam_pipeline.config import CamSettings, Config, TrainSettings
 from cam_pipeline.data.batches import EpochBatches
 from cam_pipeline.data.inspection import Inspection, inspect
 from cam_pipeline.data.problems import AllProblems, Problem
@@ -224,17 +224,24 @@ def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
     """What a run does, in its order: (stage or file, how much)."""
     count = sum(sample.split == config.data.train for sample, _ in inspected)
     mapped = [(sample, one.size) for sample, one in inspected if sample.split in config.cam.splits and one.size]
-    views = len(config.cam.scales) * (2 if config.cam.flip else 1)
     labels = sum(2 * height * width for _, (height, width) in mapped)
     scores = sum((1 + len(sample.class_ids or ())) * height * width for sample, (height, width) in mapped)
     return (
         ("train_cls", _training_cost(config.train_cls, count) + _extra_cost(config)),
-        ("extract_cams", f"{len(mapped) * views:,} forward passes: {len(mapped):,} images in {views} scales and flips"),
-        ("refine_cams", f"{len(mapped):,} images" + (" through the CRF" if config.refine.crf else "")),
+        ("extract_cams", _view_cost(config.cam, len(mapped))),
+        ("refine_cams", _counted(len(mapped), "image") + (" through the CRF" if config.refine.crf else "")),
         ("train_seg", _training_cost(config.train_seg, count)),
         ("scores.h5", f"at most {_megabytes(scores)} (before compression)"),
         ("pseudo_labels.h5", f"at most {_megabytes(labels)} (before compression)"),
     )
+
+
+def _view_cost(settings: CamSettings, images: int) -> str:
+    """How often the classifier looks at an image."""
+    scales = len(settings.scales)
+    mirrored = f" and {'its mirror image' if scales == 1 else 'their mirror images'}" if settings.flip else ""
+    views = images * scales * (2 if settings.flip else 1)
+    return f"{_counted(views, 'view')}: {_counted(images, 'image')}, {_counted(scales, 'scale')}{mirrored}"
 
 
 def _extra_cost(config: Config) -> str:
@@ -250,9 +257,12 @@ def _training_cost(settings: TrainSettings, count: int) -> str:
     if not count:
         return "no images"
     batches = EpochBatches(count, settings.batch_size, settings.epochs, seed=0)
-    return (
-        f"{len(batches):,} steps: {settings.epochs} epochs of {batches.steps_per_epoch:,}, {batches.batch_size} images"
-    )
+    epochs, steps = _counted(settings.epochs, "epoch"), _counted(batches.steps_per_epoch, "step")
+    return f"{_counted(len(batches), 'step')}: {epochs} of {steps}, {_counted(batches.batch_size, 'image')} in each"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _megabytes(count: int) -> str:

@@ -73,13 +73,26 @@ def test_the_cost_of_a_run(data):
         cam={"scales": [1, 2, 3]},
     )
     assert dict(found.costs) == {
-        "train_cls": "7 steps: 7 epochs of 1, 2 images",
-        "extract_cams": "18 forward passes: 3 images in 6 scales and flips",
+        "train_cls": "7 steps: 7 epochs of 1 step, 2 images in each",
+        "extract_cams": "18 views: 3 images, 3 scales and their mirror images",
         "refine_cams": "3 images through the CRF",
-        "train_seg": "4 steps: 4 epochs of 1, 3 images",
+        "train_seg": "4 steps: 4 epochs of 1 step, 3 images in each",
         "scores.h5": "at most 1 MB (before compression)",
         "pseudo_labels.h5": "at most 1 MB (before compression)",
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "views"),
+    [
+        ({"scales": [1], "flip": False}, "3 views: 3 images, 1 scale"),
+        ({"scales": [1]}, "6 views: 3 images, 1 scale and its mirror image"),
+        ({"scales": [1, 2], "flip": False, "splits": ["val"]}, "2 views: 1 image, 2 scales"),
+    ],
+)
+def test_costs_are_written_in_the_singular_where_there_is_one(data, settings, views):
+    found = dict(check(data, cam=settings, train_cls={"batch_size": 3, "epochs": 1}).costs)
+    assert found["extract_cams"] == views and found["train_cls"] == "1 step: 1 epoch of 1 step, 3 images in each"
 
 
 def test_everything_wrong_is_told_at_once(data):
