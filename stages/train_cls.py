@@ -18,7 +18,7 @@ from cam_pipeline.device import autocast, image_batch, pick_device, place, worke
 from cam_pipeline.distributed import is_first
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.networks import cam_reading, check_crop, new_classifier
-from cam_pipeline.objectives import image_loss
+from cam_pipeline.objectives import image_loss, layers_of_sfc
 from cam_pipeline.ops.metrics import average_precision, f1_score
 from cam_pipeline.ops.sfc import bank_appearances, distribution_weights
 from cam_pipeline.pipeline import Output, Stage
@@ -42,8 +42,7 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     warn_of_absent_classes(table.classes, train)
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
-    sides, comparison = _learned_beside(config)
-    classifier = new_classifier(config.classifier, len(table.classes), sides, comparison)
+    classifier = new_classifier(config.classifier, len(table.classes), *layers_of_sfc(config))
     check_crop(classifier, config.train_cls.crop, "train_cls.crop")
     shown = image_labels(train, len(table.classes))
     loss = image_loss(classifier, config, _class_weights(shown, config))
@@ -70,12 +69,6 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     if is_first():
         trainer.write_history(output.logs / "train_cls.jsonl")
         save_model(output.path, classifier, {"classes": table.classes, "fingerprint": output.fingerprint})
-
-
-def _learned_beside(config: Config) -> tuple[bool, bool]:
-    """Whether a loss of SFC teaches side layers, and the comparison of pixels."""
-    on, settings = config.objectives.sfc, config.sfc
-    return on and settings.prototype_weight > 0, on and settings.compares_maps
 
 
 def _bank(samples: list[Sample], num_classes: int, config: Config) -> ImageBank | None:

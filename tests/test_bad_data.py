@@ -146,6 +146,25 @@ def test_a_weights_file_that_is_not_there(mistake: Mistake, finished: Path) -> N
     assert mistake("train-cls", "--set=classifier.weights=gone.pth") == "there is no weights file gone.pth"
 
 
+PLAIN = ("--set=train_cls.epochs=1", "--set=segmenter.encoder_args={}", "--set=classifier.backbone_args={}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("segmenter.encoder=test_vit", "segmenter.encoder 'test_vit' can not serve in deeplabv3plus: "),
+        ("segmenter.weights=gone.pth", "segmenter.weights: there is no weights file gone.pth; put it there, or set "),
+        ("train_seg.crop=50", "train_seg.crop = 50 does not suit the network: "),
+        ("classifier.stride=12", "classifier.stride: backbone 'resnet10t' can not be brought to stride 12"),
+        ("cam.source=class_token_gradient", "cam.source = 'class_token_gradient', cam.propagate = 'none', "),
+        ("refine.merge_with=['nix.h5']", "refine.merge_with: there is no file nix.h5; make the CAMs of that run first"),
+    ],
+)
+def test_what_stops_a_stage_is_said_before_the_first(mistake: Mistake, setting: str, line: str) -> None:
+    """The classifier would have to be trained, and the run folder shows that it was not."""
+    assert mistake("run", *PLAIN, f"--set={setting}").startswith(line)
+
+
 @pytest.mark.parametrize("column", ["image", "mask"])
 def test_paths_that_leave_the_data_root(mistake: Mistake, finished: Path, column: str) -> None:
     secret = finished / "secret.png"

@@ -5,18 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from joblib import delayed
 
 from cam_pipeline.config import CamSettings, Config, TrainSettings
 from cam_pipeline.data.batches import EpochBatches
+from cam_pipeline.data.digest import without_maps
 from cam_pipeline.data.inspection import Inspection, inspect
 from cam_pipeline.data.problems import AllProblems, Problem
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, absent_classes, without_labels, without_mask
-from cam_pipeline.errors import ConfigError, DataError
-from cam_pipeline.models.weights import check_name
+from cam_pipeline.errors import DataError
 from cam_pipeline.parallel import joblib_workers, results_of
 from cam_pipeline.progress import track
 
@@ -50,14 +49,14 @@ class DataCheck:
     warnings: tuple[Problem, ...]
 
 
-def check_data(config: Config, workers: int) -> DataCheck:
+def check_data(config: Config, workers: int, problems: AllProblems | None = None) -> DataCheck:
     """Read the data set of a config and decode every image and mask of it in worker processes.
 
-    What is wrong with images of splits that the config does not use is a warning. Raises UserError only for what is no
-    matter of the data: a library that is missing, say.
+    What is found comes behind what is in `problems` already. What is wrong with images of splits that the config does
+    not use is a warning. Raises UserError only for what is no matter of the data: a library that is missing, say.
     """
-    problems = AllProblems()
-    _check_models(config, problems)
+    problems = problems or AllProblems()
+    _check_merged(config, problems)
     try:
         table = load_table(config.data, problems)
     except DataError as error:
@@ -121,22 +120,11 @@ def _facts(name: str, table: Table) -> SplitFacts:
     )
 
 
-def _check_models(config: Config, problems: AllProblems) -> None:
-    """Names of networks and weights files, which a run would miss only when it gets to them; nothing is built."""
-    classifier, segmenter = config.classifier, config.segmenter
-    networks = {"classifier.backbone": classifier.backbone, "segmenter.encoder": segmenter.encoder}
-    files = {"classifier.weights": classifier.weights, "segmenter.weights": segmenter.weights}
-    if classifier.trunk:
-        networks["classifier.trunk"], files["classifier.trunk_weights"] = classifier.trunk, classifier.trunk_weights
-    for key, name in networks.items():
-        try:
-            check_name(name)
-        except ConfigError as error:
-            problems.report("network that timm lacks", f"{key}: {error}")
-    for key, weights in files.items():
-        if weights not in ("pretrained", "none") and not Path(weights).is_file():
-            message = f"{key}: there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
-            problems.report("weights file that is not there", message)
+def _check_merged(config: Config, problems: AllProblems) -> None:
+    """Maps of other runs, which a run would miss only when its own are made."""
+    for path in config.refine.merge_with:
+        if not path.is_file():
+            problems.report("file of maps that is not there", without_maps(path))
 
 
 def _check_splits(config: Config, table: Table, problems: AllProblems) -> None:

@@ -181,22 +181,15 @@ def test_a_split_without_any_mask_is_warned_of(data):
     assert not check(data, cam={"splits": ["val"]}).warnings  # evaluate opens only masks of val then
 
 
-def test_networks_and_weights_files_are_looked_up(data, tmp_path):
-    weights = tmp_path / "w.pth"
-    found = check(
-        data,
-        classifier={"backbone": "resnt18", "weights": str(weights)},
-        segmenter={"encoder": "nothing_like_it", "weights": str(weights)},
-    )
-    remedy = f"there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
-    assert [problem.message.split("near: ")[0] for problem in found.errors] == [
-        "classifier.backbone: timm has no model 'resnt18'; ",
-        "segmenter.encoder: timm has no model 'nothing_like_it'; ",
-        f"classifier.weights: {remedy}", f"segmenter.weights: {remedy}",
-    ]  # fmt: skip
-    weights.touch()
-    known = {"weights": str(weights)}
-    assert not check(data, classifier={"backbone": "resnet18.a1_in1k"} | known, segmenter=known).errors
+def test_maps_to_be_merged_must_be_there(data, tmp_path):
+    (tmp_path / "cams.h5").touch()
+    found = check(data, refine={"merge_with": [tmp_path / "cams.h5", tmp_path / "nix.h5"]})
+    assert [(problem.kind, problem.message) for problem in found.errors] == [
+        (
+            "file of maps that is not there",
+            f"refine.merge_with: there is no file {tmp_path / 'nix.h5'}; make the CAMs of that run first",
+        )
+    ]
 
 
 def test_classes_whose_names_are_nearly_alike(data):
