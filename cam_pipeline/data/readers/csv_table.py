@@ -94,7 +94,7 @@ def _read_rows(path: Path, problems: Problems) -> list[Row]:
 def _check_header(columns: Sequence[str], path: Path) -> None:
     """Raise DataError unless `image` and `labels` are there, and no column comes twice (empty names are no columns).
 
-    So does a name that is nearly that of an absent column, which would be left out without a word.
+    Also for a name that is nearly that of an absent column: it is misspelt, and would be left out without a word.
     """
     where, absent = f"{path}, line 1", [name for name in COLUMNS if name not in columns]
     for name in columns:
