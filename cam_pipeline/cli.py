@@ -162,17 +162,22 @@ def main() -> None:
 @click.option("--all", "every", is_flag=True, help="List all mistakes, not the first ten of each kind.")
 @run_options(force=False)
 def check_data(options: Options, every: bool) -> None:
-    """Open every image and mask, list what is wrong, what there is, and what a run will cost; writes nothing.
+    """Open every image and mask, build both networks; list what is wrong, what there is, what a run costs.
+
+    Nothing is written.
 
     Exit code 2 when a run would fail, or evaluate after it at a mask. A split without any masks is a warning.
 
     Example: cam-pipeline check-data -c my.toml
     """
     from cam_pipeline.data.check import check_data
+    from cam_pipeline.data.problems import AllProblems
     from cam_pipeline.device import worker_count
+    from cam_pipeline.trial import check_networks
 
-    config = options.load()
-    found = check_data(config, worker_count(config.run))
+    config, problems = options.load(), AllProblems()
+    check_networks(config, problems)
+    found = check_data(config, worker_count(config.run), problems)
     show_check(found, every, quiet=options.quiet)
     if found.errors:
         count = len(found.errors)

@@ -44,6 +44,12 @@ def image_loss(classifier: Classifier, config: Config, class_weights: Tensor | N
     return loss
 
 
+def layers_of_sfc(config: Config) -> tuple[bool, bool]:
+    """Whether a loss of SFC teaches side layers, and the comparison of pixels."""
+    on, settings = config.objectives.sfc, config.sfc
+    return on and settings.prototype_weight > 0, on and settings.compares_maps
+
+
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Multi-label soft margin: binary cross entropy of every class, mean over classes and images."""
     return F.multilabel_soft_margin_loss(logits.float(), labels)

@@ -76,7 +76,8 @@ class Stage:
     to work; `data` digests what the stage reads outside the run folder; `needs` names upstream stages. `version` is
     raised by hand when the code computes something else. Of several processes the first alone calls `run`, or all do
     where the stage is `shared`; `divides` names the batch size that they then divide among them. `memory` names the
-    setting to lower when memory does not suffice.
+    setting to lower when memory does not suffice. `check` raises UserError for a config that the stage would stop at;
+    stages behind the first of a run are checked before it.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Stage:
     ignores: tuple[str, ...] = ()
     needs: Callable[[Config], tuple[str, ...]] = lambda config: ()
     data: Callable[[Config, FileDigests], str] = lambda config, digests: ""
+    check: Callable[[Config], None] | None = None
     version: int = 1
     shared: bool = False
     divides: str = ""
@@ -232,20 +234,29 @@ class Pipeline:
         names = list(names)
         keep_freed_memory()
         with graceful_stop(), self._all_processes(), held(self.folder) if is_first() else nullcontext():
-            from_first(lambda: self._prepare(names), stoppable=True)
+            from_first(lambda: self._prepare(names, force), stoppable=True)
             for name in names:
                 self._run_stage(name, force, announce)
 
     def _all_processes(self) -> AbstractContextManager[None]:
         return group(pick_device(self.config.run)) if world_size() > 1 else nullcontext()
 
-    def _prepare(self, names: list[str]) -> None:
+    def _prepare(self, names: list[str], force: bool) -> None:
         """Before the first stage: what can be known to be wrong, and the config in the run folder."""
         for key in (self.stages[name].divides for name in names if self.stages[name].divides):
             check_shares(key, self.config.pick((key,))[key])
         write_text(self.folder / "config.toml", to_toml(self.config))
         for name in (name for name in self.order(names) if name not in names):
             self.ensure(name)
+        self._check_later(names[1:], force)
+
+    def _check_later(self, names: list[str], force: bool) -> None:
+        """Raise UserError for what these stages would stop at after the ones before them have worked for hours."""
+        checks = {name: check for name in names if (check := self.stages[name].check)}
+        states = self.states(checks)
+        for name, check in checks.items():
+            if force or states[name].kind != "current":
+                check(self.config)
 
     def _run_stage(self, name: str, force: bool, announce: Callable[[str], None]) -> None:
         """Make one stage's result if need be. The first process decides and publishes; the others follow."""

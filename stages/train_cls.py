@@ -1,5 +1,6 @@
 """Images with image-level labels -> a classifier (classifier.safetensors)."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from cam_pipeline.device import autocast, image_batch, pick_device, place, worke
 from cam_pipeline.distributed import is_first
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.networks import cam_reading, check_crop, new_classifier
-from cam_pipeline.objectives import image_loss
+from cam_pipeline.objectives import image_loss, layers_of_sfc
 from cam_pipeline.ops.metrics import average_precision, f1_score
 from cam_pipeline.ops.sfc import bank_appearances, distribution_weights
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.training import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
@@ -32,13 +35,14 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     """
     table = load_table(config.data)
     train = labelled(table.split(config.data.train))
-    val = [sample for sample in table.samples if sample.split == config.data.val and sample.class_ids is not None]
+    val = [sample for sample in table.validation(config.data.val) if sample.class_ids is not None]
+    if config.data.val and not val:
+        logger.info("train_cls: split '%s' has no images with labels: no mAP and F1 are reported", config.data.val)
     check_files(train + val)
     warn_of_absent_classes(table.classes, train)
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
-    sides, comparison = _learned_beside(config)
-    classifier = new_classifier(config.classifier, len(table.classes), sides, comparison)
+    classifier = new_classifier(config.classifier, len(table.classes), *layers_of_sfc(config))
     check_crop(classifier, config.train_cls.crop, "train_cls.crop")
     shown = image_labels(train, len(table.classes))
     loss = image_loss(classifier, config, _class_weights(shown, config))
@@ -65,12 +69,6 @@ def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     if is_first():
         trainer.write_history(output.logs / "train_cls.jsonl")
         save_model(output.path, classifier, {"classes": table.classes, "fingerprint": output.fingerprint})
-
-
-def _learned_beside(config: Config) -> tuple[bool, bool]:
-    """Whether a loss of SFC teaches side layers, and the comparison of pixels."""
-    on, settings = config.objectives.sfc, config.sfc
-    return on and settings.prototype_weight > 0, on and settings.compares_maps
 
 
 def _bank(samples: list[Sample], num_classes: int, config: Config) -> ImageBank | None:

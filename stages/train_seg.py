@@ -25,6 +25,7 @@ from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
 from cam_pipeline.training import Trainer
+from cam_pipeline.trial import check_weights_file, try_segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,11 @@ def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
     logger.info("train_seg: %d images, %.1f %% of the pixels are ignored", len(train), 100 * share)
 
 
+def _check(config: Config) -> None:
+    check_weights_file("segmenter.weights", config.segmenter.weights)
+    try_segmenter(config)
+
+
 def _needs(config: Config) -> tuple[str, ...]:
     return ("make_labels",) if config.train_seg.supervision == "pseudo-labels" else ()
 
@@ -133,6 +139,7 @@ STAGE = Stage(
     needs=_needs,
     data=_data,
     shared=True,
+    check=_check,
     divides="train_seg.batch_size",
     version=2,
 )

@@ -108,6 +108,22 @@ def test_labels_that_contradict_themselves(mistake: Mistake, finished: Path) -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("images/train_00002.jpg", ("train-cls",)),
+        ("masks/train_00002.png", ("train-seg", "--set=train_seg.supervision=masks")),
+    ],
+)
+def test_a_file_that_can_not_be_read(commands: Any, finished: Path, file: str, command: tuple[str, ...]) -> None:
+    (finished / "data" / file).write_bytes(b"")
+    ended = commands.run(*command, "-c", "tiny.toml", "--quiet", folder=finished)
+    assert ended.code == 2 and ended.stderr.startswith(f"Error: data/{file} can not be read as a")
+    assert ended.stderr.endswith("; replace it, or take it out of the data set (data/data.csv, line 4)\n")
+    checked = commands.run("check-data", "-c", "tiny.toml", folder=finished)
+    assert ended.stderr.removeprefix("Error: ") in checked.stdout
+
+
 def test_unknown_class_offers_the_nearest(mistake: Mistake, finished: Path) -> None:
     change(finished, 4, labels="baloon")
     assert mistake("run") == "data/data.csv, line 4: unknown class 'baloon'; did you mean 'balloon'?"
@@ -128,6 +144,25 @@ def test_a_class_name_that_is_no_text(mistake: Mistake, finished: Path) -> None:
 
 def test_a_weights_file_that_is_not_there(mistake: Mistake, finished: Path) -> None:
     assert mistake("train-cls", "--set=classifier.weights=gone.pth") == "there is no weights file gone.pth"
+
+
+PLAIN = ("--set=train_cls.epochs=1", "--set=segmenter.encoder_args={}", "--set=classifier.backbone_args={}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("segmenter.encoder=test_vit", "segmenter.encoder 'test_vit' can not serve in deeplabv3plus: "),
+        ("segmenter.weights=gone.pth", "segmenter.weights: there is no weights file gone.pth; put it there, or set "),
+        ("train_seg.crop=50", "train_seg.crop = 50 does not suit the network: "),
+        ("classifier.stride=12", "classifier.stride: backbone 'resnet10t' can not be brought to stride 12"),
+        ("cam.source=class_token_gradient", "cam.source = 'class_token_gradient', cam.propagate = 'none', "),
+        ("refine.merge_with=['nix.h5']", "refine.merge_with: there is no file nix.h5; make the CAMs of that run first"),
+    ],
+)
+def test_what_stops_a_stage_is_said_before_the_first(mistake: Mistake, setting: str, line: str) -> None:
+    """The classifier would have to be trained, and the run folder shows that it was not."""
+    assert mistake("run", *PLAIN, f"--set={setting}").startswith(line)
 
 
 @pytest.mark.parametrize("column", ["image", "mask"])
@@ -164,6 +199,17 @@ def test_empty_data_set(mistake: Mistake, finished: Path) -> None:
         assert mistake(command) == "the data set has no images in split 'train' (it has no images at all)"
     (finished / "data/classes.txt").unlink()
     assert mistake("run") == "no class is named: give data.classes, or a file data/classes.txt"
+
+
+def test_a_validation_split_without_images(mistake: Mistake, commands: Any, finished: Path) -> None:
+    line = "the data set has no images in split 'vall' (it has: train, val); set data.val to one that it has, or to ''"
+    for command in ("run", "train-cls"):
+        assert mistake(command, "--set=data.val=vall", "--set=train_cls.epochs=1") == line
+    table = rows(finished)
+    write_rows(finished, [row for row in table if row[3] != "val"])
+    ended = commands.run("train-cls", "-c", "tiny.toml", "--set=train_cls.epochs=1", folder=finished)
+    assert ended.code == 0, ended.stderr
+    assert "train_cls: split 'val' has no images with labels: no mAP and F1 are reported\n" in ended.stderr
 
 
 def test_one_training_image_is_too_few_for_deeplabv3plus(
@@ -203,7 +249,7 @@ def test_everything_at_once_and_nothing_written(commands: Any, workspace: Path) 
 def test_a_sound_data_set_passes(commands: Any, workspace: Path) -> None:
     ended = commands.run("check-data", "-c", "tiny.toml", folder=workspace)
     assert ended.code == 0, ended.stdout
-    assert "No mistakes found." in ended.stdout and "6 steps: 2 epochs of 3, 8 images" in ended.stdout
+    assert "No mistakes found." in ended.stdout and "6 steps: 2 epochs of 3 steps, 8 images in each" in ended.stdout
     assert not (workspace / "run").exists()
 
 

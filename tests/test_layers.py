@@ -21,7 +21,7 @@ FLOORS = {
     "3a": ["config"],
     "3b": ["data", "store", "device"],
     "3c": ["networks", "objectives", "prediction", "refinement"],
-    "3d": ["extraction", "background"],
+    "3d": ["extraction", "background", "trial"],
     "4": ["pipeline", "training", "evaluation", "report", "export"],
     "4b": ["trained"],
     "5": ["stages"],

@@ -16,7 +16,7 @@ import torch
 
 from cam_pipeline import pipeline as engine
 from cam_pipeline.config import Config, load_config
-from cam_pipeline.errors import DamagedFile, Interrupted, OutOfMemory, RunFolderBusy, StageNotReady
+from cam_pipeline.errors import ConfigError, DamagedFile, Interrupted, OutOfMemory, RunFolderBusy, StageNotReady
 from cam_pipeline.pipeline import Output, Pipeline, Stage, load_stages, read_json
 
 NAMES = ("grow", "mill", "bake")
@@ -148,6 +148,24 @@ def test_config_is_written_before_the_first_stage(bakery: Bakery) -> None:
     with pytest.raises(Interrupted):
         bakery.run()
     assert (bakery.folder / "config.toml").is_file()
+
+
+def test_later_stages_are_checked_before_the_first_unless_they_are_current(bakery: Bakery) -> None:
+    def check(config: Config) -> None:
+        raise ConfigError(f"no oven of {config.labels.high}")
+
+    bakery.stages = {name: dataclasses.replace(stage, check=check) for name, stage in bakery.stages.items()}
+    with pytest.raises(ConfigError, match=r"no oven of 0\.55"):
+        bakery.run()
+    assert bakery.made == [] and bakery.kinds() == all_of("missing")
+    for name in NAMES:  # alone, each says itself what is wrong
+        assert bakery.run(names=(name,)) == [name]
+    assert bakery.run() == []
+    with pytest.raises(ConfigError):
+        bakery.run(force=True)
+    with pytest.raises(ConfigError):
+        bakery.run("labels.high=0.9")
+    assert bakery.made == []
 
 
 # What a change makes stale

@@ -5,18 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from joblib import delayed
 
-from cam_pipeline.config import Config, TrainSettings
+from cam_pipeline.config import CamSettings, Config, TrainSettings
 from cam_pipeline.data.batches import EpochBatches
+from cam_pipeline.data.digest import without_maps
 from cam_pipeline.data.inspection import Inspection, inspect
 from cam_pipeline.data.problems import AllProblems, Problem
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, absent_classes, without_labels, without_mask
-from cam_pipeline.errors import ConfigError, DataError
-from cam_pipeline.models.weights import check_name
+from cam_pipeline.errors import DataError
 from cam_pipeline.parallel import joblib_workers, results_of
 from cam_pipeline.progress import track
 
@@ -50,14 +49,14 @@ class DataCheck:
     warnings: tuple[Problem, ...]
 
 
-def check_data(config: Config, workers: int) -> DataCheck:
+def check_data(config: Config, workers: int, problems: AllProblems | None = None) -> DataCheck:
     """Read the data set of a config and decode every image and mask of it in worker processes.
 
-    What is wrong with images of splits that the config does not use is a warning. Raises UserError only for what is no
-    matter of the data: a library that is missing, say.
+    What is found comes behind what is in `problems` already. What is wrong with images of splits that the config does
+    not use is a warning. Raises UserError only for what is no matter of the data: a library that is missing, say.
     """
-    problems = AllProblems()
-    _check_models(config, problems)
+    problems = problems or AllProblems()
+    _check_merged(config, problems)
     try:
         table = load_table(config.data, problems)
     except DataError as error:
@@ -121,32 +120,26 @@ def _facts(name: str, table: Table) -> SplitFacts:
     )
 
 
-def _check_models(config: Config, problems: AllProblems) -> None:
-    """Names of networks and weights files, which a run would miss only when it gets to them; nothing is built."""
-    classifier, segmenter = config.classifier, config.segmenter
-    networks = {"classifier.backbone": classifier.backbone, "segmenter.encoder": segmenter.encoder}
-    files = {"classifier.weights": classifier.weights, "segmenter.weights": segmenter.weights}
-    if classifier.trunk:
-        networks["classifier.trunk"], files["classifier.trunk_weights"] = classifier.trunk, classifier.trunk_weights
-    for key, name in networks.items():
-        try:
-            check_name(name)
-        except ConfigError as error:
-            problems.report("network that timm lacks", f"{key}: {error}")
-    for key, weights in files.items():
-        if weights not in ("pretrained", "none") and not Path(weights).is_file():
-            message = f"{key}: there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
-            problems.report("weights file that is not there", message)
+def _check_merged(config: Config, problems: AllProblems) -> None:
+    """Maps of other runs, which a run would miss only when its own are made."""
+    for path in config.refine.merge_with:
+        if not path.is_file():
+            problems.report("file of maps that is not there", without_maps(path))
 
 
 def _check_splits(config: Config, table: Table, problems: AllProblems) -> None:
-    """Every split that the config names must have images; the validation split alone may be missing."""
+    """Every split that the config names must have images; a validation split that has its default name need not."""
     for name in sorted({config.data.train, *config.cam.splits}):
         try:
             table.split(name)
         except DataError as error:
             problems.report("split without images", f"{error}; see data.train and cam.splits")
-    if config.data.val and not any(sample.split == config.data.val for sample in table.samples):
+    try:
+        missing = config.data.val and not table.validation(config.data.val)
+    except DataError as error:
+        missing = False
+        problems.report("split without images", str(error))
+    if missing:
         message = f"no images in split '{config.data.val}': no figures will be reported on it; see data.val"
         problems.warn("split without images", message)
     compared = [config.data.train] * (config.data.train in config.cam.splits) + [config.data.val or config.data.train]
@@ -219,17 +212,24 @@ def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
     """What a run does, in its order: (stage or file, how much)."""
     count = sum(sample.split == config.data.train for sample, _ in inspected)
     mapped = [(sample, one.size) for sample, one in inspected if sample.split in config.cam.splits and one.size]
-    views = len(config.cam.scales) * (2 if config.cam.flip else 1)
     labels = sum(2 * height * width for _, (height, width) in mapped)
     scores = sum((1 + len(sample.class_ids or ())) * height * width for sample, (height, width) in mapped)
     return (
         ("train_cls", _training_cost(config.train_cls, count) + _extra_cost(config)),
-        ("extract_cams", f"{len(mapped) * views:,} forward passes: {len(mapped):,} images in {views} scales and flips"),
-        ("refine_cams", f"{len(mapped):,} images" + (" through the CRF" if config.refine.crf else "")),
+        ("extract_cams", _view_cost(config.cam, len(mapped))),
+        ("refine_cams", _counted(len(mapped), "image") + (" through the CRF" if config.refine.crf else "")),
         ("train_seg", _training_cost(config.train_seg, count)),
         ("scores.h5", f"at most {_megabytes(scores)} (before compression)"),
         ("pseudo_labels.h5", f"at most {_megabytes(labels)} (before compression)"),
     )
+
+
+def _view_cost(settings: CamSettings, images: int) -> str:
+    """How often the classifier looks at an image."""
+    scales = len(settings.scales)
+    mirrored = f" and {'its mirror image' if scales == 1 else 'their mirror images'}" if settings.flip else ""
+    views = images * scales * (2 if settings.flip else 1)
+    return f"{_counted(views, 'view')}: {_counted(images, 'image')}, {_counted(scales, 'scale')}{mirrored}"
 
 
 def _extra_cost(config: Config) -> str:
@@ -245,9 +245,12 @@ def _training_cost(settings: TrainSettings, count: int) -> str:
     if not count:
         return "no images"
     batches = EpochBatches(count, settings.batch_size, settings.epochs, seed=0)
-    return (
-        f"{len(batches):,} steps: {settings.epochs} epochs of {batches.steps_per_epoch:,}, {batches.batch_size} images"
-    )
+    epochs, steps = _counted(settings.epochs, "epoch"), _counted(batches.steps_per_epoch, "step")
+    return f"{_counted(len(batches), 'step')}: {epochs} of {steps}, {_counted(batches.batch_size, 'image')} in each"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _megabytes(count: int) -> str:

@@ -49,7 +49,7 @@ class FileDigests:
         """Digests of the files of `refine.merge_with`. Raises ConfigError for one that does not exist."""
         for path in paths:
             if not path.is_file():
-                raise ConfigError(f"refine.merge_with: there is no file {path}; make the CAMs of that run first")
+                raise ConfigError(without_maps(path))
         return [self.of(path) for path in paths]
 
     def save(self) -> None:
@@ -57,6 +57,11 @@ class FileDigests:
         if self.changed:
             write_text(self.memory, json.dumps(self.known))
             self.changed = False
+
+
+def without_maps(path: Path) -> str:
+    """What is wrong with a file of `refine.merge_with` that does not exist."""
+    return f"refine.merge_with: there is no file {path}; make the CAMs of that run first"
 
 
 def data_digest(

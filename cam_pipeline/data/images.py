@@ -150,8 +150,9 @@ def sample_mask(sample: Sample, num_classes: int) -> UInt8:
     if isinstance(sample.mask, CocoMask):
         _check_size(sample, (sample.mask.height, sample.mask.width))  # first: a wrong size could fill the memory
         return draw(sample.mask)
-    mask = read_mask(sample.mask, num_classes, sample.max_pixels)
-    _check_size(sample, mask.shape)
+    with _named(sample):
+        mask = read_mask(sample.mask, num_classes, sample.max_pixels)
+        _check_size(sample, mask.shape)
     return mask
 
 
@@ -169,20 +170,33 @@ def _check_size(sample: Sample, shape: tuple[int, ...]) -> None:
 
 def is_turned(sample: Sample) -> bool:
     """Whether the file of a sample's image has an EXIF orientation, by which it is turned upright."""
-    with opened(sample.image, sample.max_pixels) as image:
+    with _named(sample), opened(sample.image, sample.max_pixels) as image:
         if image.format == "PNG":
             image.load()  # see `image_size`
         return _orientation(image) != 1
 
 
+@contextmanager
+def _named(sample: Sample) -> Iterator[None]:
+    """Puts the place where the sample is named behind what goes wrong inside, unless that says so already."""
+    try:
+        yield
+    except DataError as error:
+        if sample.source in str(error):
+            raise
+        raise DataError(f"{error}{sample.named_in}") from error
+
+
 def sample_image(sample: Sample) -> UInt8:
-    """The image of a sample, see `read_image`."""
-    return read_image(sample.image, sample.max_pixels)
+    """The image of a sample, see `read_image`; errors also say where the data set names it."""
+    with _named(sample):
+        return read_image(sample.image, sample.max_pixels)
 
 
 def sample_size(sample: Sample) -> tuple[int, int]:
-    """The size of a sample's image, see `image_size`."""
-    return image_size(sample.image, sample.max_pixels)
+    """The size of a sample's image, see `image_size`; errors as of `sample_image`."""
+    with _named(sample):
+        return image_size(sample.image, sample.max_pixels)
 
 
 def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

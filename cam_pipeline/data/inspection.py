@@ -37,19 +37,17 @@ def inspect(sample: Sample, classes: tuple[str, ...]) -> Inspection:
     try:
         height, width = sample_image(sample).shape[:2]
         digest = hashlib.sha256(sample.image.read_bytes()).hexdigest()
-    except (DataError, OSError) as error:
-        problems.report("image that can not be read", _named(error, sample))
+    except DataError as error:
+        problems.report("image that can not be read", str(error))
+        return Inspection(problems=problems)
+    except OSError as error:
+        problems.report("image that can not be read", f"{error}{sample.named_in}")
         return Inspection(problems=problems)
     if min(height, width) < TINY:
         message = f"{sample.image}: {width} x {height} pixels (width x height); enlarge it, or take it out"
         problems.warn(f"image with a side of less than {TINY} pixels", message)
     _inspect_mask(sample, classes, problems)
     return Inspection((height, width), digest, problems)
-
-
-def _named(error: Exception, sample: Sample) -> str:
-    """The message of an error, with the place where the sample is named unless it says so already."""
-    return str(error) if sample.source in str(error) else f"{error}{sample.named_in}"
 
 
 def _inspect_mask(sample: Sample, classes: tuple[str, ...], problems: AllProblems) -> None:
@@ -62,7 +60,7 @@ def _inspect_mask(sample: Sample, classes: tuple[str, ...], problems: AllProblem
     try:
         mask = sample_mask(sample, len(classes))
     except DataError as error:
-        problems.report("mask that can not be used", _named(error, sample))
+        problems.report("mask that can not be used", str(error))
         return
     if isinstance(sample.mask, CocoMask) and is_turned(sample):
         message = f"{sample.image}: EXIF turns it upright; see that its outlines are those of the upright image"

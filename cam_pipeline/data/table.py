@@ -58,6 +58,18 @@ class Table:
                 raise DataError(f"the data set has no images in split '{name}' ({known})")
         return [sample for sample in self.samples if sample.split in names]
 
+    def validation(self, name: str) -> list[Sample]:
+        """The samples of the split `data.val`, which may have none, or no name, where nobody asked for it.
+
+        Raises DataError for an empty split of another name than the default: it is misspelt.
+        """
+        if name in ("", DataSettings().val):
+            return [sample for sample in self.samples if name and sample.split == name]
+        try:
+            return self.split(name)
+        except DataError as error:
+            raise DataError(f"{error}; set data.val to one that it has, or to ''") from None
+
 
 def labelled(samples: Iterable[Sample]) -> list[Sample]:
     """The same samples, checked. Raises DataError when one has no image-level labels."""

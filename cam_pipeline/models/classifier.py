@@ -170,10 +170,7 @@ def build_classifier(
     Raises ConfigError for a backbone that is unknown or bound to one image size, for a stride out of reach, and where
     there is no class token to pool; WeightsError for weights that do not fit.
     """
-    if trunk is not None and weights == "pretrained":
-        raise ConfigError("classifier.weights: timm has no weights for a ViT with a trunk; write 'none', or a file")
-    if similar_attention and weights != "none":
-        raise ConfigError("classifier.similar_attention is a start for a ViT without weights; write 0")
+    check_start(weights, trunk is not None, similar_attention)
     if trunk is None:
         cnn, network = None, _create_for_any_size(backbone, weights, {"num_classes": 0, **(arguments or {})})
     else:
@@ -205,13 +202,21 @@ def build_classifier(
     return classifier
 
 
+def check_start(weights: str, hybrid: bool, similar_attention: float) -> None:
+    """Raise ConfigError for weights that the backbone can not start from; `hybrid`: it has a trunk."""
+    if hybrid and weights == "pretrained":
+        raise ConfigError("classifier.weights: timm has no weights for a ViT with a trunk; write 'none', or a file")
+    if similar_attention and weights != "none":
+        raise ConfigError("classifier.similar_attention is a start for a ViT without weights; write 0")
+
+
 def _bring_to_stride(network: nn.Module, name: str, stride: int) -> int:
-    """The stride that a backbone has after it was brought to `stride`, unless that is 0. Raises ConfigError."""
+    """The stride that a backbone has after it was brought to `stride`; 0 or its own: as it is. Raises ConfigError."""
     try:
         own_stride = _stride_of(network)
     except ValueError as error:
         raise ConfigError(f"classifier.backbone: '{name}' {error}") from error
-    if not stride:
+    if stride in (0, own_stride):
         return own_stride
     try:
         reduce_stride(network, stride)

@@ -32,6 +32,8 @@ def reduce_stride(backbone: nn.Module, stride: int, size: int = 128) -> None:
         out = _features(backbone, size)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"can not be brought to stride {stride}: {error}") from error
+    if out.dim() == 3:
+        raise ValueError(f"can not be brought to stride {stride}: that of a ViT is the size of its patches")
     if out.dim() != 4 or out.shape[-2] * stride != size:
         raise ValueError(
             f"can not be brought to stride {stride}: {size} pixels give features of shape {tuple(out.shape)}"

@@ -2,7 +2,9 @@
 
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,11 @@ def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Mod
     """`timm.create_model` with `weights` "pretrained" or anything else (then without). Errors name what to do."""
     check_name(name)
     try:
-        return timm.create_model(name, pretrained=weights == "pretrained", **arguments)
+        if weights != "pretrained":
+            return timm.create_model(name, pretrained=False, **arguments)
+        _announce(name)
+        with _quiet_hub():
+            return timm.create_model(name, pretrained=True, **arguments)
     except TypeError as error:
         raise UnknownArgument(
             f"timm model '{name}' does not take these arguments {dict(arguments)}: {error}"
@@ -37,6 +43,25 @@ def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Mod
             f"the pretrained weights of '{name}' can not be had ({reason}); "
             "connect to the network once, or set weights to a file, or to 'none' to start from random weights"
         ) from error
+
+
+@cache  # a network is created anew until its arguments suit it
+def _announce(name: str) -> None:
+    logger.info("weights of '%s': from timm's hub, or its copy here (takes a minute without a network)", name)
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Inside, the hub's library does not report each of its attempts: what they come to is said in one line."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
 
 
 def check_name(name: str) -> None:

@@ -73,13 +73,26 @@ def test_the_cost_of_a_run(data):
         cam={"scales": [1, 2, 3]},
     )
     assert dict(found.costs) == {
-        "train_cls": "7 steps: 7 epochs of 1, 2 images",
-        "extract_cams": "18 forward passes: 3 images in 6 scales and flips",
+        "train_cls": "7 steps: 7 epochs of 1 step, 2 images in each",
+        "extract_cams": "18 views: 3 images, 3 scales and their mirror images",
         "refine_cams": "3 images through the CRF",
-        "train_seg": "4 steps: 4 epochs of 1, 3 images",
+        "train_seg": "4 steps: 4 epochs of 1 step, 3 images in each",
         "scores.h5": "at most 1 MB (before compression)",
         "pseudo_labels.h5": "at most 1 MB (before compression)",
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "views"),
+    [
+        ({"scales": [1], "flip": False}, "3 views: 3 images, 1 scale"),
+        ({"scales": [1]}, "6 views: 3 images, 1 scale and its mirror image"),
+        ({"scales": [1, 2], "flip": False, "splits": ["val"]}, "2 views: 1 image, 2 scales"),
+    ],
+)
+def test_costs_are_written_in_the_singular_where_there_is_one(data, settings, views):
+    found = dict(check(data, cam=settings, train_cls={"batch_size": 3, "epochs": 1}).costs)
+    assert found["extract_cams"] == views and found["train_cls"] == "1 step: 1 epoch of 1 step, 3 images in each"
 
 
 def test_everything_wrong_is_told_at_once(data):
@@ -134,10 +147,15 @@ def test_splits_that_the_config_does_not_use_only_give_warnings(data):
 
 def test_splits_without_images(data):
     found = check(data, data={"train": "trian", "val": "vla"}, cam={"splits": ["train"]})
-    assert kinds(found.errors) == ["split without images"]
+    assert kinds(found.errors) == ["split without images"] * 2
     assert "no images in split 'trian' (it has: train, val); see data.train" in found.errors[0].message
-    assert kinds(found.warnings)[0] == "split without images" and "'vla'" in found.warnings[0].message
+    assert "no images in split 'vla' (it has: train, val); set data.val to one that" in found.errors[1].message
     assert dict(found.costs)["train_cls"] == "no images"
+    write(data, ["a.png,cat,ma.png,train", "b.png,dog,,train", "c.png,,,train"])
+    found = check(data)
+    assert not found.errors and [one.message for one in found.warnings if one.kind == "split without images"] == [
+        "no images in split 'val': no figures will be reported on it; see data.val"
+    ]
     write(data, [])
     empty = check(data, data={"classes": ["cat"]})
     assert "it has no images at all" in empty.errors[0].message and not empty.sizes
@@ -163,22 +181,15 @@ def test_a_split_without_any_mask_is_warned_of(data):
     assert not check(data, cam={"splits": ["val"]}).warnings  # evaluate opens only masks of val then
 
 
-def test_networks_and_weights_files_are_looked_up(data, tmp_path):
-    weights = tmp_path / "w.pth"
-    found = check(
-        data,
-        classifier={"backbone": "resnt18", "weights": str(weights)},
-        segmenter={"encoder": "nothing_like_it", "weights": str(weights)},
-    )
-    remedy = f"there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
-    assert [problem.message.split("near: ")[0] for problem in found.errors] == [
-        "classifier.backbone: timm has no model 'resnt18'; ",
-        "segmenter.encoder: timm has no model 'nothing_like_it'; ",
-        f"classifier.weights: {remedy}", f"segmenter.weights: {remedy}",
-    ]  # fmt: skip
-    weights.touch()
-    known = {"weights": str(weights)}
-    assert not check(data, classifier={"backbone": "resnet18.a1_in1k"} | known, segmenter=known).errors
+def test_maps_to_be_merged_must_be_there(data, tmp_path):
+    (tmp_path / "cams.h5").touch()
+    found = check(data, refine={"merge_with": [tmp_path / "cams.h5", tmp_path / "nix.h5"]})
+    assert [(problem.kind, problem.message) for problem in found.errors] == [
+        (
+            "file of maps that is not there",
+            f"refine.merge_with: there is no file {tmp_path / 'nix.h5'}; make the CAMs of that run first",
+        )
+    ]
 
 
 def test_classes_whose_names_are_nearly_alike(data):

@@ -35,6 +35,14 @@ def test_an_empty_split_is_an_error_that_names_the_others():
         Table(("cat",), ()).split("train")
 
 
+def test_the_validation_split_may_be_missing_unless_it_was_named():
+    table = Table(("cat",), (sample("a"), sample("b", "dev"), sample("c", "")))
+    assert [one.id for one in table.validation("dev")] == ["b"]
+    assert table.validation("val") == table.validation("") == []
+    with pytest.raises(DataError, match=r"no images in split 'vla' \(it has: , dev, train\); set data.val to one that"):
+        table.validation("vla")
+
+
 def test_unknown_labels_are_refused_but_an_image_without_classes_is_not():
     known = [sample("a", class_ids=()), sample("b", class_ids=(2,))]
     assert labelled(iter(known)) == known

@@ -24,6 +24,7 @@ BACKBONES = [  # name, arguments, stride asked for, stride got, prefix tokens
     ("regnetx_002", {}, 16, 16, 0),
     ("densenet121", {}, 16, 16, 0),
     ("test_vit", {}, 0, 16, 1),
+    ("test_vit", {}, 16, 16, 1),
     ("vit_tiny_patch16_224", SHALLOW, 0, 16, 1),
     ("deit_tiny_distilled_patch16_224", SHALLOW, 0, 16, 2),
     ("vit_small_patch14_reg4_dinov2", SHALLOW, 0, 14, 5),
@@ -141,7 +142,7 @@ def test_building_leaves_the_backbone_in_training_mode_and_untouched():
         (dict(backbone="resnet18", arguments={"depht": 3}), "'resnet18' does not take .*depht"),
         (
             dict(backbone="test_vit", stride=8),
-            r"classifier.stride: .* brought to stride 8: .* its own is 16 \(write 0\)",
+            r"classifier.stride: .* brought to stride 8: that of a ViT is .* its patches; its own is 16 \(write 0\)",
         ),
         (dict(backbone="resnet18", stride=64), r"classifier.stride: .* its own is 32 \(write 0\)"),
         (dict(backbone="resnet18", stride=12), "classifier.stride: .* brought to stride 12"),

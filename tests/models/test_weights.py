@@ -153,3 +153,20 @@ def test_timm_models_by_name():
         WeightsError, match=r"pretrained weights of 'test_resnet' can not be had .* set weights to a file"
     ):
         create_timm("test_resnet", "pretrained", {})  # tests run without network (HF_HUB_OFFLINE)
+
+
+def test_the_hub_does_not_tell_each_of_its_attempts(monkeypatch, caplog):
+    def no_network(*_, **__):
+        for name in ("huggingface_hub.utils._http", "timm.models._builder"):
+            logging.getLogger(name).warning("Retrying in 8s [Retry 4/5].")
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
+    before = [one.level for one in loggers]
+    for _ in range(2):
+        with caplog.at_level(logging.INFO), pytest.raises(WeightsError, match=r"can not be had \(no network\)"):
+            create_timm("test_vit4", "pretrained", {})
+    assert [record.name for record in caplog.records] == ["cam_pipeline.models.weights"]
+    assert "weights of 'test_vit4': from timm's hub" in caplog.text
+    assert [one.level for one in loggers] == before

@@ -76,7 +76,10 @@ def read_coco(settings: DataSettings, problems: Problems) -> Table:
     An image without annotations shows none of the classes. Its mask is drawn from the segmentations (`data.coco`); it
     has none where an annotation lacks its segmentation. The id is the image's path below the root without suffix.
     """
-    files = {path: (split, read_file(*_state(path))) for split, path in _paths(settings).items()}
+    files = {
+        path: (split, read_file(*_state(path, may_be_left_out=split != settings.train)))
+        for split, path in _paths(settings).items()
+    }
     for _, file in files.values():
         for problem in file.problems:
             problems.report(problem.kind, problem.message)
@@ -138,14 +141,14 @@ def _paths(settings: DataSettings) -> dict[str, Path]:
     return {split: settings.root / settings.annotations.replace("{split}", split) for split in splits}
 
 
-def _state(path: Path) -> tuple[Path, int, int]:
+def _state(path: Path, may_be_left_out: bool) -> tuple[Path, int, int]:
+    """A split's file, its size and time of change. Raises DataError where it can not be had."""
     try:
         state = path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"{path} can not be read ({reason}); put it there, or set data.annotations, or data.val to ''"
-        ) from error
+        remedy = "data.annotations, or data.val to ''" if may_be_left_out else "data.annotations or data.train"
+        raise DataError(f"{path} can not be read ({reason}); put it there, or set {remedy}") from error
     return path, state.st_size, state.st_mtime_ns
 
 

@@ -1,17 +1,23 @@
 """CSV: a table `image,labels[,mask,split]`."""
 
 import csv
+import difflib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from cam_pipeline.config import DataSettings
+from cam_pipeline.config.mistakes import shown
 from cam_pipeline.data.problems import Problems
 from cam_pipeline.data.readers.listing import Listing, class_names, read_text
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
 
+COLUMNS = ("image", "labels", "mask", "split")
 LABEL_SEPARATOR = ";"
 UNKNOWN = "?"
+LIKENESS = 0.85
+"""From here on (difflib's ratio) a name is taken for a misspelt column: `masks` (0.89) is one, `task` (0.75) is not."""
 
 Row = tuple[str, dict[str, str]]  # where it stands; its cells by column
 
@@ -57,12 +63,18 @@ def _class_ids(cell: str, where: str, listing: Listing) -> tuple[int, ...] | Non
 
 
 def _read_rows(path: Path, problems: Problems) -> list[Row]:
-    """Every row that has as many cells as the header, without blanks around cells. Raises DataError for no table."""
+    """Every row that has as many cells as the header, without blanks around cells. Raises DataError for no table.
+
+    Columns that are not used are warned of.
+    """
     table = csv.reader(io.StringIO(read_text(path), newline=""))
     rows: list[Row] = []
     try:
         columns = [name.strip() for name in next(table, [])]
         _check_header(columns, path)
+        for name in dict.fromkeys(columns):
+            if name and name not in COLUMNS:
+                problems.warn("column that is not used", f"{path}, line 1: {shown(name)}")
         line = table.line_num + 1
         for cells in table:
             where, line = f"{path}, line {line}", table.line_num + 1
@@ -79,17 +91,28 @@ def _read_rows(path: Path, problems: Problems) -> list[Row]:
     return rows
 
 
-def _check_header(columns: list[str], path: Path) -> None:
-    """Raise DataError unless `image` and `labels` are there, and no column comes twice (empty names are no columns)."""
-    missing = {"image", "labels"} - {*columns}
+def _check_header(columns: Sequence[str], path: Path) -> None:
+    """Raise DataError unless `image` and `labels` are there, and no column comes twice (empty names are no columns).
+
+    Also for a name that is nearly that of an absent column: it is misspelt, and would be left out without a word.
+    """
+    where, absent = f"{path}, line 1", [name for name in COLUMNS if name not in columns]
+    for name in columns:
+        near = [] if name in COLUMNS else difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=LIKENESS)
+        if near:
+            raise DataError(
+                f"{where}: unknown column {shown(name)}; did you mean '{near[0]}'? If not, give it another name"
+            )
+    missing = sorted({"image", "labels"} & {*absent})
     if missing:
         raise DataError(
-            f"{path}, line 1: the header needs the columns image and labels; missing: {', '.join(sorted(missing))}"
+            f"{where}: the header needs the columns image and labels, separated by commas; "
+            f"missing: {', '.join(missing)}; the header is {shown(','.join(columns))}"
         )
     twice = [name for name in columns if name and columns.count(name) > 1]
     if twice:
         raise DataError(
-            f"{path}, line 1: the column {twice[0]} appears twice; leave one (labels of an image are joined by "
+            f"{where}: the column {twice[0]} appears twice; leave one (labels of an image are joined by "
             f"`{LABEL_SEPARATOR}`)"
         )
 

@@ -135,10 +135,12 @@ def test_what_is_no_coco_file_is_named(tmp_path, text, complaint):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(
-        DataError, match=r"instances_train\.json can not be read \(No such file .*set data\.annotations"
-    ):
+    reason = r"can not be read \(No such file or directory\); put it there, or set"
+    with pytest.raises(DataError, match=rf"instances_train\.json {reason} data\.annotations or data\.train$"):
         table_of(tmp_path)
+    write(tmp_path, train=content([(1, "a.jpg")]))
+    with pytest.raises(DataError, match=rf"instances_val\.json {reason} data\.annotations, or data\.val to ''$"):
+        table_of(tmp_path, val="val")
 
 
 WRONG = [

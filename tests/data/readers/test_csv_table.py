@@ -32,6 +32,18 @@ def test_csv_columns_may_stand_in_any_order_and_more_are_left_out(tmp_path):
     assert facts(table) == [("a", "train", (1,))]
 
 
+def test_csv_columns_that_are_not_used_are_warned_of(tmp_path):
+    """However like a column they are, where that column is there, too."""
+    (tmp_path / "data.csv").write_text("task,labels,label,image,,Image\nx,dog,3,a.jpg,,A\n")
+    problems = AllProblems()
+    assert facts(load_table(DataSettings(root=tmp_path), problems)) == [("a", "train", (1,))]
+    assert not problems.errors
+    where = f"{tmp_path / 'data.csv'}, line 1"
+    assert [(problem.kind, problem.message) for problem in problems.warnings] == [
+        ("column that is not used", f"{where}: '{name}'") for name in ("task", "label", "Image")
+    ]
+
+
 def test_csv_without_a_split_column_is_the_training_split(tmp_path):
     assert facts(csv_table(tmp_path, "image,labels", "a.jpg,cat", train="all")) == [("a", "all", (1,))]
     assert facts(csv_table(tmp_path, "image,labels,split", "a.jpg,cat,", train="all")) == [("a", "all", (1,))]
@@ -72,7 +84,14 @@ def test_csv_classes_come_from_the_settings_then_a_file_then_the_table(tmp_path)
     [
         (["a.jpg,cat"], "line 1: .* missing: image, labels"),
         (["image,split", "a.jpg,train"], "line 1: .* missing: labels"),
-        ([], "line 1: .* missing: image, labels"),
+        ([], "line 1: .* missing: image, labels; the header is ''$"),
+        (["image;labels;mask", "a.jpg;cat;"], "columns .*, separated by commas; .* the header is 'image;labels;mask'$"),
+        (["image\tlabels", "a.jpg\tcat"], r"missing: image, labels; the header is 'image\\tlabels'$"),
+        (["x" * 500], r"the header is 'x+ \.\.\. x+'$"),
+        (["image,labels,masks", "a.jpg,cat,m.png"], "line 1: unknown column 'masks'; did you mean 'mask'\\? If not"),
+        (["image,labels,Split", "a.jpg,cat,val"], "line 1: unknown column 'Split'; did you mean 'split'"),
+        (["image,label", "a.jpg,cat"], "line 1: unknown column 'label'; did you mean 'labels'"),
+        (["IMAGES,labels", "a.jpg,cat"], "line 1: unknown column 'IMAGES'; did you mean 'image'"),
         (["image,labels", "a.jpg,cat", "", "b.jpg,cat;cow"], "line 4: unknown class 'cow'; the classes are cat, dog"),
         (["image,labels", "a.jpg,cat", ",dog"], "line 3: the image cell is empty"),
         (["image,labels", "a.jpg,cat,dog"], "line 2: more or fewer cells than the header"),

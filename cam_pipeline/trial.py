@@ -1,0 +1,74 @@
+"""Both networks of a config, built without weights before anything is trained: what a stage would stop at."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cam_pipeline.config import Config
+from cam_pipeline.data.problems import AllProblems
+from cam_pipeline.errors import ConfigError, WeightsError
+from cam_pipeline.models.classifier import check_start
+from cam_pipeline.models.weights import check_name
+from cam_pipeline.networks import cam_reading, check_crop, new_classifier, new_segmenter
+from cam_pipeline.objectives import image_loss, layers_of_sfc
+
+ANY_CLASSES = 2
+"""Whether a network can be had does not depend on their number, which only the data tells."""
+
+
+def try_classifier(config: Config) -> None:
+    """Raise ConfigError for a classifier that can not be built, or not be trained or read as the config says."""
+    settings = config.classifier
+    check_start(settings.weights, bool(settings.trunk), settings.similar_attention)
+    without_weights = settings.model_copy(update={"weights": "none", "trunk_weights": "none"})
+    classifier = new_classifier(without_weights, ANY_CLASSES, *layers_of_sfc(config))
+    check_crop(classifier, config.train_cls.crop, "train_cls.crop")
+    image_loss(classifier, config)
+    cam_reading(config.cam, classifier)
+
+
+def try_segmenter(config: Config) -> None:
+    """Raise ConfigError for a segmenter that can not be built, or not be trained on its crops."""
+    segmenter = new_segmenter(config.segmenter.model_copy(update={"weights": "none"}), ANY_CLASSES)
+    check_crop(segmenter, config.train_seg.crop, "train_seg.crop")
+
+
+def check_weights_file(key: str, weights: str) -> None:
+    """Raise WeightsError where a weights setting, named `key`, is the path of no file."""
+    if weights not in ("pretrained", "none") and not Path(weights).is_file():
+        raise WeightsError(
+            f"{key}: there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
+        )
+
+
+def check_networks(config: Config, problems: AllProblems) -> None:
+    """Report what keeps either network from being had: its name, its settings, or a weights file that is not there."""
+    classifier, segmenter = config.classifier, config.segmenter
+    names = {"classifier.backbone": classifier.backbone}
+    files = {"classifier.weights": classifier.weights, "segmenter.weights": segmenter.weights}
+    if classifier.trunk:
+        names["classifier.trunk"], files["classifier.trunk_weights"] = classifier.trunk, classifier.trunk_weights
+    _check_network(names, try_classifier, config, problems)
+    _check_network({"segmenter.encoder": segmenter.encoder}, try_segmenter, config, problems)
+    for key, weights in files.items():
+        try:
+            check_weights_file(key, weights)
+        except WeightsError as error:
+            problems.report("weights file that is not there", str(error))
+
+
+def _check_network(
+    names: Mapping[str, str], attempt: Callable[[Config], None], config: Config, problems: AllProblems
+) -> None:
+    """Report the names (by key) that timm lacks; if it has them all, what the attempt at the network raises."""
+    known = True
+    for key, name in names.items():
+        try:
+            check_name(name)
+        except ConfigError as error:
+            known = False
+            problems.report("network that timm lacks", f"{key}: {error}")
+    if known:
+        try:
+            attempt(config)
+        except ConfigError as error:
+            problems.report("network that can not serve", str(error))

@@ -1,0 +1,85 @@
+import re
+
+import pytest
+
+from cam_pipeline.config import Config
+from cam_pipeline.data.problems import AllProblems
+from cam_pipeline.errors import ConfigError
+from cam_pipeline.stages.train_seg import STAGE
+from cam_pipeline.trial import check_networks
+
+CNN = {"backbone": "test_resnet"}
+VIT = {"backbone": "test_vit", "pooling": "class_token"}
+SEGMENTER = {"encoder": "test_resnet"}
+
+
+def found(**settings):
+    """Kind and message of every problem with the networks of small settings; weights are never asked for."""
+    sections = {"classifier": CNN, "segmenter": SEGMENTER, "train_cls": {"crop": 64}, "train_seg": {"crop": 64}}
+    problems = AllProblems()
+    check_networks(Config.model_validate(sections | settings), problems)
+    assert not problems.warnings
+    return [(problem.kind, problem.message) for problem in problems.errors]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"classifier": CNN | {"stride": 16}, "objectives": {"sfc": True}, "cam": {"calibration": "sfc"}},
+        {"classifier": VIT | {"stride": 16}, "objectives": {"acr": True}, "cam": {"source": "class_token_gradient"}},
+        {"segmenter": SEGMENTER | {"architecture": "deeplabv2", "stride": 8}},
+    ],
+)
+def test_networks_that_can_be_had(settings):
+    assert found(**settings) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"segmenter": {"encoder": "test_vit"}}, "segmenter.encoder 'test_vit' can not serve in deeplabv3plus: .*"),
+        ({"train_seg": {"crop": 70}}, "train_seg.crop = 70 does not suit the network: .*"),
+        ({"classifier": CNN | {"stride": 12}}, "classifier.stride: backbone 'test_resnet' can not be brought to .*"),
+        ({"classifier": VIT, "train_cls": {"crop": 70}}, "train_cls.crop = 70 does not suit the network: .*"),
+        ({"cam": {"source": "class_token_gradient"}}, "cam.source = 'class_token_gradient', .* does not allow it: .*"),
+        ({"objectives": {"acr": True}}, "objectives.acr compares attention between patches, but .*"),
+        (
+            {"classifier": VIT | {"similar_attention": 1}},
+            "classifier.similar_attention is a start for a ViT without .*",
+        ),
+        (
+            {"classifier": VIT | {"trunk": "test_resnet", "trunk_weights": "none"}},
+            "classifier.weights: timm has no weights for a ViT with a trunk; write 'none', or a file",
+        ),
+    ],
+)
+def test_networks_that_can_not_be_had(settings, complaint):
+    [(kind, message)] = found(**settings)
+    assert kind == "network that can not serve" and re.fullmatch(complaint, message) and "\n" not in message
+
+
+def test_names_and_weights_files_are_looked_up(tmp_path):
+    weights = tmp_path / "w.pth"
+    problems = found(
+        classifier={"backbone": "resnt18", "weights": str(weights), "trunk": "rsnet18", "trunk_weights": "gone.pth"},
+        segmenter={"encoder": "nothing_like_it", "weights": str(weights)},
+    )
+    remedy = "put it there, or set 'pretrained', 'none' or a path"
+    assert [message.split("near: ")[0] for _, message in problems] == [
+        "classifier.backbone: timm has no model 'resnt18'; ",
+        "classifier.trunk: timm has no model 'rsnet18'; ",
+        "segmenter.encoder: timm has no model 'nothing_like_it'; ",
+        f"classifier.weights: there is no weights file {weights}; {remedy}",
+        f"segmenter.weights: there is no weights file {weights}; {remedy}",
+        f"classifier.trunk_weights: there is no weights file gone.pth; {remedy}",
+    ]
+    weights.touch()
+    known = {"weights": str(weights)}
+    assert found(classifier={"backbone": "resnet18.a1_in1k"} | known, segmenter=SEGMENTER | known) == []
+
+
+def test_the_stage_of_the_segmenter_has_it_tried():
+    assert STAGE.check is not None
+    with pytest.raises(ConfigError, match="can not serve"):
+        STAGE.check(Config.model_validate({"segmenter": {"encoder": "test_vit"}}))
