@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.batches import ReadMask, TrainingViews
+from cam_pipeline.data.check import too_few_images
 from cam_pipeline.data.digest import FileDigests, data_digest
 from cam_pipeline.data.images import UInt8, sample_mask, sample_size
 from cam_pipeline.data.readers import load_table
@@ -36,10 +37,8 @@ def train_seg(config: Config, inputs: Mapping[str, Path], output: Output) -> Non
     train = table.split(config.data.train)
     check_files(train)
     read_labels = supervision(config, inputs, table, train)
-    if config.segmenter.architecture == "deeplabv3plus" and min(config.train_seg.batch_size, len(train)) < 2:
-        raise ConfigError(
-            "train_seg.batch_size: DeepLabV3+ needs two images in a batch (it normalises pooled features)"
-        )
+    if message := too_few_images(config, len(train)):
+        raise ConfigError(message)
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
     segmenter = new_segmenter(config.segmenter, len(table.classes))

@@ -158,9 +158,8 @@ def _check_training(config: Config, table: Table, problems: AllProblems) -> None
             problems.report("training image without labels", without_labels(sample))
         if config.train_seg.supervision == "masks" and sample.mask is None:
             problems.report("training image without mask", without_mask(sample))
-    if train and config.segmenter.architecture == "deeplabv3plus" and min(config.train_seg.batch_size, len(train)) < 2:
-        message = f"DeepLabV3+ needs two images in a batch; there are {len(train)}, train_seg.batch_size is "
-        problems.report("too few images", f"{message}{config.train_seg.batch_size}; or set segmenter.architecture")
+    if train and (message := too_few_images(config, len(train))):
+        problems.report("too few images", message)
     for key, settings in (("train_cls", config.train_cls), ("train_seg", config.train_seg)):
         if 0 < len(train) < settings.batch_size:
             message = (
@@ -168,6 +167,17 @@ def _check_training(config: Config, table: Table, problems: AllProblems) -> None
             )
             problems.warn("fewer images than a batch", message)
     _check_classes(config, table, train, problems)
+
+
+def too_few_images(config: Config, count: int) -> str:
+    """Why the segmenter can not be trained on `count` images, as DeepLabV3+ normalises pooled features; "": it can."""
+    batch_size = config.train_seg.batch_size
+    if config.segmenter.architecture != "deeplabv3plus" or min(batch_size, count) >= 2:
+        return ""
+    return (
+        f"DeepLabV3+ needs two images in a batch; there are {count}, train_seg.batch_size is {batch_size}; "
+        "or set segmenter.architecture"
+    )
 
 
 def _check_classes(config: Config, table: Table, train: Sequence[Sample], problems: AllProblems) -> None:
