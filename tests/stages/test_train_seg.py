@@ -88,5 +88,5 @@ def test_deeplabv3plus_needs_two_images_in_a_batch(table, tmp_path, monkeypatch)
     monkeypatch.setattr(module, "load_table", lambda settings: table)
     output = Output(tmp_path / "s.safetensors", tmp_path / "logs", "f")
     one = Config.model_validate({"train_seg": {"supervision": "masks", "batch_size": 1}})
-    with pytest.raises(ConfigError, match=r"train_seg\.batch_size: DeepLabV3"):
+    with pytest.raises(ConfigError, match=r"DeepLabV3\+ needs two .* there are 2, train_seg\.batch_size is 1"):
         module.train_seg(one, {}, output)
