@@ -175,7 +175,7 @@ def test_the_five_lines_of_the_readme(folder: Path, repository: Path) -> None:
     start = text.index("from cam_pipeline import open_run")
     lines = text[start : text.index("```", start)].strip().splitlines()
     assert len([line for line in lines if line.strip()]) <= 5
-    code = "\n".join(lines).replace("outputs/my", "moved").replace("img/001.jpg", "photo.jpg")
+    code = "\n".join(lines).replace("outputs/my", "moved").replace("photos/img/001.jpg", "photo.jpg")
     shown = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.strip()
