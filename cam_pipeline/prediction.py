@@ -46,4 +46,4 @@ def predict_image(segmenter: Segmenter, pixels: UInt8, config: Config) -> Tensor
 
 def _labels_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
     full = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
-    return full.argmax(dim=0).to(torch.uint8).cpu()
+    return full.max(dim=0).indices.to(torch.uint8).cpu()  # on the CPU several times as fast as argmax
