@@ -215,7 +215,7 @@ def evaluate(
     """
     rows: list[Row] = []
     of_labels, of_segmenter = _compared_splits(config, table, split)
-    samples = _masked(table, of_labels, every) if of_labels in config.cam.splits else []
+    samples = _samples_of(table, of_labels, every) if of_labels in config.cam.splits else []
     if "extract_cams" in results and samples:
         facts: dict[str, Any] = {"split": of_labels, "images": len(samples)}
         confusions = cam_sweep(results["extract_cams"], table, samples, config.refine)
@@ -228,7 +228,7 @@ def evaluate(
         if "refine_cams" in results and "make_labels" in results:
             total, coverage = labels_confusion(results["make_labels"], results["refine_cams"], table, samples)
             rows.append(Row("pseudo-label", confusion=total, coverage=coverage, **facts))
-    samples = _masked(table, of_segmenter, every)
+    samples = _samples_of(table, of_segmenter, every)
     if "train_seg" in results and samples:
         segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
         place(segmenter, pick_device(config.run))
@@ -256,9 +256,9 @@ def left_out(
     titles = ", ".join(title for stage, title in TITLES.items() if stage in ready and stage != "train_seg")
     if titles and of_labels not in config.cam.splits:
         lines.append(f"{titles}: no maps are made of split '{of_labels}'; name it in cam.splits")
-    elif titles and not _masked(table, of_labels, every):
+    elif titles and not _samples_of(table, of_labels, every):
         lines.append(f"{titles}: {_no_mask(of_labels, every)}")
-    if "train_seg" in ready and not _masked(table, of_segmenter, every):
+    if "train_seg" in ready and not _samples_of(table, of_segmenter, every):
         lines.append(f"{TITLES['train_seg']}: {_no_mask(of_segmenter, every)}")
     return lines
 
@@ -270,9 +270,12 @@ def _compared_splits(config: Config, table: Table, split: str) -> tuple[str, str
     return split or config.data.train, split or config.data.val or config.data.train
 
 
-def _masked(table: Table, split: str, every: int) -> list[Sample]:
+def _samples_of(table: Table, split: str, every: int) -> list[Sample]:
     """As `with_masks`, but of a split that may have no masks, or no images."""
-    return [sample for sample in [s for s in table.samples if s.split == split][::every] if sample.mask is not None]
+    try:
+        return with_masks((sample for sample in table.samples if sample.split == split), every)
+    except DataError:
+        return []
 
 
 def _no_mask(split: str, every: int) -> str:

@@ -51,7 +51,8 @@ def consistency_losses(
     `tokens[permutation]`, which is undone here, on rows and columns. Activation: mean |difference| of row 0 (the class
     token) over the patches; affinity: of the patch rows over the patch columns. Plain means over batch, layers and
     entries, so both are at most 2 / N: weigh them by a factor that grows with N. Gradients reach both views. Columns of
-    prefix tokens count in neither. Raises ValueError for other shapes. Source: section 3.2 of the paper.
+    prefix tokens count in neither. Raises ValueError for other shapes, or what is no permutation. Source: section 3.2
+    of the paper.
     """
     tokens = prefix_tokens + len(permutation)
     if attention_a.shape != attention_b.shape or attention_a.shape[-2:] != (tokens, tokens) or attention_a.ndim != 4:

@@ -85,8 +85,8 @@ def pixel_correlation(cam: Tensor, features: Tensor, steps: int = 2) -> Tensor:
 
     With f the features divided by (their norm + 1e-5), A = relu(f^T f) and A[:, j] /= (sum_i A[i, j] + 1e-5), `steps`
     times M <- M A: a pixel gets the mean of the map over the pixels like it. The affinity is computed a block of
-    columns at a time. Raises ValueError for other shapes or a negative `steps`. Source: SEAM's pixel correlation
-    module as SFC has it, specification section 2.
+    columns at a time. Raises ValueError for other or empty shapes or a negative `steps`. Source: SEAM's pixel
+    correlation module as SFC has it, specification section 2.
     """
     _check_grids(cam, features)
     if steps < 0:
