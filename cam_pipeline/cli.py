@@ -12,7 +12,7 @@ import click
 from cam_pipeline import __version__
 from cam_pipeline.atomic import explain
 from cam_pipeline.distributed import is_first
-from cam_pipeline.errors import Interrupted, SaidByAnother, UserError
+from cam_pipeline.errors import Interrupted, SaidByAnother, UserError, one_line
 from cam_pipeline.interrupt import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ NO_MEMORY = (
     "the memory is not enough; use fewer --workers, a smaller train_cls.batch_size, train_seg.batch_size or "
     "cam.batch_size, or a smaller cam.max_side, then start the same command again"
 )
-LONGEST_LINE = 2000
 DEMO_IMAGES = (500, 120)
 """Training and validation images of the demo."""
 
@@ -36,13 +35,6 @@ class Mistake(click.ClickException):
     """A user's mistake: one line, exit code 2 (click's own class has 1)."""
 
     exit_code = 2
-
-
-def one_line(text: str) -> str:
-    """A message as a single line of bounded length, without what would move a terminal's cursor."""
-    line = " ".join(part.strip() for part in text.splitlines())
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
-    return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE // 2]} ... {shown[-LONGEST_LINE // 2 :]}"
 
 
 class Commands(click.Group):

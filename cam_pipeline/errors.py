@@ -80,3 +80,13 @@ class SaidByAnother(Exception):
     def __init__(self, code: int) -> None:
         super().__init__("another process of this run has said why it ends")
         self.code = code
+
+
+LONGEST_LINE = 2000
+
+
+def one_line(text: str) -> str:
+    """A message as a single line of bounded length, without what would move a terminal's cursor."""
+    line = " ".join(part.strip() for part in text.splitlines())
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE // 2]} ... {shown[-LONGEST_LINE // 2 :]}"
