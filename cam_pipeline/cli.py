@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cam_pipeline import __version__
-from cam_pipeline.atomic import explain
-from cam_pipeline.distributed import is_first
 from cam_pipeline.errors import Interrupted, SaidByAnother, UserError, one_line
-from cam_pipeline.interrupt import sigterm_as_ctrl_c
+from cam_pipeline.machine.atomic import explain
+from cam_pipeline.machine.distributed import is_first
+from cam_pipeline.machine.interrupt import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,7 +129,7 @@ def run_options(
 
 def configure_output(verbose: bool, quiet: bool) -> None:
     """Send log lines to stderr at the level asked for."""
-    from cam_pipeline.progress import set_quiet
+    from cam_pipeline.machine.progress import set_quiet
 
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     if not is_first():  # what the first of several processes says is true of all
@@ -164,7 +164,7 @@ def check_data(options: Options, every: bool) -> None:
     """
     from cam_pipeline.data.check import check_data
     from cam_pipeline.data.problems import AllProblems
-    from cam_pipeline.device import worker_count
+    from cam_pipeline.machine.device import worker_count
     from cam_pipeline.trial import check_networks
 
     config, problems = options.load(), AllProblems()
@@ -275,7 +275,7 @@ def demo(options: Options) -> None:
     Example: cam-pipeline demo --set output.dir=/tmp/demo
     """
     from cam_pipeline.data.synthetic import generate
-    from cam_pipeline.interrupt import graceful_stop
+    from cam_pipeline.machine.interrupt import graceful_stop
     from cam_pipeline.stages.evaluate import evaluate_run
 
     config = options.load()

@@ -17,8 +17,10 @@ from torch import Tensor
 from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.images import sample_mask
 from cam_pipeline.data.table import Sample, Table
-from cam_pipeline.device import pick_device, place
 from cam_pipeline.errors import DataError
+from cam_pipeline.machine.device import pick_device
+from cam_pipeline.machine.progress import track
+from cam_pipeline.models.placing import place
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.networks import load_segmenter
 from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels
@@ -34,7 +36,6 @@ from cam_pipeline.ops.metrics import (
     threshold_histogram,
 )
 from cam_pipeline.prediction import predict_labels
-from cam_pipeline.progress import track
 from cam_pipeline.refinement import THRESHOLDS, best_class
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cam_pipeline.config import Config
-from cam_pipeline.device import autocast
+from cam_pipeline.machine.device import autocast
 from cam_pipeline.models.cams import ClassIds, calibrated_cams, multi_scale_cams, shown_classes
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.networks import cam_reading

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from cam_pipeline import __version__
-from cam_pipeline.atomic import write_text
 from cam_pipeline.config import FILES, Config, to_toml
 from cam_pipeline.data.digest import FileDigests
-from cam_pipeline.device import keep_freed_memory, memory_errors_named, pick_device
-from cam_pipeline.distributed import check_shares, from_first, group, is_first, world_size
 from cam_pipeline.errors import ConfigError, DamagedFile, StageNotReady
-from cam_pipeline.interrupt import graceful_stop
+from cam_pipeline.machine.atomic import write_text
+from cam_pipeline.machine.device import keep_freed_memory, memory_errors_named, pick_device
+from cam_pipeline.machine.distributed import check_shares, from_first, group, is_first, world_size
+from cam_pipeline.machine.interrupt import graceful_stop
 from cam_pipeline.store.lock import held
 
 logger = logging.getLogger(__name__)

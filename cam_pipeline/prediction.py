@@ -10,7 +10,8 @@ from cam_pipeline.config import Config
 from cam_pipeline.data.batches import grid_batches
 from cam_pipeline.data.images import UInt8, grid_size, resize_to_grid, sample_size, to_tensor
 from cam_pipeline.data.table import Sample
-from cam_pipeline.device import autocast, image_batch, worker_count
+from cam_pipeline.machine.device import autocast, worker_count
+from cam_pipeline.models.placing import image_batch
 from cam_pipeline.models.segmenter import Segmenter
 
 

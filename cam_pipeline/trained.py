@@ -19,10 +19,11 @@ from torch import Tensor
 from cam_pipeline.config import Config, load_config, toml_value
 from cam_pipeline.data.images import UInt8, grid_size, read_image, resize_to_grid, to_tensor
 from cam_pipeline.data.table import unknown_class
-from cam_pipeline.device import image_batch, pick_device, place
 from cam_pipeline.errors import ConfigError, DataError, StageNotReady
 from cam_pipeline.evaluation import background_score
 from cam_pipeline.extraction import CamExtractor
+from cam_pipeline.machine.device import pick_device
+from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.networks import load_classifier, load_segmenter
 from cam_pipeline.pipeline import Pipeline

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cam_pipeline.atomic import write_text
 from cam_pipeline.config import RunSettings, TrainSettings
 from cam_pipeline.data.batches import EpochBatches, TrainingViews, training_batches
 from cam_pipeline.data.image_bank import ImageBank
-from cam_pipeline.device import autocast, compiled, uncompiled, worker_count
-from cam_pipeline.distributed import (
+from cam_pipeline.errors import ConfigError, Interrupted, TrainingDiverged
+from cam_pipeline.machine.atomic import write_text
+from cam_pipeline.machine.device import autocast, compiled, uncompiled, worker_count
+from cam_pipeline.machine.distributed import (
     check_shares,
     exchange,
     from_first,
@@ -34,11 +35,10 @@ from cam_pipeline.distributed import (
     rank,
     world_size,
 )
-from cam_pipeline.errors import ConfigError, Interrupted, TrainingDiverged
-from cam_pipeline.interrupt import raise_if_stopped, stop_requested
+from cam_pipeline.machine.interrupt import raise_if_stopped, stop_requested
+from cam_pipeline.machine.progress import track
 from cam_pipeline.models.batch_norm import share_batch_norm
 from cam_pipeline.models.classifier import PretrainedHalf
-from cam_pipeline.progress import track
 from cam_pipeline.store.checkpoints import checkpoint_fits, load_checkpoint, save_checkpoint
 from cam_pipeline.store.hdf5 import write_progress
 

@@ -20,8 +20,8 @@ from cam_pipeline.config import Config, load_config
 from cam_pipeline.data.batches import grid_batches
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table
-from cam_pipeline.device import autocast
 from cam_pipeline.evaluation import target_labels, with_masks
+from cam_pipeline.machine.device import autocast
 from cam_pipeline.models.attention import AttentionTap
 from cam_pipeline.models.cams import class_ranks, scaled_views
 from cam_pipeline.models.classifier import Classifier

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cam_pipeline.atomic import write_text
 from cam_pipeline.data.digest import data_digest
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table, image_labels
-from cam_pipeline.device import memory_errors_named
 from cam_pipeline.errors import StageNotReady
 from cam_pipeline.evaluation import TITLES, evaluate, left_out
+from cam_pipeline.machine.atomic import write_text
+from cam_pipeline.machine.device import memory_errors_named
 from cam_pipeline.ops.metrics import frequency_groups
 from cam_pipeline.pipeline import Pipeline, read_json
 from cam_pipeline.report.run_sheet import run_sheet

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from cam_pipeline.config import Config, to_toml
-from cam_pipeline.interrupt import raise_if_stopped
+from cam_pipeline.machine.interrupt import raise_if_stopped
+from cam_pipeline.machine.progress import track
 from cam_pipeline.ops.labels import IGNORE_INDEX
 from cam_pipeline.pipeline import Output, Stage
-from cam_pipeline.progress import track
 from cam_pipeline.refinement import pseudo_labels
 from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes
 from cam_pipeline.store.labels import label_record

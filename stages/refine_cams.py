@@ -10,19 +10,19 @@ import torch
 from joblib import delayed
 from torch import Tensor
 
-from cam_pipeline.atomic import write_text
 from cam_pipeline.background import Measure, choose_background, images_to_choose_by
 from cam_pipeline.config import Config, RefineSettings, to_toml
 from cam_pipeline.data.digest import FileDigests, data_digest
 from cam_pipeline.data.images import sample_image
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample
-from cam_pipeline.device import worker_count
 from cam_pipeline.errors import WorkerLost
-from cam_pipeline.interrupt import ignore_in_worker, raise_if_stopped
-from cam_pipeline.parallel import joblib_workers, results_of
+from cam_pipeline.machine.atomic import write_text
+from cam_pipeline.machine.device import worker_count
+from cam_pipeline.machine.interrupt import ignore_in_worker, raise_if_stopped
+from cam_pipeline.machine.parallel import joblib_workers, results_of
+from cam_pipeline.machine.progress import Tracker, track
 from cam_pipeline.pipeline import Output, Stage, read_json
-from cam_pipeline.progress import Tracker, track
 from cam_pipeline.refinement import reduction, refined
 from cam_pipeline.store.cams import CamStore, StoredCam
 from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes

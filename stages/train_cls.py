@@ -14,9 +14,10 @@ from cam_pipeline.data.digest import FileDigests, data_digest
 from cam_pipeline.data.image_bank import ImageBank
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, check_files, image_labels, labelled, warn_of_absent_classes
-from cam_pipeline.device import autocast, image_batch, pick_device, place, worker_count
-from cam_pipeline.distributed import is_first
+from cam_pipeline.machine.device import autocast, pick_device, worker_count
+from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.networks import cam_reading, check_crop, new_classifier
 from cam_pipeline.objectives import image_loss, layers_of_sfc
 from cam_pipeline.ops.metrics import average_precision, f1_score

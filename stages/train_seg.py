@@ -16,9 +16,10 @@ from cam_pipeline.data.digest import FileDigests, data_digest
 from cam_pipeline.data.images import UInt8, sample_mask, sample_size
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, check_files, masked
-from cam_pipeline.device import image_batch, pick_device, place
-from cam_pipeline.distributed import is_first
 from cam_pipeline.errors import ConfigError, DataError
+from cam_pipeline.machine.device import pick_device
+from cam_pipeline.machine.distributed import is_first
+from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.networks import check_crop, new_segmenter
 from cam_pipeline.ops.labels import IGNORE_INDEX
 from cam_pipeline.ops.losses import segmentation_loss

@@ -107,7 +107,7 @@ class CommandServer:
     def __init__(self, logs: Path) -> None:
         self.logs, self.count = logs, itertools.count()
         self.outputs: dict[int, tuple[Path, Path]] = {}
-        command = [sys.executable, str(ROOT / "tests" / "command_server.py")]
+        command = [sys.executable, str(ROOT / "tests" / "robustness" / "command_server.py")]
         # One thread: floating-point sums then come out alike in every process.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from cam_pipeline import __version__, cli, errors
 from cam_pipeline.cli import Commands, Options, configure_output, main, run_options
 from cam_pipeline.config import Config
-from cam_pipeline.progress import set_quiet
+from cam_pipeline.machine.progress import set_quiet
 
 
 @pytest.fixture(autouse=True)

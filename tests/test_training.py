@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cam_pipeline import interrupt
 from cam_pipeline.config import RunSettings, TrainSettings
 from cam_pipeline.data.batches import TrainingViews
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import Interrupted, TrainingDiverged
+from cam_pipeline.machine import interrupt
 from cam_pipeline.models.classifier import PretrainedHalf
 from cam_pipeline.training import Mean, Trainer, learning_rate_factor, make_optimizer
 

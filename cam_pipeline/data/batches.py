@@ -16,7 +16,7 @@ from cam_pipeline.data.image_bank import BLANK, ImageBank, Key
 from cam_pipeline.data.images import UInt8, grid_size, resize_to_grid, sample_image, sample_size, to_tensor
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import UserError, WorkerLost
-from cam_pipeline.interrupt import child_handler_kept, ignore_in_worker
+from cam_pipeline.machine.interrupt import child_handler_kept, ignore_in_worker
 
 ReadMask = Callable[[int], UInt8]
 CPU = torch.device("cpu")

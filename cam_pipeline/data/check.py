@@ -16,8 +16,8 @@ from cam_pipeline.data.problems import AllProblems, Problem
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, absent_classes, without_labels, without_mask
 from cam_pipeline.errors import DataError
-from cam_pipeline.parallel import joblib_workers, results_of
-from cam_pipeline.progress import track
+from cam_pipeline.machine.parallel import joblib_workers, results_of
+from cam_pipeline.machine.progress import track
 
 Inspected = Sequence[tuple[Sample, Inspection]]
 

@@ -11,7 +11,7 @@ from cam_pipeline.data.images import is_turned, sample_image, sample_mask
 from cam_pipeline.data.problems import AllProblems
 from cam_pipeline.data.table import Sample, without_image, without_mask
 from cam_pipeline.errors import DataError
-from cam_pipeline.interrupt import ignore_in_worker
+from cam_pipeline.machine.interrupt import ignore_in_worker
 from cam_pipeline.ops.labels import IGNORE_INDEX
 
 TINY = 32

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cam_pipeline.atomic import write_text, written_aside
 from cam_pipeline.data.scenes import CLASS_NAMES, Bytes, Range, Size, draw_scene
 from cam_pipeline.errors import UserError
-from cam_pipeline.interrupt import raise_if_stopped
-from cam_pipeline.progress import track
+from cam_pipeline.machine.atomic import write_text, written_aside
+from cam_pipeline.machine.interrupt import raise_if_stopped
+from cam_pipeline.machine.progress import track
 
 GENERATOR_VERSION = 1  # raise it whenever the same parameters would draw different pixels
 BLOCK_COUNTS = (9, 7, 6, 5, 3, 2)

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cam_pipeline.atomic import file_aside, written_aside
 from cam_pipeline.errors import DamagedFile, WeightsError
+from cam_pipeline.machine.atomic import file_aside, written_aside
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from cam_pipeline.atomic import file_aside, write_text
 from cam_pipeline.errors import DamagedFile, UserError
+from cam_pipeline.machine.atomic import file_aside, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cam_pipeline.atomic import write_errors_named
 from cam_pipeline.errors import CannotWrite, RunFolderBusy
+from cam_pipeline.machine.atomic import write_errors_named
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from cam_pipeline.data.batches import same_size_batches
 from cam_pipeline.data.images import grid_size, read_image, resize_to_grid, to_tensor
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.synthetic import generate
-from cam_pipeline.device import place
 from cam_pipeline.models.cams import multi_scale_cams
 from cam_pipeline.models.classifier import Classifier, build_classifier
+from cam_pipeline.models.placing import place
 from cam_pipeline.ops.cam import classifier_cam
 from cam_pipeline.store.cams import StoredCam, cam_record
 from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes

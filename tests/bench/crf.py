@@ -19,8 +19,8 @@ from cam_pipeline.config import DataSettings, RefineSettings
 from cam_pipeline.data.images import sample_image, sample_mask
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.synthetic import generate
+from cam_pipeline.machine.parallel import joblib_workers, results_of
 from cam_pipeline.ops.crf import dense_crf
-from cam_pipeline.parallel import joblib_workers, results_of
 from cam_pipeline.refinement import refined_scores
 from cam_pipeline.store.cams import StoredCam
 

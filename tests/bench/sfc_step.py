@@ -15,8 +15,9 @@ from multiprocessing.connection import Connection
 import torch
 
 from cam_pipeline.config import Config
-from cam_pipeline.device import autocast, keep_freed_memory, place
+from cam_pipeline.machine.device import autocast, keep_freed_memory
 from cam_pipeline.models.classifier import build_classifier
+from cam_pipeline.models.placing import place
 from cam_pipeline.objectives import image_loss
 from cam_pipeline.training import make_optimizer
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cam_pipeline import progress
-from cam_pipeline.progress import Tracker, set_quiet, track
+from cam_pipeline.machine import progress
+from cam_pipeline.machine.progress import Tracker, set_quiet, track
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from cam_pipeline.errors import Interrupted
-from cam_pipeline.interrupt import (
+from cam_pipeline.machine.interrupt import (
     graceful_stop,
     ignore_from_now_on,
     ignore_in_worker,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cam_pipeline.atomic import PatientFile, explain, file_aside, write_text, written_aside
 from cam_pipeline.errors import CannotWrite
+from cam_pipeline.machine.atomic import PatientFile, explain, file_aside, write_text, written_aside
 
 
 def names_in(folder: Path) -> list[str]:

@@ -8,12 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cam_pipeline.config import RunSettings
-from cam_pipeline.distributed import local_rank, local_world_size, world_size
 from cam_pipeline.errors import ConfigError, OutOfMemory
-from cam_pipeline.models.depthwise import keep_depthwise_in_float32
+from cam_pipeline.machine.distributed import local_rank, local_world_size, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -66,18 +65,6 @@ def _computes_in_bfloat16(device_type: str) -> bool:
     if not found:
         logger.warning("run.precision = 'bfloat16': this %s is not made for it; computes in float32", name)
     return found
-
-
-def place(network: nn.Module, device: torch.device) -> None:
-    """Move a network to its device, and make it fast there: channels last in memory, see also `models.depthwise`."""
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if device.type == "cpu":
-        keep_depthwise_in_float32(network)
-
-
-def image_batch(images: Tensor, device: torch.device) -> Tensor:
-    """Images (B, 3, H, W) on the device, channels last in memory."""
-    return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from joblib import Parallel, parallel_config
 from joblib.externals.loky import get_reusable_executor
 
 from cam_pipeline.errors import ConfigError, LibraryMissing, WorkerLost
-from cam_pipeline.interrupt import workers_start_deaf
+from cam_pipeline.machine.interrupt import workers_start_deaf
 
 LOST = ("BrokenProcessPool", "KilledWorker", "WorkerCrashedError")
 """What loky, Dask and Ray raise when a worker process is gone; by name, as two of them are optional."""

@@ -17,7 +17,7 @@ from joblib import delayed
 
 from cam_pipeline.config import RunSettings
 from cam_pipeline.errors import LibraryMissing, WorkerLost
-from cam_pipeline.parallel import joblib_workers, results_of
+from cam_pipeline.machine.parallel import joblib_workers, results_of
 
 Differences = Callable[[Path, Path], list[str]]
 

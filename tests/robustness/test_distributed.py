@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cam_pipeline import distributed
 from cam_pipeline.errors import ConfigError
+from cam_pipeline.machine import distributed
 
 Differences = Callable[[Path, Path], list[str]]
 
@@ -311,8 +311,11 @@ def test_a_signal_to_the_one_that_waits_stops_the_one_that_works(commands: Any, 
     """While the first refines, the others have nothing to do but to listen."""
     remove(finished / "run", "scores.h5")
     # Twice for each of: what is prepared, that CAMs are current, that scores are to be made. Then it waits for these.
-    waiting = {1: signal_at("cam_pipeline.distributed._wait", "", 7, "SIGTERM")}
-    slow = {"cam_pipeline.stages.refine_cams.IMAGES_PER_PART": 1, "cam_pipeline.distributed.SECONDS_BETWEEN_LOOKS": 0.0}
+    waiting = {1: signal_at("cam_pipeline.machine.distributed._wait", "", 7, "SIGTERM")}
+    slow = {
+        "cam_pipeline.stages.refine_cams.IMAGES_PER_PART": 1,
+        "cam_pipeline.machine.distributed.SECONDS_BETWEEN_LOOKS": 0.0,
+    }
     arguments = ("make-cams", "-c", "tiny.toml", "--set", "refine.crf_iterations=400")
     ended = together(commands, *arguments, folder=finished, patch=slow, at=waiting)
     assert codes(ended) == [130, 130]

@@ -3,17 +3,9 @@ import torch
 from torch import nn
 
 from cam_pipeline.config import RunSettings
-from cam_pipeline.device import (
-    _computes_in_bfloat16,
-    autocast,
-    compiled,
-    image_batch,
-    pick_device,
-    place,
-    uncompiled,
-    worker_count,
-)
 from cam_pipeline.errors import ConfigError
+from cam_pipeline.machine.device import _computes_in_bfloat16, autocast, compiled, pick_device, uncompiled, worker_count
+from cam_pipeline.models.placing import image_batch, place
 
 
 @pytest.fixture(params=[0, 2])

@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cam_pipeline.errors import ConfigError, Interrupted, PeerLost, SaidByAnother, UserError
-from cam_pipeline.interrupt import ignore_from_now_on, listening, raise_if_stopped
+from cam_pipeline.machine.interrupt import ignore_from_now_on, listening, raise_if_stopped
 
 if TYPE_CHECKING:
     import torch

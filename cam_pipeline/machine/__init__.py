@@ -1,0 +1,1 @@
+"""Files, signals, processes and devices: what the computer is, whatever is computed."""
