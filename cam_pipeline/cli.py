@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cam_pipeline import __version__
 from cam_pipeline.errors import Interrupted, SaidByAnother, UserError, one_line
 from cam_pipeline.machine.atomic import explain
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.machine.interrupt import sigterm_as_ctrl_c
+from cam_pipeline.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,7 +19,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cam_pipeline import __version__
 from cam_pipeline.config import FILES, Config, to_toml
 from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.errors import ConfigError, DamagedFile, StageNotReady
@@ -28,6 +27,7 @@ from cam_pipeline.machine.device import keep_freed_memory, memory_errors_named, 
 from cam_pipeline.machine.distributed import check_shares, from_first, group, is_first, world_size
 from cam_pipeline.machine.interrupt import graceful_stop
 from cam_pipeline.store.lock import held
+from cam_pipeline.version import __version__
 
 logger = logging.getLogger(__name__)
 
