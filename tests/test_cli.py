@@ -11,10 +11,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from cam_pipeline import __version__, cli, errors
 from cam_pipeline.cli import Commands, Options, configure_output, main, run_options
 from cam_pipeline.config import Config
 from cam_pipeline.machine.progress import set_quiet
-from cam_pipeline.version import __version__, cli, errors
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cam_pipeline.config.data import DataSettings
 from cam_pipeline.config.mistakes import check_plain, explain, shortened
-from cam_pipeline.config.settings import Config, DataSettings, OutputSettings
+from cam_pipeline.config.run import OutputSettings
+from cam_pipeline.config.settings import Config
 from cam_pipeline.errors import ConfigError
 
 

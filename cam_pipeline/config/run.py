@@ -1,0 +1,43 @@
+"""Settings of how to compute, and where results go."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from cam_pipeline.config.section import Section
+
+
+class RunSettings(Section):
+    """How to compute, not what: of these only `seed` and `precision` make results stale."""
+
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="seed of initial weights, order of images, augmentation and dropout"
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$", description="`auto`, `cpu` or `cuda[:n]` (also `--device`)"
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="processes that load images and run the CRF; 0: as many as cores, at most 8 (also `--workers`)",
+    )
+    backend: Literal["loky", "threading", "dask", "ray"] = Field(
+        "loky",
+        description="what runs the CRF, by joblib: `loky` (processes here), `threading`, `dask` (the scheduler at "
+        "DASK_SCHEDULER_ADDRESS, else processes here) or `ray`",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="`bfloat16`: autocast where the processor is made for it, which is faster there"
+    )
+    compile: bool = Field(
+        False,
+        description="compile the networks for training (`torch.compile`): a slow first step, faster ones after it",
+    )
+
+
+class OutputSettings(Section):
+    """Where results go."""
+
+    dir: Path | None = Field(None, description="run folder; unset: `outputs/<name of the config file>`")

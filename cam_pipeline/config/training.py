@@ -1,0 +1,47 @@
+"""Settings of optimisation and augmentation."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from cam_pipeline.config.section import Scale, Section
+
+
+class TrainSettings(Section):
+    """Optimisation and augmentation of one training stage."""
+
+    epochs: int = Field(10, ge=1, le=1_000_000, description="passes over the training split")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="images per optimiser step, in total")
+    crop: int = Field(256, ge=16, le=16_384, description="side of the square training crop in pixels")
+    scale: tuple[Scale, Scale] = Field(
+        (0.9, 1.6), description="the longer image side is resized to this many crops, drawn evenly from the range"
+    )
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser")
+    lr: float = Field(0.01, gt=0, description="learning rate of the backbone")
+    head_lr_factor: float = Field(10.0, gt=0, description="the new layers learn this many times faster")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum; beta1 of AdamW")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay of weights with two or more dimensions")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of all steps with a linearly rising learning rate")
+    poly_power: float = Field(0.9, ge=0, description="learning rate falls as (1 - step / steps) to this power")
+    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
+    checkpoint_seconds: float = Field(
+        60.0,
+        ge=0,
+        allow_inf_nan=True,
+        description="time between checkpoints; one is always written at the end of an epoch",
+    )
+
+    @model_validator(mode="after")
+    def ordered(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale must be two rising numbers, not {list(self.scale)}")
+        return self
+
+
+class TrainSegSettings(TrainSettings):
+    """Optimisation of the segmenter, and what it learns from."""
+
+    supervision: Literal["pseudo-labels", "masks"] = Field(
+        "pseudo-labels",
+        description="`masks` trains the fully supervised reference (give it a run folder of its own by `output.dir`)",
+    )
