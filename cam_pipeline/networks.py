@@ -6,12 +6,13 @@ import torch
 
 from cam_pipeline.config import CamSettings, ClassifierSettings, SegmenterSettings
 from cam_pipeline.errors import ConfigError, WeightsError
-from cam_pipeline.models.calibration import Calibration
 from cam_pipeline.models.cams import CamReading, Propagation
-from cam_pipeline.models.classifier import Classifier, PretrainedHalf, build_classifier
+from cam_pipeline.models.classifier import Classifier, build_classifier
 from cam_pipeline.models.comparison import Border, FeatureWalk
 from cam_pipeline.models.hybrid import Trunk
+from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.models.segmenter import Segmenter, build_segmenter
+from cam_pipeline.models.sfc import Calibration
 from cam_pipeline.store.checkpoints import StoredModel, load_model
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from cam_pipeline.config import AcrSettings, Config, SfcSettings
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import AttentionTap, NoAttention
-from cam_pipeline.models.calibration import Calibration, LevelTap, sampled_pixels
 from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.models.levels import LevelTap, sampled_pixels
+from cam_pipeline.models.sfc import Calibration
 from cam_pipeline.ops.acr import consistency_losses, patch_permutation, transform_images
 from cam_pipeline.ops.cam import classifier_cam
 from cam_pipeline.ops.sfc import peak_normalized, prototype_loss, scale_loss

@@ -37,8 +37,8 @@ from cam_pipeline.machine.distributed import (
 )
 from cam_pipeline.machine.interrupt import raise_if_stopped, stop_requested
 from cam_pipeline.machine.progress import track
-from cam_pipeline.models.batch_norm import share_batch_norm
-from cam_pipeline.models.classifier import PretrainedHalf
+from cam_pipeline.models.pretrained import PretrainedHalf
+from cam_pipeline.models.shared_batch_norm import share_batch_norm
 from cam_pipeline.store.checkpoints import checkpoint_fits, load_checkpoint, save_checkpoint
 from cam_pipeline.store.hdf5 import write_progress
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from cam_pipeline.config import Config
 from cam_pipeline.data.problems import AllProblems
 from cam_pipeline.errors import ConfigError, WeightsError
+from cam_pipeline.models.backbone import check_name
 from cam_pipeline.models.classifier import check_start
-from cam_pipeline.models.weights import check_name
 from cam_pipeline.networks import cam_reading, check_crop, new_classifier, new_segmenter
 from cam_pipeline.objectives import image_loss, layers_of_sfc
 

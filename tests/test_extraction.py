@@ -6,8 +6,8 @@ import torch
 from cam_pipeline import extraction
 from cam_pipeline.config import Config
 from cam_pipeline.extraction import CamExtractor
-from cam_pipeline.models.calibration import Calibration
 from cam_pipeline.models.classifier import build_classifier
+from cam_pipeline.models.sfc import Calibration
 
 SIZES = [(40, 60), (41, 61)]
 

@@ -8,8 +8,9 @@ from torch import nn
 from cam_pipeline.config import Config
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import AttentionTap
-from cam_pipeline.models.calibration import Calibration, LevelTap
 from cam_pipeline.models.classifier import build_classifier
+from cam_pipeline.models.levels import LevelTap
+from cam_pipeline.models.sfc import Calibration
 from cam_pipeline.objectives import classification_loss, image_loss, inside
 from cam_pipeline.ops.acr import TRANSFORMS, consistency_losses, patch_permutation, transform_images
 from cam_pipeline.ops.cam import classifier_cam

@@ -15,7 +15,7 @@ from cam_pipeline.data.batches import TrainingViews
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import Interrupted, TrainingDiverged
 from cam_pipeline.machine import interrupt
-from cam_pipeline.models.classifier import PretrainedHalf
+from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.training import Mean, Trainer, learning_rate_factor, make_optimizer
 
 IMAGES, BATCH, EPOCHS = 5, 2, 3

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cam_pipeline.models.attention import Affinity, attention_hooked, attention_modules, block_indices
-from cam_pipeline.models.calibration import Calibration, CalibrationHead, LevelTap, feature_levels
 from cam_pipeline.models.classifier import Classifier, ClassifierOutput
 from cam_pipeline.models.comparison import Border, FeatureWalk, cell_features, compare_cells
-from cam_pipeline.models.modes import evaluating
+from cam_pipeline.models.evaluating import evaluating
+from cam_pipeline.models.levels import LevelTap, feature_levels
+from cam_pipeline.models.sfc import Calibration, CalibrationHead
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
 

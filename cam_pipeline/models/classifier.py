@@ -1,22 +1,20 @@
 """One adapter over every timm backbone: feature map, image logits, and the number of prefix tokens."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import torch
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import NoAttention, attend_to_similar
-from cam_pipeline.models.calibration import CalibrationHead, NoLevels, feature_levels
-from cam_pipeline.models.hybrid import Trunk, channels_first, create_trunk, hybrid_arguments, trunk_of
-from cam_pipeline.models.modes import evaluating
-from cam_pipeline.models.stride import cell_offset, reduce_stride
-from cam_pipeline.models.weights import UnknownArgument, create_timm, load_backbone
-
-Rgb = tuple[float, float, float]
+from cam_pipeline.models.backbone import bring_to_stride, create_for_any_size
+from cam_pipeline.models.hybrid import Trunk, channels_first, create_hybrid, create_trunk, trunk_of
+from cam_pipeline.models.levels import NoLevels, feature_levels
+from cam_pipeline.models.pretrained import Normalize, PretrainedHalf, Rgb, default_statistics, feature_width
+from cam_pipeline.models.sfc import CalibrationHead
+from cam_pipeline.models.stride import cell_offset
+from cam_pipeline.models.weights import load_backbone
 
 
 class ClassifierOutput(NamedTuple):
@@ -24,52 +22,6 @@ class ClassifierOutput(NamedTuple):
 
     features: Tensor
     logits: Tensor
-
-
-class Normalize(nn.Module):
-    """(B, 3, H, W) uint8 or float in 0..1 -> float, minus mean over std. The statistics travel with the weights."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Rgb, std: Rgb) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        unit = images.float() / 255 if images.dtype == torch.uint8 else images
-        return (unit - self.mean) / self.std
-
-    @property
-    def fill(self) -> tuple[int, int, int]:
-        """The colour (0..255) that becomes zero: what to pad with."""
-        red, green, blue = (round(value * 255) for value in self.mean.flatten().tolist())
-        return red, green, blue
-
-
-class PretrainedHalf(nn.Module):
-    """Base of networks with a pretrained half, whose BatchNorm statistics can stay as loaded while the rest trains."""
-
-    freeze_batch_norm = False
-
-    def pretrained_half(self) -> nn.Module:
-        """The part that came with weights; the rest is new and learns faster."""
-        raise NotImplementedError
-
-    def learning_rate_factors(self, new_layers: float) -> Iterator[tuple[nn.Parameter, float]]:
-        """Every parameter with its multiple of the learning rate: 1 in the pretrained half, `new_layers` elsewhere."""
-        pretrained = {id(parameter) for parameter in self.pretrained_half().parameters()}
-        for parameter in self.parameters():
-            yield parameter, 1.0 if id(parameter) in pretrained else new_layers
-
-    def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`, but frozen BatchNorm keeps its statistics; its scale and shift still learn."""
-        super().train(mode)
-        for module in self.pretrained_half().modules() if self.freeze_batch_norm else ():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
 
 
 class Classifier(PretrainedHalf):
@@ -137,17 +89,6 @@ class Classifier(PretrainedHalf):
         return ClassifierOutput(features, self.head(pooled))
 
 
-def default_statistics(backbone: nn.Module) -> tuple[Rgb, Rgb]:
-    """Mean and standard deviation of the input that timm's data config states for a model."""
-    data: Any = backbone.pretrained_cfg
-    return tuple(data["mean"]), tuple(data["std"])
-
-
-def feature_width(backbone: nn.Module) -> int:
-    """Channels of the feature map (timm: `num_features`)."""
-    return int(backbone.num_features)  # type: ignore[arg-type]
-
-
 def build_classifier(
     backbone: str,
     num_classes: int,
@@ -172,10 +113,10 @@ def build_classifier(
     """
     check_start(weights, trunk is not None, similar_attention)
     if trunk is None:
-        cnn, network = None, _create_for_any_size(backbone, weights, {"num_classes": 0, **(arguments or {})})
+        cnn, network = None, create_for_any_size(backbone, weights, {"num_classes": 0, **(arguments or {})})
     else:
         cnn, trunk_stride = create_trunk(trunk, stride)
-        network = _create_hybrid(backbone, weights, {"num_classes": 0, **(arguments or {})}, cnn, trunk_stride)
+        network = create_hybrid(backbone, weights, {"num_classes": 0, **(arguments or {})}, cnn, trunk_stride)
     if weights not in ("pretrained", "none"):
         load_backbone(network, Path(weights))
     if similar_attention:
@@ -183,7 +124,7 @@ def build_classifier(
             attend_to_similar(network, similar_attention)
         except NoAttention as error:
             raise ConfigError(f"classifier.similar_attention: {error}; write 0") from error
-    own_stride = _bring_to_stride(network, backbone, stride if trunk is None else 0)
+    own_stride = bring_to_stride(network, backbone, stride if trunk is None else 0)
     if pooling == "class_token" and getattr(network, "cls_token", None) is None:
         raise ConfigError(
             f"classifier.pooling: '{backbone}' has no class token; write 'patches', or take a ViT that has one"
@@ -208,73 +149,3 @@ def check_start(weights: str, hybrid: bool, similar_attention: float) -> None:
         raise ConfigError("classifier.weights: timm has no weights for a ViT with a trunk; write 'none', or a file")
     if similar_attention and weights != "none":
         raise ConfigError("classifier.similar_attention is a start for a ViT without weights; write 0")
-
-
-def _bring_to_stride(network: nn.Module, name: str, stride: int) -> int:
-    """The stride that a backbone has after it was brought to `stride`; 0 or its own: as it is. Raises ConfigError."""
-    try:
-        own_stride = _stride_of(network)
-    except ValueError as error:
-        raise ConfigError(f"classifier.backbone: '{name}' {error}") from error
-    if stride in (0, own_stride):
-        return own_stride
-    try:
-        reduce_stride(network, stride)
-    except ValueError as error:
-        raise ConfigError(f"classifier.stride: backbone '{name}' {error}; its own is {own_stride} (write 0)") from error
-    return stride
-
-
-def _create_hybrid(name: str, weights: str, arguments: dict[str, Any], trunk: nn.Module, stride: int) -> nn.Module:
-    """Create a timm ViT over a trunk of this stride."""
-    own = copy.deepcopy(trunk.state_dict())
-    try:
-        network = _create_for_any_size(name, weights, hybrid_arguments(trunk) | arguments)
-    except UnknownArgument:
-        raise ConfigError(
-            f"classifier.backbone: '{name}' does not take the features of a trunk, or classifier.backbone_args; "
-            "take a model of timm's vision_transformer.py"
-        ) from None
-    trunk.load_state_dict(own)  # timm starts every layer of a new ViT anew, those of the trunk among them
-    patches: Any = network.patch_embed
-    patches.feature_ratio = (stride, stride)  # timm's own is rounded where `img_size` is no multiple of it
-    return network
-
-
-def _create_for_any_size(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
-    """Create a timm model that takes images of any size: ViT and Swin families must be asked to."""
-    try:
-        for switch in ({"dynamic_img_size": True}, {"strict_img_size": False}):
-            try:
-                return create_timm(name, weights, switch | arguments)
-            except UnknownArgument:
-                continue
-        return create_timm(name, weights, arguments)
-    except AssertionError as error:
-        reason = str(error) or "one of classifier.backbone_args does not suit it"
-        raise ConfigError(f"timm model '{name}' can not be built: {reason}") from error
-
-
-@torch.no_grad()
-def _stride_of(backbone: nn.Module) -> int:
-    """Input pixels per feature cell: as the patch embedding says, else from a trial input.
-
-    Raises ValueError for a backbone bound to one image size, or one that does not cut an image into whole cells.
-    """
-    patch: Any = getattr(backbone, "patch_embed", None)
-    forward: Any = backbone.forward_features  # every timm model has it
-    try:
-        with evaluating(backbone):
-            side = 8 * int(patch.feat_ratio()) if hasattr(patch, "dynamic_feat_size") else 256
-            out: Tensor = forward(torch.zeros(1, 3, side, side))
-            if out.dim() == 3:
-                stride = int(patch.feat_ratio())
-            else:
-                stride = side // out.shape[2 if out.shape[1] == feature_width(backbone) else 1]
-            out = forward(torch.zeros(1, 3, 2 * stride, 3 * stride))
-    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
-        raise ValueError(f"does not take images of any size: {error}") from error
-    tokens = 6 + int(getattr(backbone, "num_prefix_tokens", 0)) if out.dim() == 3 else 6
-    if out.numel() != tokens * feature_width(backbone):
-        raise ValueError(f"does not cut images into whole cells: 2 x 3 of them give features {tuple(out.shape)}")
-    return stride

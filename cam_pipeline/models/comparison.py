@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cam_pipeline.models.calibration import CalibrationHead
+from cam_pipeline.models.sfc import CalibrationHead
 from cam_pipeline.ops.affinity import feature_walk
 from cam_pipeline.ops.border import border_likeness, without_background
 from cam_pipeline.ops.cam import normalize_cam, place_features

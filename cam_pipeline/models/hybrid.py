@@ -1,5 +1,6 @@
 """A hybrid vision transformer: the feature map of a CNN, its trunk, gives the tokens."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,9 +12,10 @@ from timm.layers.hybrid_embed import HybridEmbed
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.modes import evaluating
+from cam_pipeline.models.backbone import UnknownArgument, create_for_any_size, create_timm
+from cam_pipeline.models.evaluating import evaluating
 from cam_pipeline.models.stride import reduce_stride
-from cam_pipeline.models.weights import create_timm, load_backbone
+from cam_pipeline.models.weights import load_backbone
 
 
 @dataclass(frozen=True)
@@ -85,3 +87,19 @@ def trunk_of(backbone: nn.Module) -> nn.Module | None:
 def channels_first(features: Tensor, channels: int) -> Tensor:
     """(B, D, h, w) of features that some models give as (B, h, w, D)."""
     return features if features.shape[1] == channels else features.permute(0, 3, 1, 2)
+
+
+def create_hybrid(name: str, weights: str, arguments: dict[str, Any], trunk: nn.Module, stride: int) -> nn.Module:
+    """Create a timm ViT over a trunk of this stride."""
+    own = copy.deepcopy(trunk.state_dict())
+    try:
+        network = create_for_any_size(name, weights, hybrid_arguments(trunk) | arguments)
+    except UnknownArgument:
+        raise ConfigError(
+            f"classifier.backbone: '{name}' does not take the features of a trunk, or classifier.backbone_args; "
+            "take a model of timm's vision_transformer.py"
+        ) from None
+    trunk.load_state_dict(own)  # timm starts every layer of a new ViT anew, those of the trunk among them
+    patches: Any = network.patch_embed
+    patches.feature_ratio = (stride, stride)  # timm's own is rounded where `img_size` is no multiple of it
+    return network

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.classifier import Normalize, PretrainedHalf, Rgb, default_statistics
-from cam_pipeline.models.weights import create_timm, load_backbone
+from cam_pipeline.models.backbone import create_timm
+from cam_pipeline.models.pretrained import Normalize, PretrainedHalf, Rgb, default_statistics
+from cam_pipeline.models.weights import load_backbone
 
 DILATIONS = (6, 12, 18, 24)  # DeepLabV2 (Chen et al. 2018), ASPP-L
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cam_pipeline.models.modes import evaluating
+from cam_pipeline.models.evaluating import evaluating
 
 
 class Shrinking(NamedTuple):

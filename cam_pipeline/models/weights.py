@@ -1,74 +1,16 @@
 """Backbone weights from timm's hub or a file: all of them fit, or training does not begin."""
 
-import difflib
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cam_pipeline.errors import ConfigError, WeightsError
+from cam_pipeline.errors import WeightsError
 
 logger = logging.getLogger(__name__)
-
-
-class UnknownArgument(ConfigError):
-    """timm's model does not take one of the arguments given."""
-
-
-def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """`timm.create_model` with `weights` "pretrained" or anything else (then without). Errors name what to do."""
-    check_name(name)
-    try:
-        if weights != "pretrained":
-            return timm.create_model(name, pretrained=False, **arguments)
-        _announce(name)
-        with _quiet_hub():
-            return timm.create_model(name, pretrained=True, **arguments)
-    except TypeError as error:
-        raise UnknownArgument(
-            f"timm model '{name}' does not take these arguments {dict(arguments)}: {error}"
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        if weights != "pretrained":
-            raise ConfigError(f"timm model '{name}' can not be built: {error}") from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"the pretrained weights of '{name}' can not be had ({reason}); "
-            "connect to the network once, or set weights to a file, or to 'none' to start from random weights"
-        ) from error
-
-
-@cache  # a network is created anew until its arguments suit it
-def _announce(name: str) -> None:
-    logger.info("weights of '%s': from timm's hub, or its copy here (takes a minute without a network)", name)
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Inside, the hub's library does not report each of its attempts: what they come to is said in one line."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
-
-
-def check_name(name: str) -> None:
-    """Raise ConfigError, with names that are near, unless timm has a model of this name. Nothing is built."""
-    if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ConfigError(f"timm has no model '{name}'; near: {', '.join(near) or 'none, see timm.list_models()'}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.classifier import Normalize, build_classifier, default_statistics
+from cam_pipeline.models.classifier import build_classifier
+from cam_pipeline.models.pretrained import Normalize, default_statistics
 from cam_pipeline.ops.cam import classifier_cam
 
 SAME = {"pad_type": "same"}

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cam_pipeline.models.calibration import Calibration, LevelTap
 from cam_pipeline.models.cams import CamReading, calibrated_cams, multi_scale_cams
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.comparison import Border, FeatureWalk, cell_features
+from cam_pipeline.models.levels import LevelTap
+from cam_pipeline.models.sfc import Calibration
 from cam_pipeline.ops.affinity import feature_walk
 from cam_pipeline.ops.border import border_likeness, without_background
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from cam_pipeline.errors import ConfigError, WeightsError
-from cam_pipeline.models.weights import create_timm, load_backbone, read_weights
+from cam_pipeline.models.backbone import create_timm
+from cam_pipeline.models.weights import load_backbone, read_weights
 
 
 def create(name="test_resnet", seed=0, **arguments):

@@ -6,7 +6,8 @@ from PIL import Image
 from cam_pipeline.config import Config
 from cam_pipeline.data.image_bank import BLANK
 from cam_pipeline.data.table import Sample
-from cam_pipeline.models.classifier import ClassifierOutput, PretrainedHalf
+from cam_pipeline.models.classifier import ClassifierOutput
+from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.ops.sfc import distribution_weights
 from cam_pipeline.pipeline import Output
 from cam_pipeline.stages import train_cls as module

@@ -6,17 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.calibration import (
-    Calibration,
-    CalibrationHead,
-    LevelTap,
-    NoLevels,
-    feature_levels,
-    sampled_pixels,
-)
 from cam_pipeline.models.cams import CamReading, Propagation, calibrated_cams, multi_scale_cams
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.hybrid import Trunk
+from cam_pipeline.models.levels import LevelTap, NoLevels, feature_levels, sampled_pixels
+from cam_pipeline.models.sfc import Calibration, CalibrationHead
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
 from cam_pipeline.ops.sfc import maps_with_background, pixel_correlation, prototype_cam, unit_vectors
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from cam_pipeline.models.batch_norm import share_batch_norm
+from cam_pipeline.models.shared_batch_norm import share_batch_norm
 
 BATCH = 6
 
