@@ -16,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cam_pipeline.assembly.classifier import load_classifier
+from cam_pipeline.assembly.segmenter import load_segmenter
+from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, load_config, toml_value
 from cam_pipeline.data.images import UInt8, grid_size, read_image, resize_to_grid, to_tensor
 from cam_pipeline.data.table import unknown_class
 from cam_pipeline.errors import ConfigError, DataError, StageNotReady
 from cam_pipeline.evaluation import background_score
-from cam_pipeline.extraction import CamExtractor
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.models.segmenter import Segmenter
-from cam_pipeline.networks import load_classifier, load_segmenter
 from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.prediction import predict_image
 from cam_pipeline.refinement import class_scores, pseudo_labels, refined

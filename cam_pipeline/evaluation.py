@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.images import sample_mask
 from cam_pipeline.data.table import Sample, Table
@@ -22,7 +23,6 @@ from cam_pipeline.machine.device import pick_device
 from cam_pipeline.machine.progress import track
 from cam_pipeline.models.placing import place
 from cam_pipeline.models.segmenter import Segmenter
-from cam_pipeline.networks import load_segmenter
 from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels
 from cam_pipeline.ops.metrics import (
     confusion_matrix,

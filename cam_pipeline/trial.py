@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cam_pipeline.assembly.classifier import new_classifier
+from cam_pipeline.assembly.fits import check_crop
+from cam_pipeline.assembly.segmenter import new_segmenter
+from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
 from cam_pipeline.data.problems import AllProblems
 from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.backbone import check_name
 from cam_pipeline.models.classifier import check_start
-from cam_pipeline.networks import cam_reading, check_crop, new_classifier, new_segmenter
 from cam_pipeline.objectives import image_loss, layers_of_sfc
 
 ANY_CLASSES = 2

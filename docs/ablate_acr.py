@@ -16,6 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cam_pipeline.assembly.classifier import load_classifier
+from cam_pipeline.cams.classes import class_ranks
+from cam_pipeline.cams.views import scaled_views
 from cam_pipeline.config import Config, load_config
 from cam_pipeline.data.batches import grid_batches
 from cam_pipeline.data.readers import load_table
@@ -23,9 +26,7 @@ from cam_pipeline.data.table import Table
 from cam_pipeline.evaluation import target_labels, with_masks
 from cam_pipeline.machine.device import autocast
 from cam_pipeline.models.attention import AttentionTap
-from cam_pipeline.models.cams import class_ranks, scaled_views
 from cam_pipeline.models.classifier import Classifier
-from cam_pipeline.networks import load_classifier
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.cam import cam_scores, classifier_cam, place_view
 from cam_pipeline.ops.metrics import confusions_from_histogram, mean_iou, threshold_histogram

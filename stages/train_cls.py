@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cam_pipeline.assembly.classifier import new_classifier
+from cam_pipeline.assembly.fits import check_crop
+from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
 from cam_pipeline.data.batches import TrainingViews, grid_batches
 from cam_pipeline.data.digest import FileDigests, data_digest
@@ -18,7 +21,6 @@ from cam_pipeline.machine.device import autocast, pick_device, worker_count
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.placing import image_batch, place
-from cam_pipeline.networks import cam_reading, check_crop, new_classifier
 from cam_pipeline.objectives import image_loss, layers_of_sfc
 from cam_pipeline.ops.metrics import average_precision, f1_score
 from cam_pipeline.ops.sfc import bank_appearances, distribution_weights

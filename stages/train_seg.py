@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cam_pipeline.assembly.fits import check_crop
+from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.batches import ReadMask, TrainingViews
 from cam_pipeline.data.check import too_few_images
@@ -20,7 +22,6 @@ from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.placing import image_batch, place
-from cam_pipeline.networks import check_crop, new_segmenter
 from cam_pipeline.ops.labels import IGNORE_INDEX
 from cam_pipeline.ops.losses import segmentation_loss
 from cam_pipeline.pipeline import Output, Stage

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.images import sample_image, sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.models.placing import place
-from cam_pipeline.networks import load_segmenter
 from cam_pipeline.prediction import predict_labels
 from cam_pipeline.refinement import class_scores
 from cam_pipeline.report.contact_sheet import SheetRow, contact_sheet

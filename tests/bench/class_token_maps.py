@@ -12,8 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from cam_pipeline.cams.classes import class_ranks
+from cam_pipeline.cams.reading import CamReading, Propagation
+from cam_pipeline.cams.sources import view_maps
 from cam_pipeline.models.attention import AttentionTap
-from cam_pipeline.models.cams import CamReading, Propagation, class_ranks, view_maps
 from cam_pipeline.models.classifier import Classifier, build_classifier
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 

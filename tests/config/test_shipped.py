@@ -5,12 +5,14 @@ from functools import cache
 import pytest
 import torch
 
+from cam_pipeline.assembly.classifier import new_classifier
+from cam_pipeline.assembly.segmenter import new_segmenter
+from cam_pipeline.cams.extraction import cam_reading
+from cam_pipeline.cams.reading import CamReading, Propagation
 from cam_pipeline.config import ClassifierSettings, Config, SegmenterSettings, load_config
-from cam_pipeline.models.cams import CamReading, Propagation
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.models.sfc import Calibration
-from cam_pipeline.networks import cam_reading, new_classifier, new_segmenter
 
 CLASSES = {"voc12": 20, "voc12-vit": 20, "voc12-acr": 20, "voc12-sfc": 20, "coco14": 80, "coco14-vit": 80}
 

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cam_pipeline.cams.multi_scale import calibrated_cams, multi_scale_cams
+from cam_pipeline.cams.reading import CamReading, Propagation
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.cams import CamReading, Propagation, calibrated_cams, multi_scale_cams
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.hybrid import Trunk
 from cam_pipeline.models.levels import LevelTap, NoLevels, feature_levels, sampled_pixels

@@ -1,16 +1,12 @@
 import pytest
 import torch
 
+from cam_pipeline.assembly.classifier import load_classifier, new_classifier
+from cam_pipeline.assembly.fits import check_crop
+from cam_pipeline.assembly.segmenter import load_segmenter, new_segmenter
+from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import CamSettings, ClassifierSettings, SegmenterSettings
 from cam_pipeline.errors import ConfigError, DamagedFile, WeightsError
-from cam_pipeline.networks import (
-    cam_reading,
-    check_crop,
-    load_classifier,
-    load_segmenter,
-    new_classifier,
-    new_segmenter,
-)
 from cam_pipeline.store.checkpoints import save_model
 
 CLASSES = ("cat", "dog", "eel")
@@ -86,7 +82,7 @@ def test_crops_that_do_not_suit_the_network():
 
 @pytest.mark.parametrize("switch", [{"border": 0.1}, {"propagate": "features"}])
 def test_a_comparison_of_more_stages_than_there_are_names_its_settings(switch, monkeypatch):
-    monkeypatch.setattr("cam_pipeline.models.cams.feature_levels", lambda backbone: [None] * 3)
+    monkeypatch.setattr("cam_pipeline.cams.multi_scale.feature_levels", lambda backbone: [None] * 3)
     network = new_classifier(CLASSIFIER, len(CLASSES))
     with pytest.raises(ConfigError, match=r"cam\.border = .*, cam\.walk_levels = 4: .* 4 stages are to be compared"):
         cam_reading(CamSettings(walk_levels=4, **switch), network)

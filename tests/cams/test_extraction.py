@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from cam_pipeline import extraction
+from cam_pipeline.cams import extraction
+from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config
-from cam_pipeline.extraction import CamExtractor
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.sfc import Calibration
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cam_pipeline.models.cams import multi_scale_cams, predicted_classes
+from cam_pipeline.cams.classes import predicted_classes
+from cam_pipeline.cams.multi_scale import multi_scale_cams
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.ops.cam import classifier_cam, place_view
 

@@ -5,11 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cam_pipeline.config import Config
+from cam_pipeline.cams.classes import ClassIds, shown_classes
+from cam_pipeline.cams.likeness import Border, FeatureWalk
+from cam_pipeline.cams.multi_scale import calibrated_cams, multi_scale_cams
+from cam_pipeline.cams.reading import CamReading, Propagation
+from cam_pipeline.config import CamSettings, Config
+from cam_pipeline.errors import ConfigError
 from cam_pipeline.machine.device import autocast
-from cam_pipeline.models.cams import ClassIds, calibrated_cams, multi_scale_cams, shown_classes
 from cam_pipeline.models.classifier import Classifier
-from cam_pipeline.networks import cam_reading
+from cam_pipeline.models.sfc import Calibration
 from cam_pipeline.store.cams import StoredCam
 
 
@@ -51,3 +55,34 @@ class CamExtractor:
                 stored = StoredCam(name, cam, present, size, calibration[index, 0], prototype)
             found.append((stored, probabilities[index]))
         return found
+
+
+def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
+    """How maps are to be read out of this classifier. Raises ConfigError when it can not be done."""
+    propagation: Propagation | FeatureWalk | None = None
+    if settings.propagate == "features":
+        propagation = FeatureWalk(settings.walk_radius, settings.walk_steps, settings.walk_power)
+    if settings.propagate == "attention":
+        propagation = Propagation(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
+    border = None
+    if settings.border:
+        border = Border(settings.border, settings.border_steps, settings.border_power)
+    calibration = None
+    if settings.calibration == "sfc":
+        calibration = Calibration(settings.background_over, settings.seed_background, settings.correlation_steps)
+    reading = CamReading(
+        source=settings.source,
+        map_function=settings.map_function,
+        start_layer=settings.start_layer,
+        propagation=propagation,
+        calibration=calibration,
+        border=border,
+        levels=settings.walk_levels,
+    )
+    try:
+        reading.check(classifier)
+    except ValueError as error:
+        keys = ["source", "propagate", "calibration", *(["border", "walk_levels"] if reading.compares else [])]
+        asked = ", ".join(f"cam.{key} = {getattr(settings, key)!r}" for key in keys)
+        raise ConfigError(f"{asked}: this classifier does not allow it: {error}") from error
+    return reading

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cam_pipeline.models.cams import CamReading, calibrated_cams, multi_scale_cams
+from cam_pipeline.cams.likeness import Border, FeatureWalk, cell_features
+from cam_pipeline.cams.multi_scale import calibrated_cams, multi_scale_cams
+from cam_pipeline.cams.reading import CamReading
 from cam_pipeline.models.classifier import build_classifier
-from cam_pipeline.models.comparison import Border, FeatureWalk, cell_features
 from cam_pipeline.models.levels import LevelTap
 from cam_pipeline.models.sfc import Calibration
 from cam_pipeline.ops.affinity import feature_walk

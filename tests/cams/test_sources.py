@@ -4,14 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from cam_pipeline.cams.classes import class_ranks
+from cam_pipeline.cams.multi_scale import multi_scale_cams
+from cam_pipeline.cams.reading import CamReading, Propagation
+from cam_pipeline.cams.sources import view_maps
 from cam_pipeline.models.attention import AttentionTap, NoAttention
-from cam_pipeline.models.cams import (
-    CamReading,
-    Propagation,
-    class_ranks,
-    multi_scale_cams,
-    view_maps,
-)
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.ops.acr import MAP_FUNCTIONS, class_token_map, propagate_attention
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam

@@ -1,0 +1,1 @@
+"""From settings and stored files to networks."""
