@@ -20,7 +20,8 @@ from cam_pipeline.assembly.classifier import load_classifier
 from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, load_config, toml_value
-from cam_pipeline.data.images import UInt8, grid_size, read_image, resize_to_grid, to_tensor
+from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
+from cam_pipeline.data.images import UInt8, read_image
 from cam_pipeline.data.table import unknown_class
 from cam_pipeline.errors import ConfigError, DataError, StageNotReady
 from cam_pipeline.evaluation import background_score

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cam_pipeline.config import RefineSettings
-from cam_pipeline.data.images import UInt8, sample_image, sample_mask, to_tensor
+from cam_pipeline.data.grid import to_tensor
+from cam_pipeline.data.images import UInt8, sample_image
+from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.background import explained_variance

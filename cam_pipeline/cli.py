@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cam_pipeline.config import Config
-    from cam_pipeline.data.check import DataCheck
+    from cam_pipeline.data.check.data_set import DataCheck
     from cam_pipeline.pipeline import Pipeline
 
 MAKE_CAMS = ("extract_cams", "refine_cams", "make_labels")
@@ -162,8 +162,8 @@ def check_data(options: Options, every: bool) -> None:
 
     Example: cam-pipeline check-data -c my.toml
     """
-    from cam_pipeline.data.check import check_data
-    from cam_pipeline.data.problems import AllProblems
+    from cam_pipeline.data.check.data_set import check_data
+    from cam_pipeline.data.check.problems import AllProblems
     from cam_pipeline.machine.device import worker_count
     from cam_pipeline.trial import check_networks
 
@@ -274,7 +274,7 @@ def demo(options: Options) -> None:
 
     Example: cam-pipeline demo --set output.dir=/tmp/demo
     """
-    from cam_pipeline.data.synthetic import generate
+    from cam_pipeline.data.demo.synthetic import generate
     from cam_pipeline.machine.interrupt import graceful_stop
     from cam_pipeline.stages.evaluate import evaluate_run
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.config import Config, RefineSettings
-from cam_pipeline.data.images import sample_mask
+from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
 from cam_pipeline.machine.device import pick_device

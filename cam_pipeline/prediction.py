@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.batches import grid_batches
-from cam_pipeline.data.images import UInt8, grid_size, resize_to_grid, sample_size, to_tensor
+from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
+from cam_pipeline.data.images import UInt8, sample_size
+from cam_pipeline.data.loading import grid_batches
 from cam_pipeline.data.table import Sample
 from cam_pipeline.machine.device import autocast, worker_count
 from cam_pipeline.models.placing import image_batch

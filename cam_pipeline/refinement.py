@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cam_pipeline.config import LabelSettings, RefineSettings
-from cam_pipeline.data.images import UInt8, to_tensor
+from cam_pipeline.data.grid import to_tensor
+from cam_pipeline.data.images import UInt8
 from cam_pipeline.ops.cam import cam_scores, resize_cam, to_probabilities, with_background
 from cam_pipeline.ops.crf import dense_crf
 from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels, labels_from_scores, merge_high_low

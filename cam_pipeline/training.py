@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cam_pipeline.config import RunSettings, TrainSettings
-from cam_pipeline.data.batches import EpochBatches, TrainingViews, training_batches
-from cam_pipeline.data.image_bank import ImageBank
+from cam_pipeline.data.batches import EpochBatches
+from cam_pipeline.data.loading import training_batches
+from cam_pipeline.data.sfc import ImageBank
+from cam_pipeline.data.views import TrainingViews
 from cam_pipeline.errors import ConfigError, Interrupted, TrainingDiverged
 from cam_pipeline.machine.atomic import write_text
 from cam_pipeline.machine.device import autocast, compiled, uncompiled, worker_count

@@ -8,7 +8,7 @@ from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
-from cam_pipeline.data.problems import AllProblems
+from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.backbone import check_name
 from cam_pipeline.models.classifier import check_start

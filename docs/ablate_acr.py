@@ -20,7 +20,7 @@ from cam_pipeline.assembly.classifier import load_classifier
 from cam_pipeline.cams.classes import class_ranks
 from cam_pipeline.cams.views import scaled_views
 from cam_pipeline.config import Config, load_config
-from cam_pipeline.data.batches import grid_batches
+from cam_pipeline.data.loading import grid_batches
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table
 from cam_pipeline.evaluation import target_labels, with_masks

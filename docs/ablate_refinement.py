@@ -26,8 +26,8 @@ from cam_pipeline.background import (
 )
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, RefineSettings, load_config
-from cam_pipeline.data.batches import grid_batches
 from cam_pipeline.data.images import sample_size
+from cam_pipeline.data.loading import grid_batches
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.evaluation import with_masks

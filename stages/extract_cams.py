@@ -6,11 +6,14 @@ from pathlib import Path
 from cam_pipeline.assembly.classifier import load_classifier
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, to_toml
-from cam_pipeline.data.batches import GridImages, loader_over, same_size_batches
+from cam_pipeline.data.batches import same_size_batches
 from cam_pipeline.data.digest import FileDigests, data_digest
-from cam_pipeline.data.images import grid_size, sample_size
+from cam_pipeline.data.grid import grid_size
+from cam_pipeline.data.images import sample_size
+from cam_pipeline.data.loading import loader_over
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import check_files
+from cam_pipeline.data.views import GridImages
 from cam_pipeline.machine.device import pick_device, worker_count
 from cam_pipeline.machine.distributed import first_before_others, is_first, local_world_size, meet, rank, world_size
 from cam_pipeline.machine.interrupt import raise_if_stopped

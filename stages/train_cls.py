@@ -12,11 +12,12 @@ from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
-from cam_pipeline.data.batches import TrainingViews, grid_batches
 from cam_pipeline.data.digest import FileDigests, data_digest
-from cam_pipeline.data.image_bank import ImageBank
+from cam_pipeline.data.loading import grid_batches
 from cam_pipeline.data.readers import load_table
+from cam_pipeline.data.sfc import ImageBank
 from cam_pipeline.data.table import Sample, check_files, image_labels, labelled, warn_of_absent_classes
+from cam_pipeline.data.views import TrainingViews
 from cam_pipeline.machine.device import autocast, pick_device, worker_count
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.classifier import Classifier

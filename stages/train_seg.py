@@ -12,12 +12,13 @@ from torch import Tensor
 from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
-from cam_pipeline.data.batches import ReadMask, TrainingViews
-from cam_pipeline.data.check import too_few_images
+from cam_pipeline.data.check.data_set import too_few_images
 from cam_pipeline.data.digest import FileDigests, data_digest
-from cam_pipeline.data.images import UInt8, sample_mask, sample_size
+from cam_pipeline.data.images import UInt8, sample_size
+from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, check_files, masked
+from cam_pipeline.data.views import ReadMask, TrainingViews
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.machine.distributed import is_first

@@ -174,7 +174,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated data set of 24 training and 8 validation images, 48 x 64; not to be changed."""
-    from cam_pipeline.data.synthetic import generate
+    from cam_pipeline.data.demo.synthetic import generate
 
     root = tmp_path_factory.mktemp("tiny") / "data"
     generate(root, train=24, val=8, size=(48, 64))

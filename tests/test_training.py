@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from cam_pipeline.config import RunSettings, TrainSettings
-from cam_pipeline.data.batches import TrainingViews
 from cam_pipeline.data.table import Sample
+from cam_pipeline.data.views import TrainingViews
 from cam_pipeline.errors import Interrupted, TrainingDiverged
 from cam_pipeline.machine import interrupt
 from cam_pipeline.models.pretrained import PretrainedHalf

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.problems import AllProblems
+from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.stages.train_seg import STAGE
 from cam_pipeline.trial import check_networks

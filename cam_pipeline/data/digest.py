@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cam_pipeline.data.coco import CocoMask
+from cam_pipeline.data.coco_masks import CocoMask
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.atomic import write_text

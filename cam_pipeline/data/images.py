@@ -8,13 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
-from torch import Tensor
 
-from cam_pipeline.data.coco import CocoMask, draw
 from cam_pipeline.data.table import MAX_PIXELS, Sample
 from cam_pipeline.errors import DataError
 
@@ -122,52 +118,6 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in UPRIGHT else 1
 
 
-def read_mask(path: Path, num_classes: int, max_pixels: int = MAX_PIXELS) -> UInt8:
-    """Decode an indexed or greyscale PNG to (height, width) uint8 labels: 0 background, 1..num_classes, 255 ignore.
-
-    Raises DataError when the file can not be read, is a colour image, or holds another value.
-    """
-    with opened(path, max_pixels, "mask") as image:
-        if image.mode not in ("P", "L"):
-            raise DataError(
-                f"{path}: a mask must be an indexed or greyscale PNG, this one has mode {image.mode}; "
-                "save class numbers in place of colours"
-            )
-        mask = np.asarray(image, dtype=np.uint8)
-    wrong = set(np.unique(mask).tolist()) - {*range(num_classes + 1), 255}
-    if wrong:
-        raise DataError(
-            f"{path}: mask value {min(wrong)} is neither 0..{num_classes} nor 255 (ignore); "
-            "write class numbers into the mask, or add the class to data.classes"
-        )
-    return mask
-
-
-def sample_mask(sample: Sample, num_classes: int) -> UInt8:
-    """The mask of a sample, see `read_mask`. Raises DataError also when there is none or its size is another."""
-    if sample.mask is None:
-        raise DataError(f"image {sample.id} has no mask{sample.named_in}; add one, or take the image out of the split")
-    if isinstance(sample.mask, CocoMask):
-        _check_size(sample, (sample.mask.height, sample.mask.width))  # first: a wrong size could fill the memory
-        return draw(sample.mask)
-    with _named(sample):
-        mask = read_mask(sample.mask, num_classes, sample.max_pixels)
-        _check_size(sample, mask.shape)
-    return mask
-
-
-def _check_size(sample: Sample, shape: tuple[int, ...]) -> None:
-    """Raise DataError unless the mask has the size of its image."""
-    size = sample_size(sample)
-    if shape != size:
-        remedy = "mend height and width of the entry" if isinstance(sample.mask, CocoMask) else "make the mask anew"
-        turned = "; the image is turned upright by its EXIF orientation, its mask must be, too" * is_turned(sample)
-        raise DataError(
-            f"{sample.mask}: the mask is {shape}, its image is {size} (height, width){turned}; "
-            f"{remedy}, or replace the image"
-        )
-
-
 def is_turned(sample: Sample) -> bool:
     """Whether the file of a sample's image has an EXIF orientation, by which it is turned upright."""
     with _named(sample), opened(sample.image, sample.max_pixels) as image:
@@ -206,25 +156,3 @@ def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
             image.load()  # a PNG may tell its orientation at its end; newer versions of Pillow turn a TIFF upright here
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
-
-
-def to_tensor(image: UInt8) -> Tensor:
-    """(height, width, 3) uint8 -> (3, height, width) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def grid_size(height: int, width: int, stride: int, max_side: int, scale: float = 1.0) -> tuple[int, int]:
-    """(rows, columns) of feature cells for an image seen at `scale`: sides are rounded to whole cells, at least one.
-
-    The network sees the image resized to exactly rows x columns cells, so that the grid covers all of the image,
-    and images of nearly the same size share a batch. Images longer than `max_side` pixels are reduced to it first.
-    """
-    factor = scale * min(1.0, max_side / max(height, width)) / stride
-    return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def resize_to_grid(image: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
-    """(3, H, W) uint8 -> (3, rows * stride, columns * stride) float32 in 0..1, antialiased bilinear."""
-    size = (grid[0] * stride, grid[1] * stride)
-    unit = image[None].float() / 255
-    return F.interpolate(unit, size, mode="bilinear", align_corners=False, antialias=True)[0]

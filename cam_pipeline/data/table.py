@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.coco import CocoMask
+from cam_pipeline.data.coco_masks import CocoMask
 from cam_pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)

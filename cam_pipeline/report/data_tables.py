@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cam_pipeline.data.check import DataCheck
-from cam_pipeline.data.problems import Problem
+from cam_pipeline.data.check.data_set import DataCheck
+from cam_pipeline.data.check.problems import Problem
 
 SHOWN = 10
 """Problems of one kind that are shown unless all are asked for."""

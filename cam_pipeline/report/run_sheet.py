@@ -8,7 +8,8 @@ import numpy as np
 
 from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.config import Config
-from cam_pipeline.data.images import sample_image, sample_mask
+from cam_pipeline.data.images import sample_image
+from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.models.placing import place

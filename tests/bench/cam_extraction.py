@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from cam_pipeline.cams.multi_scale import multi_scale_cams
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.batches import same_size_batches
-from cam_pipeline.data.images import grid_size, read_image, resize_to_grid, to_tensor
+from cam_pipeline.data.demo.synthetic import generate
+from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
+from cam_pipeline.data.images import read_image
 from cam_pipeline.data.readers import load_table
-from cam_pipeline.data.synthetic import generate
 from cam_pipeline.models.classifier import Classifier, build_classifier
 from cam_pipeline.models.placing import place
 from cam_pipeline.ops.cam import classifier_cam

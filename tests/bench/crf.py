@@ -16,9 +16,10 @@ from joblib import delayed
 from torch.nn import functional
 
 from cam_pipeline.config import DataSettings, RefineSettings
-from cam_pipeline.data.images import sample_image, sample_mask
+from cam_pipeline.data.demo.synthetic import generate
+from cam_pipeline.data.images import sample_image
+from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.readers import load_table
-from cam_pipeline.data.synthetic import generate
 from cam_pipeline.machine.parallel import joblib_workers, results_of
 from cam_pipeline.ops.crf import dense_crf
 from cam_pipeline.refinement import refined_scores

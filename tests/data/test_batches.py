@@ -12,16 +12,10 @@ import torch
 from PIL import Image
 
 from cam_pipeline.data import batches as batches_module
-from cam_pipeline.data.batches import (
-    EpochBatches,
-    GridImages,
-    TrainingViews,
-    grid_batches,
-    loader_over,
-    same_size_batches,
-    training_batches,
-)
+from cam_pipeline.data.batches import EpochBatches, same_size_batches
+from cam_pipeline.data.loading import grid_batches, loader_over, training_batches
 from cam_pipeline.data.table import Sample
+from cam_pipeline.data.views import GridImages, TrainingViews
 from cam_pipeline.errors import DataError, WorkerLost
 
 SIZES = [(12, 20), (20, 12), (12, 20), (13, 21), (40, 20)]  # (height, width)

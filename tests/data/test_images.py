@@ -10,19 +10,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from cam_pipeline.data.images import (
-    grid_size,
-    image_size,
-    is_turned,
-    opened,
-    read_image,
-    read_mask,
-    resize_to_grid,
-    sample_image,
-    sample_mask,
-    sample_size,
-    to_tensor,
-)
+from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
+from cam_pipeline.data.images import image_size, is_turned, opened, read_image, sample_image, sample_size
+from cam_pipeline.data.masks import read_mask, sample_mask
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 

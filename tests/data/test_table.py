@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cam_pipeline.data.coco import CocoMask
+from cam_pipeline.data.coco_masks import CocoMask
 from cam_pipeline.data.table import (
     Sample,
     Table,

@@ -2,8 +2,8 @@ from collections import Counter
 
 from rich.console import Console
 
-from cam_pipeline.data.check import DataCheck, SplitFacts
-from cam_pipeline.data.problems import Problem
+from cam_pipeline.data.check.data_set import DataCheck, SplitFacts
+from cam_pipeline.data.check.problems import Problem
 from cam_pipeline.report.data_tables import class_table, cost_table, number_table, problem_lines, size_lines
 
 

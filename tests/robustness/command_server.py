@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import cam_pipeline.cli
-import cam_pipeline.data.synthetic
+import cam_pipeline.data.demo.synthetic
 import cam_pipeline.evaluation
 import cam_pipeline.ops.crf
 import cam_pipeline.report.run_sheet

@@ -27,7 +27,8 @@ from PIL import Image
 from torch import nn
 
 from cam_pipeline.config import Config, DataSettings, load_config, to_toml
-from cam_pipeline.data.images import image_size, read_image, read_mask
+from cam_pipeline.data.images import image_size, read_image
+from cam_pipeline.data.masks import read_mask
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table
 from cam_pipeline.errors import ConfigError, DataError, UserError

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.image_bank import BLANK
+from cam_pipeline.data.sfc import BLANK
 from cam_pipeline.data.table import Sample
 from cam_pipeline.models.classifier import ClassifierOutput
 from cam_pipeline.models.pretrained import PretrainedHalf

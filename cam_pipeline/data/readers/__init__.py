@@ -1,7 +1,7 @@
 """Readers from the layouts people have into one table; docs/data.md shows each layout."""
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.problems import Problems
+from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.readers.coco import read_coco
 from cam_pipeline.data.readers.csv_table import read_csv
 from cam_pipeline.data.readers.folders import read_folders

@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.coco import CocoMask, Region, packed_polygon, packed_runs
-from cam_pipeline.data.problems import Problem, Problems
+from cam_pipeline.data.check.problems import Problem, Problems
+from cam_pipeline.data.coco_masks import CocoMask, Region, packed_polygon, packed_runs
 from cam_pipeline.data.readers.listing import Listing, class_names
 from cam_pipeline.data.table import Sample, Table, unknown_class
 from cam_pipeline.errors import DataError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cam_pipeline.config import DataSettings
 from cam_pipeline.config.mistakes import shown
-from cam_pipeline.data.problems import Problems
+from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.readers.listing import Listing, class_names, read_text
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.problems import Problems
+from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.readers.listing import IMAGE_SUFFIXES, Listing, class_names
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError

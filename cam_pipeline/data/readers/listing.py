@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.problems import Problems
+from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.table import Sample, Table, unknown_class
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.labels import IGNORE_INDEX

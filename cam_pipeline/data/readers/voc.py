@@ -6,7 +6,7 @@ from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.problems import Problems
+from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.readers.listing import Listing, class_names, image_files, read_text
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError, LibraryMissing

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.images import sample_mask
-from cam_pipeline.data.problems import AllProblems
+from cam_pipeline.data.check.problems import AllProblems
+from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.errors import DataError
 

@@ -1,7 +1,7 @@
 import pytest
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.problems import AllProblems
+from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.errors import DataError
 

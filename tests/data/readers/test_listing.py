@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.problems import Problems
+from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.readers.listing import Listing, image_files
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError

@@ -1,7 +1,7 @@
 import pytest
 
 from cam_pipeline.data.batches import EpochBatches
-from cam_pipeline.data.image_bank import BLANK, ImageBank
+from cam_pipeline.data.sfc import BLANK, ImageBank
 
 CLASS_IDS = [(1, 3), (3,), (), (2, 3), (1,)]  # person, cow, dog; class 4 has no image
 

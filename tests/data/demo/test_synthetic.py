@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cam_pipeline.data.scenes import CLASS_NAMES
-from cam_pipeline.data.synthetic import generate, plan_labels
+from cam_pipeline.data.demo.scenes import CLASS_NAMES
+from cam_pipeline.data.demo.synthetic import generate, plan_labels
 from cam_pipeline.errors import UserError
 
 SIZE = (48, 66)

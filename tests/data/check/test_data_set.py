@@ -6,7 +6,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.check import check_data, used_splits
+from cam_pipeline.data.check.data_set import check_data, used_splits
 
 SIZE = (40, 50)  # height, width
 

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as tools
 
-from cam_pipeline.data.coco import CocoMask, Region, draw, packed_polygon, packed_runs
+from cam_pipeline.data.coco_masks import CocoMask, Region, draw, packed_polygon, packed_runs
 from cam_pipeline.data.digest import FileDigests, data_digest
-from cam_pipeline.data.images import sample_mask
+from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError, LibraryMissing
 

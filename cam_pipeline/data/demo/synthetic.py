@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cam_pipeline.data.scenes import CLASS_NAMES, Bytes, Range, Size, draw_scene
+from cam_pipeline.data.demo.scenes import CLASS_NAMES, Bytes, Range, Size, draw_scene
 from cam_pipeline.errors import UserError
 from cam_pipeline.machine.atomic import write_text, written_aside
 from cam_pipeline.machine.interrupt import raise_if_stopped

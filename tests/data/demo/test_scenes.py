@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cam_pipeline.data.scenes import BODIES, BODY_TEXTURE, CLASS_NAMES, PARTS, coverage, draw_scene, texture
+from cam_pipeline.data.demo.scenes import BODIES, BODY_TEXTURE, CLASS_NAMES, PARTS, coverage, draw_scene, texture
 
 CAR, SLEDGE = CLASS_NAMES.index("car") + 1, CLASS_NAMES.index("sledge") + 1
 

@@ -1,14 +1,16 @@
 """One image and its mask, opened and decoded completely: what it is and what is wrong with it."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from cam_pipeline.data.coco import CocoMask
-from cam_pipeline.data.images import is_turned, sample_image, sample_mask
-from cam_pipeline.data.problems import AllProblems
+from cam_pipeline.data.check.problems import AllProblems
+from cam_pipeline.data.coco_masks import CocoMask
+from cam_pipeline.data.images import is_turned, sample_image
+from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, without_image, without_mask
 from cam_pipeline.errors import DataError
 from cam_pipeline.machine.interrupt import ignore_in_worker
@@ -74,3 +76,6 @@ def _inspect_mask(sample: Sample, classes: tuple[str, ...], problems: AllProblem
     parts = [f"{', '.join(classes[one - 1] for one in sorted(ids))} {where}" for where, ids in differences if ids]
     if parts:
         problems.warn("mask and labels that disagree", f"image {sample.id}{sample.named_in}: {'; '.join(parts)}")
+
+
+Inspected = Sequence[tuple[Sample, Inspection]]

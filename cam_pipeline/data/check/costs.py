@@ -1,0 +1,54 @@
+"""What a run does, and how much of it: told before it starts."""
+
+from cam_pipeline.config import CamSettings, Config, TrainSettings
+from cam_pipeline.data.batches import EpochBatches
+from cam_pipeline.data.check.image import Inspected
+
+
+def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
+    """What a run does, in its order: (stage or file, how much)."""
+    count = sum(sample.split == config.data.train for sample, _ in inspected)
+    mapped = [(sample, one.size) for sample, one in inspected if sample.split in config.cam.splits and one.size]
+    labels = sum(2 * height * width for _, (height, width) in mapped)
+    scores = sum((1 + len(sample.class_ids or ())) * height * width for sample, (height, width) in mapped)
+    return (
+        ("train_cls", _training_cost(config.train_cls, count) + _extra_cost(config)),
+        ("extract_cams", _view_cost(config.cam, len(mapped))),
+        ("refine_cams", _counted(len(mapped), "image") + (" through the CRF" if config.refine.crf else "")),
+        ("train_seg", _training_cost(config.train_seg, count)),
+        ("scores.h5", f"at most {_megabytes(scores)} (before compression)"),
+        ("pseudo_labels.h5", f"at most {_megabytes(labels)} (before compression)"),
+    )
+
+
+def _view_cost(settings: CamSettings, images: int) -> str:
+    """How often the classifier looks at an image."""
+    scales = len(settings.scales)
+    mirrored = f" and {'its mirror image' if scales == 1 else 'their mirror images'}" if settings.flip else ""
+    views = images * scales * (2 if settings.flip else 1)
+    return f"{_counted(views, 'view')}: {_counted(images, 'image')}, {_counted(scales, 'scale')}{mirrored}"
+
+
+def _extra_cost(config: Config) -> str:
+    """What the objectives add to a step."""
+    acr, sfc = config.objectives.acr, config.objectives.sfc
+    parts = [", two views each"] if acr else []
+    parts += [f" and {config.sfc.draws} from the image bank"] if sfc and config.sfc.draws else []
+    parts += [", also at half their size"] if sfc and config.sfc.scale_weight else []
+    return "".join(parts)
+
+
+def _training_cost(settings: TrainSettings, count: int) -> str:
+    if not count:
+        return "no images"
+    batches = EpochBatches(count, settings.batch_size, settings.epochs, seed=0)
+    epochs, steps = _counted(settings.epochs, "epoch"), _counted(batches.steps_per_epoch, "step")
+    return f"{_counted(len(batches), 'step')}: {epochs} of {steps}, {_counted(batches.batch_size, 'image')} in each"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else "1 MB"

@@ -1,0 +1,66 @@
+"""What networks see of an image: random views for training, whole cells for prediction."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cam_pipeline.data.augment import random_view
+from cam_pipeline.data.grid import resize_to_grid, to_tensor
+from cam_pipeline.data.images import UInt8, sample_image
+from cam_pipeline.data.sfc import BLANK, Key
+from cam_pipeline.data.table import Sample
+
+ReadMask = Callable[[int], UInt8]
+
+
+class TrainingViews(Dataset[dict[str, Any]]):
+    """Random views. An item is asked for by (epoch, index), and depends on (seed, epoch, index) alone.
+
+    Items: `image` (3, crop, crop) uint8, `index` int, `box` (4,) the part that shows the image (top, left, bottom,
+    right) and, where `read_mask` is given, `mask` (crop, crop) uint8. The index BLANK has an empty view and no mask.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        crop: int,
+        scale: tuple[float, float],
+        fill: tuple[int, int, int],
+        seed: int,
+        read_mask: ReadMask | None = None,
+    ) -> None:
+        self.samples, self.read_mask = samples, read_mask
+        self.crop, self.scale, self.fill, self.seed = crop, scale, fill, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index = key
+        if index == BLANK:
+            empty = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None].repeat(1, self.crop, self.crop)
+            return {"image": empty, "index": BLANK, "box": torch.zeros(4, dtype=torch.int64)}
+        image = to_tensor(sample_image(self.samples[index]))
+        mask = None if self.read_mask is None else torch.from_numpy(np.array(self.read_mask(index)))
+        rng = np.random.default_rng([self.seed, epoch, index])
+        view, mask, box = random_view(image, mask, self.crop, self.scale, self.fill, rng)
+        return {"image": view, "index": index, "box": box} | ({} if mask is None else {"mask": mask})
+
+
+class GridImages(Dataset[Tensor]):
+    """Images resized to whole cells: item i is (3, rows * stride, columns * stride) float32 in 0..1."""
+
+    def __init__(self, samples: Sequence[Sample], grids: Sequence[tuple[int, int]], stride: int) -> None:
+        self.samples, self.grids, self.stride = samples, grids, stride
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = to_tensor(sample_image(self.samples[index]))
+        return resize_to_grid(image, self.grids[index], self.stride)
