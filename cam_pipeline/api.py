@@ -29,7 +29,7 @@ from cam_pipeline.machine.device import pick_device
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.pipeline import Pipeline
-from cam_pipeline.prediction import predict_image
+from cam_pipeline.prediction.label_maps import predict_image
 from cam_pipeline.refinement import class_scores, pseudo_labels, refined
 from cam_pipeline.store.cams import StoredCam, merged
 from cam_pipeline.store.checkpoints import load_model

@@ -17,9 +17,9 @@ from cam_pipeline.data.images import UInt8, sample_image
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
-from cam_pipeline.ops.background import explained_variance
 from cam_pipeline.ops.labels import complete_labels
 from cam_pipeline.ops.metrics import confusion_matrix, confusions_from_histogram, mean_iou, threshold_histogram
+from cam_pipeline.ops.otsu import explained_variance
 from cam_pipeline.refinement import HIGHEST, THRESHOLDS, best_class, refined_scores
 from cam_pipeline.store.cams import StoredCam
 

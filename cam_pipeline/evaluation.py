@@ -35,7 +35,7 @@ from cam_pipeline.ops.metrics import (
     recall_per_class,
     threshold_histogram,
 )
-from cam_pipeline.prediction import predict_labels
+from cam_pipeline.prediction.label_maps import predict_labels
 from cam_pipeline.refinement import THRESHOLDS, best_class
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore

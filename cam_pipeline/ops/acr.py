@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cam_pipeline.ops.precision import at_least_float32
+from cam_pipeline.ops.dtypes import at_least_float32
 
 TRANSFORMS = ("hflip", "vflip", "rot90")
 MAP_FUNCTIONS = ("grad", "grad_s", "cam_grad", "cam_grad_s")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cam_pipeline.ops.precision import at_least_float32
+from cam_pipeline.ops.dtypes import at_least_float32
 
 
 def random_walk(scores: Tensor, affinity: Tensor, steps: int = 1, power: float = 1.0, eps: float = 0.0) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cam_pipeline.ops.affinity import feature_walk
-from cam_pipeline.ops.precision import at_least_float32
+from cam_pipeline.ops.dtypes import at_least_float32
 
 
 def border_cells(height: int, width: int, share: float) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cam_pipeline.errors import LibraryMissing
-from cam_pipeline.ops.precision import ROUNDING
+from cam_pipeline.ops.dtypes import ROUNDING
 
 SMALLEST_PROBABILITY = 1e-5
 """Probabilities are clipped here before the logarithm, so that no label is ruled out."""

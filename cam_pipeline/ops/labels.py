@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cam_pipeline.ops.precision import ROUNDING, at_least_float32
+from cam_pipeline.ops.dtypes import ROUNDING, at_least_float32
 
 IGNORE_INDEX = 255
 """Label of pixels that are neither trained on nor scored."""

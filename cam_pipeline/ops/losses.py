@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from cam_pipeline.ops.precision import at_least_float32
+from cam_pipeline.ops.dtypes import at_least_float32
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:

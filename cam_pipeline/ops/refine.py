@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cam_pipeline.ops.precision import ROUNDING, at_least_float32
+from cam_pipeline.ops.dtypes import ROUNDING, at_least_float32
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 CONTRAST = {"varm": 4.0, "par": 1 / 0.3, "color": 4.0}

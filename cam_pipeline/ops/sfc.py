@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cam_pipeline.ops.precision import at_least_float32
+from cam_pipeline.ops.dtypes import at_least_float32
 
 EPS = 1e-5
 EMPTY = 1e-6

@@ -7,7 +7,7 @@ from torch import nn
 from cam_pipeline.config import Config
 from cam_pipeline.data.table import Sample
 from cam_pipeline.models.segmenter import Segmenter
-from cam_pipeline.prediction import predict_labels
+from cam_pipeline.prediction.label_maps import predict_labels
 
 SIZES = [(40, 100), (33, 31), (40, 100), (20, 200)]  # (height, width): none is a multiple of 32
 

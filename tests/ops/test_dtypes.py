@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cam_pipeline.ops.precision import at_least_float32
+from cam_pipeline.ops.dtypes import at_least_float32
 
 
 @pytest.mark.parametrize(

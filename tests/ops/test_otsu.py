@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cam_pipeline.ops.background import explained_variance
+from cam_pipeline.ops.otsu import explained_variance
 
 LEVELS = torch.arange(10) / 10
 

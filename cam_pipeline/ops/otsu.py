@@ -7,7 +7,7 @@ instead of the map's own values; the two-region model of Chan and Vese, "Active 
 import torch
 from torch import Tensor
 
-from cam_pipeline.ops.precision import at_least_float32
+from cam_pipeline.ops.dtypes import at_least_float32
 
 
 def explained_variance(image: Tensor, score: Tensor, thresholds: Tensor, size_power: float = 1.0) -> Tensor:

@@ -1,0 +1,1 @@
+"""Label maps of images from a trained segmenter."""
