@@ -24,13 +24,14 @@ from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, read_image
 from cam_pipeline.data.table import unknown_class
 from cam_pipeline.errors import ConfigError, DataError, StageNotReady
-from cam_pipeline.evaluation import background_score
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.prediction.label_maps import predict_image
-from cam_pipeline.refinement import class_scores, pseudo_labels, refined
+from cam_pipeline.refinement.background import background_score
+from cam_pipeline.refinement.labels import pseudo_labels
+from cam_pipeline.refinement.scores import class_scores, refined
 from cam_pipeline.store.cams import StoredCam, merged
 from cam_pipeline.store.checkpoints import load_model
 

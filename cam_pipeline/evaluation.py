@@ -36,7 +36,8 @@ from cam_pipeline.ops.metrics import (
     threshold_histogram,
 )
 from cam_pipeline.prediction.label_maps import predict_labels
-from cam_pipeline.refinement import THRESHOLDS, best_class
+from cam_pipeline.refinement.background import background_score
+from cam_pipeline.refinement.scores import THRESHOLDS, best_class
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore
 from cam_pipeline.store.scores import ScoreStore
@@ -130,16 +131,6 @@ def _confusion_of(
             undecided, pixels = undecided + ignored, pixels + labels.numel()
             progress.advance()
     return total, 1 - undecided / pixels
-
-
-def background_score(settings: RefineSettings, scores: Path | None) -> float | None:
-    """The background score: the configured number, else that of the file `scores`; None while it is not chosen."""
-    if not isinstance(settings.background, str):
-        return settings.background
-    if scores is None:
-        return None
-    with ScoreStore.open(scores) as store:
-        return store.background
 
 
 def _used(settings: RefineSettings) -> str:

@@ -30,7 +30,7 @@ from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 from cam_pipeline.ops.cam import cam_scores, classifier_cam, place_view
 from cam_pipeline.ops.metrics import confusions_from_histogram, mean_iou, threshold_histogram
-from cam_pipeline.refinement import THRESHOLDS
+from cam_pipeline.refinement.scores import THRESHOLDS
 
 ROWS = {
     "a": ("objectives.acr=false", "classifier.pooling=patches", "cam.source=classifier_weights"),

@@ -16,14 +16,6 @@ import torch
 from torch import Tensor
 
 from cam_pipeline.assembly.classifier import load_classifier
-from cam_pipeline.background import (
-    Measure,
-    choose_background,
-    confusion_when_refined,
-    images_to_choose_by,
-    look_around,
-    map_histogram,
-)
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, RefineSettings, load_config
 from cam_pipeline.data.images import sample_size
@@ -32,7 +24,15 @@ from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.evaluation import with_masks
 from cam_pipeline.ops.metrics import confusions_from_histogram, mean_iou
-from cam_pipeline.refinement import THRESHOLDS
+from cam_pipeline.refinement.background import (
+    Measure,
+    choose_background,
+    confusion_when_refined,
+    images_to_choose_by,
+    look_around,
+    map_histogram,
+)
+from cam_pipeline.refinement.scores import THRESHOLDS
 from cam_pipeline.store.cams import StoredCam, merged
 
 BATCH = 8

@@ -15,14 +15,14 @@ from pathlib import Path
 from ablate_refinement import maps_of, total_over
 from torch import Tensor
 
-from cam_pipeline.background import map_histogram
 from cam_pipeline.config import Config, load_config
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, image_labels
 from cam_pipeline.evaluation import with_masks
 from cam_pipeline.ops.metrics import confusions_from_histogram, frequency_groups, iou_per_class, mean_iou
 from cam_pipeline.pipeline import Pipeline
-from cam_pipeline.refinement import THRESHOLDS
+from cam_pipeline.refinement.background import map_histogram
+from cam_pipeline.refinement.scores import THRESHOLDS
 
 OFF = ("sfc.prototype_weight=0.0", "sfc.scale_weight=0.0")
 ROWS = {

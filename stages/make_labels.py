@@ -11,7 +11,7 @@ from cam_pipeline.machine.interrupt import raise_if_stopped
 from cam_pipeline.machine.progress import track
 from cam_pipeline.ops.labels import IGNORE_INDEX
 from cam_pipeline.pipeline import Output, Stage
-from cam_pipeline.refinement import pseudo_labels
+from cam_pipeline.refinement.labels import pseudo_labels
 from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes
 from cam_pipeline.store.labels import label_record
 from cam_pipeline.store.scores import ScoreStore, StoredScores

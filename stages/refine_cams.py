@@ -10,7 +10,6 @@ import torch
 from joblib import delayed
 from torch import Tensor
 
-from cam_pipeline.background import Measure, choose_background, images_to_choose_by
 from cam_pipeline.config import Config, RefineSettings, to_toml
 from cam_pipeline.data.digest import FileDigests, data_digest
 from cam_pipeline.data.images import sample_image
@@ -23,7 +22,8 @@ from cam_pipeline.machine.interrupt import ignore_in_worker, raise_if_stopped
 from cam_pipeline.machine.parallel import joblib_workers, results_of
 from cam_pipeline.machine.progress import Tracker, track
 from cam_pipeline.pipeline import Output, Stage, read_json
-from cam_pipeline.refinement import reduction, refined
+from cam_pipeline.refinement.background import Measure, choose_background, images_to_choose_by
+from cam_pipeline.refinement.scores import reduction, refined
 from cam_pipeline.store.cams import CamStore, StoredCam
 from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
 from cam_pipeline.store.scores import StoredScores, score_record

@@ -16,7 +16,7 @@ from cam_pipeline import open_run
 from cam_pipeline.data.images import read_image
 from cam_pipeline.errors import ConfigError, DataError, StageNotReady
 from cam_pipeline.ops.cam import cam_scores
-from cam_pipeline.refinement import class_scores
+from cam_pipeline.refinement.scores import class_scores
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore
 from cam_pipeline.store.scores import ScoreStore

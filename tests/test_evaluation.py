@@ -27,7 +27,7 @@ from cam_pipeline.evaluation import (
 )
 from cam_pipeline.ops.cam import cam_scores, with_background
 from cam_pipeline.ops.metrics import confusion_matrix
-from cam_pipeline.refinement import class_scores
+from cam_pipeline.refinement.scores import class_scores
 from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
 from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
 from cam_pipeline.store.labels import label_record

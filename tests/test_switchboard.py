@@ -14,7 +14,7 @@ import pytest
 
 from cam_pipeline import open_run
 from cam_pipeline.ops.cam import cam_scores
-from cam_pipeline.refinement import class_scores
+from cam_pipeline.refinement.scores import class_scores
 from cam_pipeline.store.cams import CamStore
 
 HYBRID = (

@@ -100,7 +100,7 @@ class RefineSettings(Section):
 
     @property
     def background_score(self) -> float:
-        """The number. Raises ValueError where it is still to be chosen (`cam_pipeline.background`)."""
+        """The number. Raises ValueError where it is still to be chosen (`cam_pipeline.refinement.background`)."""
         if isinstance(self.background, str):
             raise ValueError(f"the background score is still to be chosen ({self.background})")
         return self.background

@@ -14,7 +14,7 @@ from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.models.placing import place
 from cam_pipeline.prediction.label_maps import predict_labels
-from cam_pipeline.refinement import class_scores
+from cam_pipeline.refinement.scores import class_scores
 from cam_pipeline.report.contact_sheet import SheetRow, contact_sheet
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore

@@ -22,7 +22,7 @@ from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.machine.parallel import joblib_workers, results_of
 from cam_pipeline.ops.crf import dense_crf
-from cam_pipeline.refinement import refined_scores
+from cam_pipeline.refinement.scores import refined_scores
 from cam_pipeline.store.cams import StoredCam
 
 IMAGES, SIZE, ROUNDS, CHANNELS = 32, (240, 320), 3, 21

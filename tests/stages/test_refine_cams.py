@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cam_pipeline.background import explained_by_map
 from cam_pipeline.config import Config
 from cam_pipeline.data.table import Sample
 from cam_pipeline.pipeline import Output
+from cam_pipeline.refinement.background import explained_by_map
 from cam_pipeline.stages import refine_cams as module
 from cam_pipeline.store.cams import StoredCam, cam_record
 from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cam_pipeline.config import LabelSettings, RefineSettings
+from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.grid import to_tensor
 from cam_pipeline.data.images import UInt8
 from cam_pipeline.ops.cam import cam_scores, resize_cam, to_probabilities, with_background
 from cam_pipeline.ops.crf import dense_crf
-from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels, labels_from_scores, merge_high_low
+from cam_pipeline.ops.labels import complete_labels
 from cam_pipeline.ops.refine import local_refine
 from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.store.scores import StoredScores
@@ -110,16 +110,6 @@ def refined(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> 
             labels[name] = complete_labels(_scores_at(end, smoothed, cam, read_image, settings), cam.class_ids)
     scores = _scores_at(background, smoothed, cam, read_image, settings)
     return StoredScores(cam.name, scores, cam.class_ids, labels)
-
-
-def pseudo_labels(found: StoredScores, settings: LabelSettings) -> UInt8:
-    """Labels (H, W) uint8 with 255 where `labels.undecided` says so."""
-    if settings.undecided == "scores":
-        return labels_from_scores(found.scores, found.class_ids, settings.low, settings.high)
-    if settings.undecided == "backgrounds":
-        return merge_high_low(found.labels["high"], found.labels["low"])
-    complete = complete_labels(found.scores, found.class_ids)
-    return np.where(complete == found.labels["unrefined"], complete, np.uint8(IGNORE_INDEX))
 
 
 def _scores_at(

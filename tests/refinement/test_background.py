@@ -12,12 +12,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cam_pipeline.background import choose_background, images_to_choose_by, look_around, middle_of_top
 from cam_pipeline.config import LabelSettings, RefineSettings, load_config
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import ConfigError, DataError
-from cam_pipeline.evaluation import background_score
-from cam_pipeline.refinement import pseudo_labels, refined
+from cam_pipeline.refinement.background import (
+    background_score,
+    choose_background,
+    images_to_choose_by,
+    look_around,
+    middle_of_top,
+)
+from cam_pipeline.refinement.labels import pseudo_labels
+from cam_pipeline.refinement.scores import refined
 from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.store.labels import LabelStore
 from cam_pipeline.store.scores import ScoreStore, StoredScores
@@ -69,7 +75,7 @@ def test_with_a_crf_the_score_is_judged_by_what_it_makes(
     image: tuple[StoredCam, Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refinement that makes objects smaller, as if the background scored .2 more, asks for a lower one."""
-    from cam_pipeline import background as module
+    from cam_pipeline.refinement import background as module
 
     plain = RefineSettings(background="auto", crf=False)
     start = choose(plain, *image)

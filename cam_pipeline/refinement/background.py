@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -18,10 +19,16 @@ from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.labels import complete_labels
-from cam_pipeline.ops.metrics import confusion_matrix, confusions_from_histogram, mean_iou, threshold_histogram
+from cam_pipeline.ops.metrics import (
+    confusion_matrix,
+    confusions_from_histogram,
+    mean_iou,
+    threshold_histogram,
+)
 from cam_pipeline.ops.otsu import explained_variance
-from cam_pipeline.refinement import HIGHEST, THRESHOLDS, best_class, refined_scores
+from cam_pipeline.refinement.scores import HIGHEST, THRESHOLDS, best_class, refined_scores
 from cam_pipeline.store.cams import StoredCam
+from cam_pipeline.store.scores import ScoreStore
 
 logger = logging.getLogger(__name__)
 
@@ -158,3 +165,13 @@ def _labels(cam: StoredCam, sample: Sample, settings: RefineSettings) -> UInt8:
 
 def _mask(sample: Sample, num_labels: int) -> Tensor:
     return torch.from_numpy(np.array(sample_mask(sample, num_labels - 1)))
+
+
+def background_score(settings: RefineSettings, scores: Path | None) -> float | None:
+    """The background score: the configured number, else that of the file `scores`; None while it is not chosen."""
+    if not isinstance(settings.background, str):
+        return settings.background
+    if scores is None:
+        return None
+    with ScoreStore.open(scores) as store:
+        return store.background

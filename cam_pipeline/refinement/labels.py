@@ -1,0 +1,18 @@
+"""From scores to pseudo-labels: which pixels are left undecided."""
+
+import numpy as np
+
+from cam_pipeline.config import LabelSettings
+from cam_pipeline.data.images import UInt8
+from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels, labels_from_scores, merge_high_low
+from cam_pipeline.store.scores import StoredScores
+
+
+def pseudo_labels(found: StoredScores, settings: LabelSettings) -> UInt8:
+    """Labels (H, W) uint8 with 255 where `labels.undecided` says so."""
+    if settings.undecided == "scores":
+        return labels_from_scores(found.scores, found.class_ids, settings.low, settings.high)
+    if settings.undecided == "backgrounds":
+        return merge_high_low(found.labels["high"], found.labels["low"])
+    complete = complete_labels(found.scores, found.class_ids)
+    return np.where(complete == found.labels["unrefined"], complete, np.uint8(IGNORE_INDEX))
