@@ -23,7 +23,7 @@ from cam_pipeline.config import Config, load_config
 from cam_pipeline.data.loading import grid_batches
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table
-from cam_pipeline.evaluation import target_labels, with_masks
+from cam_pipeline.evaluation.confusions import target_labels, with_masks
 from cam_pipeline.machine.device import autocast
 from cam_pipeline.models.attention import AttentionTap
 from cam_pipeline.models.classifier import Classifier

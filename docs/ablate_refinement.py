@@ -22,7 +22,7 @@ from cam_pipeline.data.images import sample_size
 from cam_pipeline.data.loading import grid_batches
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table
-from cam_pipeline.evaluation import with_masks
+from cam_pipeline.evaluation.confusions import with_masks
 from cam_pipeline.ops.metrics import confusions_from_histogram, mean_iou
 from cam_pipeline.refinement.background import (
     Measure,

@@ -9,7 +9,7 @@ from cam_pipeline.data.digest import data_digest
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table, image_labels
 from cam_pipeline.errors import StageNotReady
-from cam_pipeline.evaluation import TITLES, evaluate, left_out
+from cam_pipeline.evaluation.rows import TITLES, evaluate, left_out
 from cam_pipeline.machine.atomic import write_text
 from cam_pipeline.machine.device import memory_errors_named
 from cam_pipeline.ops.metrics import frequency_groups

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import cam_pipeline.cli
 import cam_pipeline.data.demo.synthetic
-import cam_pipeline.evaluation
+import cam_pipeline.evaluation.rows
 import cam_pipeline.ops.crf
 import cam_pipeline.report.run_sheet
 from cam_pipeline.pipeline import load_stages

@@ -189,7 +189,7 @@ def test_interrupted_with_several_crf_workers(
 
 @pytest.mark.parametrize("send", ["SIGINT", "SIGTERM"])
 def test_interrupted_evaluation_is_130_too(commands: Any, finished: Path, send: str) -> None:
-    moment = signal_at("cam_pipeline.evaluation.CamStore.read", "", 3, send)
+    moment = signal_at("cam_pipeline.evaluation.rows.CamStore.read", "", 3, send)
     ended = commands.run("evaluate", "-c", "tiny.toml", folder=finished, signal_at=moment)
     assert ended.code == 130, ended.stderr
     assert "Traceback" not in ended.stderr

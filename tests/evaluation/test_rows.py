@@ -9,22 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from cam_pipeline import evaluation
 from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
-from cam_pipeline.evaluation import (
-    THRESHOLDS,
-    Row,
-    cam_rows,
+from cam_pipeline.evaluation.confusions import (
     cam_sweep,
-    evaluate,
     labels_confusion,
-    left_out,
     scores_confusion,
     segmenter_confusion,
     with_masks,
 )
+from cam_pipeline.evaluation.rows import THRESHOLDS, Row, cam_rows, evaluate, left_out
+from cam_pipeline.evaluation.rows import rows as evaluation
 from cam_pipeline.ops.cam import cam_scores, with_background
 from cam_pipeline.ops.metrics import confusion_matrix
 from cam_pipeline.refinement.scores import class_scores

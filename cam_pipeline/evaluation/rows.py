@@ -5,42 +5,36 @@ Masks serve for reporting only; a figure whose background score was chosen on th
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.config import Config, RefineSettings
-from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
+from cam_pipeline.evaluation.confusions import (
+    cam_sweep,
+    labels_confusion,
+    scores_confusion,
+    segmenter_confusion,
+    with_masks,
+)
 from cam_pipeline.machine.device import pick_device
-from cam_pipeline.machine.progress import track
 from cam_pipeline.models.placing import place
-from cam_pipeline.models.segmenter import Segmenter
-from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels
 from cam_pipeline.ops.metrics import (
-    confusion_matrix,
-    confusions_from_histogram,
     false_negative_share,
     false_positive_share,
     iou_per_class,
     mean_iou,
     precision_per_class,
     recall_per_class,
-    threshold_histogram,
 )
-from cam_pipeline.prediction.label_maps import predict_labels
 from cam_pipeline.refinement.background import background_score
-from cam_pipeline.refinement.scores import THRESHOLDS, best_class
-from cam_pipeline.store.cams import CamStore
-from cam_pipeline.store.labels import LabelStore
-from cam_pipeline.store.scores import ScoreStore
+from cam_pipeline.refinement.scores import THRESHOLDS
 
 TITLES = {"extract_cams": "CAM", "refine_cams": "refined", "make_labels": "pseudo-label", "train_seg": "segmenter"}
 """The rows of a report, by the stage whose result they are of."""
@@ -87,92 +81,10 @@ class Row:
         }
 
 
-def with_masks(samples: Iterable[Sample], every: int = 1) -> list[Sample]:
-    """The first of every `every` samples, those that have a mask. Raises DataError when none has."""
-    chosen = [sample for sample in list(samples)[::every] if sample.mask is not None]
-    if not chosen:
-        raise DataError("no image of this split has a mask, so there is nothing to compare with")
-    return chosen
-
-
-def target_labels(sample: Sample, table: Table) -> Tensor:
-    """The mask of a sample as labels (H, W) uint8."""
-    return torch.from_numpy(np.array(sample_mask(sample, len(table.classes))))
-
-
-def cam_sweep(path: Path, table: Table, samples: Sequence[Sample], settings: RefineSettings) -> Tensor:
-    """Exact confusion of the CAMs at every background score of THRESHOLDS, in one pass: (T, K, K).
-
-    Of `settings` `merge_with` and those of `refinement.class_scores` matter.
-    """
-    num_labels = 1 + len(table.classes)
-    total = torch.zeros(num_labels, num_labels, len(THRESHOLDS) + 1, dtype=torch.int64)
-    with CamStore.open(path, settings.merge_with) as store, track("evaluate CAM", len(samples)) as progress:
-        for sample in samples:
-            best, score = best_class(store.read(sample.id), settings)
-            total += threshold_histogram(best, score, target_labels(sample, table), THRESHOLDS, num_labels)
-            progress.advance()
-    return confusions_from_histogram(total)
-
-
-def _confusion_of(
-    title: str, table: Table, samples: Sequence[Sample], predict: Callable[[Sample], tuple[Tensor, int]]
-) -> tuple[Tensor, float]:
-    """Confusion (K, K) of complete label maps, and the share of pixels decided.
-
-    `predict` gives an image's complete map and how many of its pixels were undecided.
-    """
-    num_labels = 1 + len(table.classes)
-    total, undecided, pixels = torch.zeros(num_labels, num_labels, dtype=torch.int64), 0, 0
-    with track(f"evaluate {title}", len(samples)) as progress:
-        for sample in samples:
-            labels, ignored = predict(sample)
-            total += confusion_matrix(labels, target_labels(sample, table), num_labels)
-            undecided, pixels = undecided + ignored, pixels + labels.numel()
-            progress.advance()
-    return total, 1 - undecided / pixels
-
-
 def _used(settings: RefineSettings) -> str:
     if settings.background != "from-split":
         return "image labels"
     return f"image labels; background from up to {settings.background_images} masks of {settings.background_split}"
-
-
-def scores_confusion(path: Path, table: Table, samples: Sequence[Sample]) -> Tensor:
-    """Confusion of the refined scores' best channels."""
-    with ScoreStore.open(path) as store:
-
-        def predict(sample: Sample) -> tuple[Tensor, int]:
-            stored = store.read(sample.id)
-            return torch.from_numpy(complete_labels(stored.scores, stored.class_ids)), 0
-
-        return _confusion_of("scores", table, samples, predict)[0]
-
-
-def labels_confusion(labels: Path, scores: Path, table: Table, samples: Sequence[Sample]) -> tuple[Tensor, float]:
-    """Confusion and coverage of the pseudo-labels; undecided pixels count with the best channel of their scores."""
-    with LabelStore.open(labels) as store, ScoreStore.open(scores) as score_store:
-
-        def predict(sample: Sample) -> tuple[Tensor, int]:
-            decided = store.read(sample.id)
-            stored = score_store.read(sample.id)
-            band = decided == IGNORE_INDEX
-            complete = np.where(band, complete_labels(stored.scores, stored.class_ids), decided)
-            return torch.from_numpy(complete), int(band.sum())
-
-        return _confusion_of("labels", table, samples, predict)
-
-
-def segmenter_confusion(segmenter: Segmenter, table: Table, samples: Sequence[Sample], config: Config) -> Tensor:
-    """Confusion of a segmenter's predictions."""
-    num_labels = 1 + len(table.classes)
-    total = torch.zeros(num_labels, num_labels, dtype=torch.int64)
-    with track("evaluate segmenter", len(samples)) as progress:
-        for sample, labels in predict_labels(segmenter, samples, config):
-            total += confusion_matrix(labels, target_labels(sample, table), num_labels)
-            progress.advance()
-    return total
 
 
 def cam_rows(

@@ -1,0 +1,1 @@
+"""Numbers: how well results agree with masks."""
