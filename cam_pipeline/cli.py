@@ -165,7 +165,7 @@ def check_data(options: Options, every: bool) -> None:
     from cam_pipeline.data.check.data_set import check_data
     from cam_pipeline.data.check.problems import AllProblems
     from cam_pipeline.machine.device import worker_count
-    from cam_pipeline.trial import check_networks
+    from cam_pipeline.training.dry_run import check_networks
 
     config, problems = options.load(), AllProblems()
     check_networks(config, problems)

@@ -22,12 +22,13 @@ from cam_pipeline.machine.device import autocast, pick_device, worker_count
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.placing import image_batch, place
-from cam_pipeline.objectives import image_loss, layers_of_sfc
 from cam_pipeline.ops.metrics import average_precision, f1_score
 from cam_pipeline.ops.sfc import bank_appearances, distribution_weights
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.store.checkpoints import save_model
-from cam_pipeline.training import Trainer
+from cam_pipeline.training.objectives.image_loss import image_loss
+from cam_pipeline.training.objectives.sfc import layers_of_sfc
+from cam_pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from cam_pipeline.ops.losses import segmentation_loss
 from cam_pipeline.pipeline import Output, Stage
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
-from cam_pipeline.training import Trainer
-from cam_pipeline.trial import check_weights_file, try_segmenter
+from cam_pipeline.training.dry_run import check_weights_file, try_segmenter
+from cam_pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -138,7 +138,7 @@ def test_version_and_help() -> None:
 )
 def test_verbosity(verbose: bool, quiet: bool, level: str) -> None:
     configure_output(verbose, quiet)
-    assert logging.getLevelName(logging.getLogger("cam_pipeline.training").getEffectiveLevel()) == level
+    assert logging.getLevelName(logging.getLogger("cam_pipeline.training.trainer").getEffectiveLevel()) == level
 
 
 def test_run_options_hand_over_what_a_command_adds(config_file: str) -> None:

@@ -136,7 +136,7 @@ def test_malicious_model(mistake: Callable[..., str], finished: Path, name: str,
 
 def test_malicious_checkpoint(commands: Any, workspace: Path) -> None:
     again = ("train-cls", "-c", "tiny.toml")
-    moment = {"function": "cam_pipeline.training.save_checkpoint", "call": 3, "send": "SIGKILL"}
+    moment = {"function": "cam_pipeline.training.trainer.save_checkpoint", "call": 3, "send": "SIGKILL"}
     commands.run(*again, folder=workspace, signal_at=moment)
     (checkpoint,) = (workspace / "run" / "partial").glob("train_cls-*/checkpoint.pt")
     malicious(checkpoint, workspace / "victim")

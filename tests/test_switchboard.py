@@ -67,7 +67,7 @@ def test_a_killed_run_with_acr_ends_as_an_undisturbed_one(
     commands: Any, acr_run: Path, workspace: Path, differences: Callable[[Path, Path], list[str]]
 ) -> None:
     moment = {
-        "function": "cam_pipeline.training.save_checkpoint", "holds": "train_cls-", "call": 3,
+        "function": "cam_pipeline.training.trainer.save_checkpoint", "holds": "train_cls-", "call": 3,
         "send": "SIGKILL", "group": True,
     }  # fmt: skip
     ended = commands.run("run", *options(*HYBRID, *ACR), folder=workspace, signal_at=moment)
@@ -168,7 +168,7 @@ def test_a_killed_run_with_sfc_ends_as_an_undisturbed_one(
 ) -> None:
     """The image bank is as it was: what it holds follows from the steps before."""
     moment = {
-        "function": "cam_pipeline.training.save_checkpoint", "holds": "train_cls-", "call": 3,
+        "function": "cam_pipeline.training.trainer.save_checkpoint", "holds": "train_cls-", "call": 3,
         "send": "SIGKILL", "group": True,
     }  # fmt: skip
     ended = commands.run("run", *options(*SFC), folder=workspace, signal_at=moment)

@@ -18,8 +18,8 @@ from cam_pipeline.config import Config
 from cam_pipeline.machine.device import autocast, keep_freed_memory
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.placing import place
-from cam_pipeline.objectives import image_loss
-from cam_pipeline.training import make_optimizer
+from cam_pipeline.training.objectives.image_loss import image_loss
+from cam_pipeline.training.optimizer import make_optimizer
 
 CLASSES, CROP, STEPS = 20, 256, 15
 PRECISION = "float32"  # any CPU has it; in bfloat16 the convolutions take a smaller share

@@ -7,7 +7,7 @@ from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.hybrid import Trunk, trunk_of
 from cam_pipeline.store.checkpoints import save_model
-from cam_pipeline.training import make_optimizer
+from cam_pipeline.training.optimizer import make_optimizer
 
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
 TRUNKS = [  # name, arguments, stride asked for, stride got

@@ -218,7 +218,7 @@ def test_stored_classifier_of_another_shape(mistake: Callable[..., str], finishe
 def test_checkpoint_of_another_network(commands: Any, workspace: Path) -> None:
     """As a new version of timm may build under the same name."""
     again = ("train-cls", "-c", "tiny.toml", "--quiet")
-    moment = {"function": "cam_pipeline.training.save_checkpoint", "call": 3, "send": "SIGKILL"}
+    moment = {"function": "cam_pipeline.training.trainer.save_checkpoint", "call": 3, "send": "SIGKILL"}
     commands.run(*again, folder=workspace, signal_at=moment)
     (path,) = (workspace / "run" / "partial").glob("train_cls-*/checkpoint.pt")
     state = torch.load(path, weights_only=True)
@@ -328,7 +328,7 @@ def test_run_folder_that_is_a_file(mistake: Callable[..., str], finished: Path) 
 def test_run_folder_in_use(mistake: Callable[..., str], commands: Any, finished: Path) -> None:
     """The first process is stopped in the middle of its work; killed, it leaves a folder that can be used."""
     again = ("train-cls", "-c", "tiny.toml", "--set", "train_cls.epochs=1")
-    moment = {"function": "cam_pipeline.training.save_checkpoint", "call": 2, "send": "SIGSTOP"}
+    moment = {"function": "cam_pipeline.training.trainer.save_checkpoint", "call": 2, "send": "SIGSTOP"}
     first = commands.start(*again, folder=finished, signal_at=moment)
     assert commands.wait(first).code is None
     for command in ("run", "train-cls", "make-cams", "train-seg"):

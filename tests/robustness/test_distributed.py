@@ -24,8 +24,8 @@ SMALL_PARTS = {
     "cam_pipeline.stages.extract_cams.BATCHES_PER_PART": 1,
     "cam_pipeline.stages.refine_cams.IMAGES_PER_PART": 5,
 }
-SAVE_CHECKPOINT = "cam_pipeline.training.save_checkpoint"
-STEP = "cam_pipeline.training.Trainer._step"
+SAVE_CHECKPOINT = "cam_pipeline.training.trainer.save_checkpoint"
+STEP = "cam_pipeline.training.trainer.Trainer._step"
 LOST = "Error: another process of this run ended without a word; finished work is saved. Start the same command again"
 
 

@@ -17,7 +17,7 @@ LIMIT = 3000
 
 MOMENTS = {
     "checkpoint": (
-        ("train-cls",), {"function": "cam_pipeline.training.save_checkpoint", "call": 3},
+        ("train-cls",), {"function": "cam_pipeline.training.trainer.save_checkpoint", "call": 3},
         "run/partial/train_cls-{}/checkpoint.pt", "2 of 6 steps done",
     ),
     "classifier": (
@@ -33,7 +33,7 @@ MOMENTS = {
         "run/partial/extract_cams-{}/cams.h5", "24 of 24 images done",
     ),
     "segmenter": (
-        ("train-seg",), {"function": "cam_pipeline.training.save_checkpoint", "call": 2},
+        ("train-seg",), {"function": "cam_pipeline.training.trainer.save_checkpoint", "call": 2},
         "run/partial/train_seg-{}/checkpoint.pt", "1 of 6 steps done",
     ),
 }  # fmt: skip

@@ -568,7 +568,7 @@ def test_commands_over_other_notes(commands: Any, finished: Path, text: str) -> 
 
 @pytest.mark.parametrize("text", ["", "null", "{}", '{"done": 1}', '{"run_id": []}'])
 def test_commands_over_other_notes_of_work_in_progress(commands: Any, workspace: Path, text: str) -> None:
-    moment = {"function": "cam_pipeline.training.save_checkpoint", "call": 3, "send": "SIGKILL"}
+    moment = {"function": "cam_pipeline.training.trainer.save_checkpoint", "call": 3, "send": "SIGKILL"}
     commands.run("train-cls", "-c", "tiny.toml", folder=workspace, signal_at=moment)
     (folder,) = (workspace / "run" / "partial").iterdir()
     for name in ("progress.json", "run.json"):

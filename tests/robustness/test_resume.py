@@ -23,7 +23,7 @@ SMALL_PARTS = {
 }
 """The undisturbed run has one part a stage; that parts are cut otherwise must not matter."""
 
-SAVE_CHECKPOINT = "cam_pipeline.training.save_checkpoint"
+SAVE_CHECKPOINT = "cam_pipeline.training.trainer.save_checkpoint"
 WRITE_PART = "cam_pipeline.store.hdf5.write_artefact"
 RENAME = "os.replace"
 
@@ -159,7 +159,7 @@ def test_interrupted_training_saves_the_step_although_no_checkpoint_is_due(
     commands: Any, finished: Path, stage: str
 ) -> None:
     rarely = ("--set", f"{stage}.checkpoint_seconds=1000", "--set", f"{stage}.epochs=1")
-    moment = signal_at("cam_pipeline.training.Trainer._step", f"name='{stage}'", 2, "SIGTERM")
+    moment = signal_at("cam_pipeline.training.trainer.Trainer._step", f"name='{stage}'", 2, "SIGTERM")
     assert run(commands, finished, *rarely, signal_at=moment).code == 130
     (progress,) = (finished / "run" / "partial").glob(f"{stage}-*/progress.json")
     assert json.loads(progress.read_text()) == {"done": 2, "total": 3, "unit": "steps"}

@@ -1,102 +1,22 @@
-"""What a classifier is trained for: the classes of an image, and any of the methods' objectives beside them."""
-
-from collections.abc import Callable
-from contextlib import ExitStack
+"""SFC's objective: calibrated class maps."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cam_pipeline.config import AcrSettings, Config, SfcSettings
-from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.attention import AttentionTap, NoAttention
+from cam_pipeline.config import Config, SfcSettings
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.levels import LevelTap, sampled_pixels
 from cam_pipeline.models.sfc import Calibration
-from cam_pipeline.ops.acr import consistency_losses, patch_permutation, transform_images
 from cam_pipeline.ops.cam import classifier_cam
 from cam_pipeline.ops.sfc import peak_normalized, prototype_loss, scale_loss
-
-ImageLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-
-
-def image_loss(classifier: Classifier, config: Config, class_weights: Tensor | None = None) -> ImageLoss:
-    """The loss of images (B, 3, H, W), their labels (B, C), the boxes (B, 4) they fill and the share of all steps done.
-
-    `class_weights` (C,): of SFC's losses, all 1 when None. Raises ConfigError for an objective that this classifier
-    can not have.
-    """
-    acr = AcrObjective(classifier, config) if config.objectives.acr else None
-    compared = config.objectives.sfc and config.sfc.compares_maps
-    sfc = SfcObjective(classifier, config.sfc, class_weights) if compared else None
-
-    def loss(images: Tensor, labels: Tensor, boxes: Tensor, progress: float) -> Tensor:
-        views, transform = acr.both_views(images) if acr else (images, "")
-        with ExitStack() as taps:  # not open during validation, which needs no maps
-            for tap in [objective.tap for objective in (acr, sfc) if objective]:
-                taps.enter_context(tap)
-            features, logits = classifier(views)
-        own, *others = (classification_loss(view, labels) for view in logits.split(len(images)))
-        total = own if sfc is None else sfc.loss(images, labels, boxes, features[: len(images)], own, progress)
-        if acr:
-            total = total + others[0] + acr.consistency(transform, features.shape[-2:], progress)
-        return total
-
-    return loss
+from cam_pipeline.training.objectives.base import classification_loss, rise
 
 
 def layers_of_sfc(config: Config) -> tuple[bool, bool]:
     """Whether a loss of SFC teaches side layers, and the comparison of pixels."""
     on, settings = config.objectives.sfc, config.sfc
     return on and settings.prototype_weight > 0, on and settings.compares_maps
-
-
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Multi-label soft margin: binary cross entropy of every class, mean over classes and images."""
-    return F.multilabel_soft_margin_loss(logits.float(), labels)
-
-
-class AcrObjective:
-    """Two views, seen in one pass, whose attention must agree once the transform between them is undone.
-
-    The two classification losses are summed, not averaged, as in the released code: the weights are relative to that.
-    Source: ACR (arXiv 2308.04321), section 3.2; per-row weights are `weight * N` times the means over N patches.
-    """
-
-    def __init__(self, classifier: Classifier, config: Config) -> None:
-        try:
-            self.tap = AttentionTap(classifier, config.acr.layers)
-        except NoAttention as error:
-            raise ConfigError(
-                f"objectives.acr compares attention between patches, but {error}; take a ViT as classifier.backbone "
-                "(a CNN can be its classifier.trunk)"
-            ) from error
-        except ValueError as error:
-            raise ConfigError(f"acr.layers: {error}") from error
-        if getattr(classifier.backbone, "cls_token", None) is None:
-            raise ConfigError(
-                f"objectives.acr compares what the class token attends to, and '{config.classifier.backbone}' has "
-                "none; take a ViT with a class token"
-            )
-        self.prefix_tokens = classifier.prefix_tokens
-        self.settings: AcrSettings = config.acr
-
-    def both_views(self, images: Tensor) -> tuple[Tensor, str]:
-        """The square images, behind them their transforms; and which transform it is."""
-        kinds = self.settings.transforms
-        kind = kinds[int(torch.randint(len(kinds), ()))]
-        channels_last = images.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return torch.cat([images, transform_images(images, kind)]).contiguous(memory_format=layout), kind
-
-    def consistency(self, kind: str, grid: torch.Size, progress: float) -> Tensor:
-        """The weighted distances of the attention that the tap saw in both views."""
-        rows, columns = grid
-        first, second = torch.stack(self.tap.take(), dim=1).chunk(2)
-        permutation = patch_permutation(kind, rows, columns)
-        activation, affinity = consistency_losses(first, second, permutation, self.prefix_tokens)
-        distance = self.settings.activation_weight * activation + self.settings.affinity_weight * affinity
-        return _rise(progress, self.settings.ramp) * rows * columns * distance
 
 
 class SfcObjective:
@@ -137,7 +57,7 @@ class SfcObjective:
             down = F.interpolate(maps, grid, mode="bilinear", align_corners=False)
             total = total + scale_loss(down, half, weights, self.settings.scale_weight)
             classification = (classification + classification_loss(small_logits, labels)) / 2
-        return classification + _rise(progress, self.settings.ramp) * total
+        return classification + rise(progress, self.settings.ramp) * total
 
     def _maps(self, images: Tensor, labels: Tensor, features: Tensor, deepest: Tensor, valid: Tensor) -> Tensor:
         """Classifier maps with background (B, K, h, w)."""
@@ -164,7 +84,3 @@ def inside(boxes: Tensor, grid: torch.Size, stride: int) -> Tensor:
     top, left, bottom, right = (side[:, None] for side in boxes.unbind(dim=1))
     high, wide = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
     return (high[:, None, :, None] & wide[:, None, None, :]).float()
-
-
-def _rise(progress: float, ramp: float) -> float:
-    return min(1.0, progress / ramp) if ramp else 1.0

@@ -6,7 +6,7 @@ from cam_pipeline.config import Config
 from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.stages.train_seg import STAGE
-from cam_pipeline.trial import check_networks
+from cam_pipeline.training.dry_run import check_networks
 
 CNN = {"backbone": "test_resnet"}
 VIT = {"backbone": "test_vit", "pooling": "class_token"}

@@ -43,6 +43,7 @@ from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.models.shared_batch_norm import share_batch_norm
 from cam_pipeline.store.checkpoints import checkpoint_fits, load_checkpoint, save_checkpoint
 from cam_pipeline.store.hdf5 import write_progress
+from cam_pipeline.training.optimizer import learning_rate_factor, make_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -271,26 +272,3 @@ class Trainer:
     def write_history(self, path: Path) -> None:
         """The figures of every epoch as JSON lines."""
         write_text(path, "".join(json.dumps(figures) + "\n" for figures in self.history))
-
-
-def learning_rate_factor(step: int, total: int, settings: TrainSettings) -> float:
-    """Linear rise over the first `warmup` share of the steps, times (1 - step / total) ** poly_power."""
-    warm = settings.warmup * total
-    rise = min(1.0, (step + 1) / warm) if warm >= 1 else 1.0
-    return float(rise * (1 - step / total) ** settings.poly_power)
-
-
-def make_optimizer(network: PretrainedHalf, settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD or AdamW: new layers at `head_lr_factor` times the rate, no weight decay on norms and biases."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter, factor in network.learning_rate_factors(settings.head_lr_factor):
-        if parameter.requires_grad:
-            lr = settings.lr * factor
-            decay = settings.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((lr, decay), []).append(parameter)
-    described = [
-        {"params": tensors, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), tensors in groups.items()
-    ]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(described, betas=(settings.momentum, 0.999))
-    return torch.optim.SGD(described, lr=settings.lr, momentum=settings.momentum)

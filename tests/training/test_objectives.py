@@ -11,10 +11,12 @@ from cam_pipeline.models.attention import AttentionTap
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.levels import LevelTap
 from cam_pipeline.models.sfc import Calibration
-from cam_pipeline.objectives import classification_loss, image_loss, inside
 from cam_pipeline.ops.acr import TRANSFORMS, consistency_losses, patch_permutation, transform_images
 from cam_pipeline.ops.cam import classifier_cam
 from cam_pipeline.ops.sfc import msdw_losses, peak_normalized
+from cam_pipeline.training.objectives.base import classification_loss
+from cam_pipeline.training.objectives.image_loss import image_loss
+from cam_pipeline.training.objectives.sfc import inside
 
 LABELS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
 

@@ -12,7 +12,8 @@ from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.backbone import check_name
 from cam_pipeline.models.classifier import check_start
-from cam_pipeline.objectives import image_loss, layers_of_sfc
+from cam_pipeline.training.objectives.image_loss import image_loss
+from cam_pipeline.training.objectives.sfc import layers_of_sfc
 
 ANY_CLASSES = 2
 """Whether a network can be had does not depend on their number, which only the data tells."""

@@ -16,7 +16,8 @@ from cam_pipeline.data.views import TrainingViews
 from cam_pipeline.errors import Interrupted, TrainingDiverged
 from cam_pipeline.machine import interrupt
 from cam_pipeline.models.pretrained import PretrainedHalf
-from cam_pipeline.training import Mean, Trainer, learning_rate_factor, make_optimizer
+from cam_pipeline.training.optimizer import learning_rate_factor, make_optimizer
+from cam_pipeline.training.trainer import Mean, Trainer
 
 IMAGES, BATCH, EPOCHS = 5, 2, 3
 STEPS = EPOCHS * (IMAGES // BATCH)
