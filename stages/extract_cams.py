@@ -81,6 +81,7 @@ def _data(config: Config, digests: FileDigests) -> str:
 STAGE = Stage(
     name="extract_cams",
     makes="cams.h5",
+    command="make-cams",
     run=extract_cams,
     params=("cam", "run.precision"),
     ignores=("cam.batch_size",),

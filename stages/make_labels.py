@@ -64,6 +64,7 @@ def labelled(stored: StoredScores, config: Config) -> Record:
 STAGE = Stage(
     name="make_labels",
     makes="pseudo_labels.h5",
+    command="make-cams",
     run=make_labels,
     params=("labels",),
     needs=lambda config: ("refine_cams",),

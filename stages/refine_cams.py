@@ -194,6 +194,7 @@ def _data(config: Config, digests: FileDigests) -> str:
 STAGE = Stage(
     name="refine_cams",
     makes="scores.h5",
+    command="make-cams",
     run=refine_cams,
     params=("refine",),
     needs=lambda config: ("extract_cams",),

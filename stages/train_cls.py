@@ -129,6 +129,7 @@ def _data(config: Config, digests: FileDigests) -> str:
 STAGE = Stage(
     name="train_cls",
     makes="classifier.safetensors",
+    command="train-cls",
     run=train_cls,
     params=("classifier", "objectives", "acr", "sfc", "train_cls", "run.seed", "run.precision"),
     ignores=("train_cls.checkpoint_seconds",),

@@ -135,6 +135,7 @@ def _data(config: Config, digests: FileDigests) -> str:
 STAGE = Stage(
     name="train_seg",
     makes="segmenter.safetensors",
+    command="train-seg",
     run=train_seg,
     params=("segmenter", "train_seg", "run.seed", "run.precision"),
     ignores=("train_seg.checkpoint_seconds", "segmenter.max_side"),

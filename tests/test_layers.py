@@ -26,8 +26,6 @@ cli
 HEIGHT = {part: height for height, line in enumerate(FLOORS.split("\n")) for part in line.split()}
 # The package's own __init__.py may show what lies below it, and configs/ holds only files.
 HEIGHT |= {"configs": 0, "cam_pipeline": len(HEIGHT)}
-HEIGHT |= {"networks": 6.1, "objectives": 6.2, "refinement": 6, "extraction": 6.2, "background": 6.2, "trial": 6.3}
-HEIGHT |= {"evaluation": 7, "prediction": 6, "pipeline": 6}
 FOLDERS = {"cam_pipeline": ROOT / "cam_pipeline", "cam_pipeline.stages": ROOT / "stages"}
 
 

@@ -146,9 +146,8 @@ def test_stages_import_in_an_empty_folder(installed: Path, tmp_path: Path) -> No
     code = """
 from importlib import import_module
 from cam_pipeline.pipeline import STAGES
-for path in STAGES.values():
-    print(import_module(path).__file__)
-print(import_module("cam_pipeline.stages.evaluate").__file__)
+for name in STAGES:
+    print(import_module(f"cam_pipeline.stages.{name}").__file__)
 """
     files = run_installed(installed, tmp_path, "-c", code).split()
     expected = {path.stem for path in ROOT.glob("stages/*.py")} - {"__init__"}

@@ -12,6 +12,7 @@ from PIL import Image
 from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
+from cam_pipeline.evaluation import rows
 from cam_pipeline.evaluation.confusions import (
     cam_sweep,
     labels_confusion,
@@ -20,7 +21,6 @@ from cam_pipeline.evaluation.confusions import (
     with_masks,
 )
 from cam_pipeline.evaluation.rows import THRESHOLDS, Row, cam_rows, evaluate, left_out
-from cam_pipeline.evaluation.rows import rows as evaluation
 from cam_pipeline.ops.cam import cam_scores, with_background
 from cam_pipeline.ops.metrics import confusion_matrix
 from cam_pipeline.refinement.scores import class_scores
@@ -226,10 +226,10 @@ def test_masks_of_another_size_are_a_mistake_in_the_data(table, scores):
 
 
 def fake_segmenter(monkeypatch, predictions):
-    monkeypatch.setattr(evaluation, "load_segmenter", lambda settings, path, classes: SimpleNamespace())
-    monkeypatch.setattr(evaluation, "place", lambda network, device: None)
+    monkeypatch.setattr(rows, "load_segmenter", lambda settings, path, classes: SimpleNamespace())
+    monkeypatch.setattr(rows, "place", lambda network, device: None)
     monkeypatch.setattr(
-        evaluation,
+        rows,
         "predict_labels",
         lambda segmenter, samples, config: ((one, torch.tensor(predictions[one.id])) for one in reversed(samples)),
     )

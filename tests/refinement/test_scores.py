@@ -5,8 +5,8 @@ from PIL import Image
 
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.images import read_image
+from cam_pipeline.refinement import scores as refinement
 from cam_pipeline.refinement.scores import class_scores, reduction, refined_scores, smoothed_scores
-from cam_pipeline.refinement.scores import scores as refinement
 from cam_pipeline.store.cams import StoredCam
 
 SIZE = (24, 36)

@@ -36,7 +36,12 @@ KILLS = [  # what the process is about to do when it is killed, and what the nex
     (RENAME, ".part-00003.h5.", 1, "extract_cams: starts (11 of 24 images done)"),
     (RENAME, ".part-00001.h5.", 1, "refine_cams: starts (5 of 24 images done)"),
     (WRITE_PART, "/scores.h5", 1, "refine_cams: starts (24 of 24 images done)"),
-    ("cam_pipeline.pipeline.write_text", "/scores.h5.manifest.json", 1, "refine_cams: starts (24 of 24 images done)"),
+    (
+        "cam_pipeline.pipeline.run.write_text",
+        "/scores.h5.manifest.json",
+        1,
+        "refine_cams: starts (24 of 24 images done)",
+    ),
     (RENAME, "/pseudo_labels.h5", 1, "make_labels: starts (24 of 24 images done)"),
     (SAVE_CHECKPOINT, "train_seg-", 2, "train_seg: starts (1 of 6 steps done)"),
     (SAVE_CHECKPOINT, "train_seg-", 4, "train_seg: starts (4 of 6 steps done)"),
@@ -189,7 +194,7 @@ def test_interrupted_with_several_crf_workers(
 
 @pytest.mark.parametrize("send", ["SIGINT", "SIGTERM"])
 def test_interrupted_evaluation_is_130_too(commands: Any, finished: Path, send: str) -> None:
-    moment = signal_at("cam_pipeline.evaluation.rows.CamStore.read", "", 3, send)
+    moment = signal_at("cam_pipeline.evaluation.confusions.CamStore.read", "", 3, send)
     ended = commands.run("evaluate", "-c", "tiny.toml", folder=finished, signal_at=moment)
     assert ended.code == 130, ended.stderr
     assert "Traceback" not in ended.stderr

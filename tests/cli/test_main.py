@@ -11,10 +11,13 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cam_pipeline import __version__, cli, errors
-from cam_pipeline.cli import Commands, Options, configure_output, main, run_options
+from cam_pipeline import __version__, errors
+from cam_pipeline.cli import main
+from cam_pipeline.cli.errors import Commands
+from cam_pipeline.cli.options import Options, configure_output, run_options
 from cam_pipeline.config import Config
 from cam_pipeline.machine.progress import set_quiet
+from cam_pipeline.pipeline import load_stages
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +47,7 @@ class PipelineOfNothing:
     def __init__(self, config: Config) -> None:
         self.config, self.folder = config, config.folder
         PipelineOfNothing.config = config
+        self.stages = load_stages()
 
     def order(self, names: list[str]) -> list[str]:
         return ["everything before", *names]
@@ -253,31 +257,6 @@ def test_module_runs_as_a_program(tmp_path: Path) -> None:
 
 def test_options_load_the_shipped_demo_config() -> None:
     assert Options("demo", ("run.seed=5",)).load().run.seed == 5
-    assert cli.MAKE_CAMS == ("extract_cams", "refine_cams", "make_labels")
-
-
-# Tables
-
-
-def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """To rich they would be markup."""
-    figures = dict.fromkeys(("mIoU", "precision", "recall", "false_positive", "false_negative"), 0.5)
-    row = {"map": "CAM", "split": "[/i]val", "images": 3, "seed": 0, "used": "masks", "background": None}
-    row |= figures | {"coverage": None, "IoU": {"[/b]duck": 0.25, "[red]car": None}, "groups": {"head": 0.25}}
-    report = {"rows": [row], "groups": {"head": ["[/b]duck"]}, "training_images": {"[/b]duck": 7, "[red]car": 4}}
-    cli.show(report)
-    cli.show_classes(report)
-    shown = capsys.readouterr().out
-    assert "[/b]duck" in shown and "[red]car" in shown and "[/i]val, 3 images" in shown
-    assert "head" not in shown
-
-
-def test_groups_of_classes_are_shown_where_they_say_more_than_the_classes(capsys: pytest.CaptureFixture[str]) -> None:
-    counts = {"duck": 7, "car": 5, "cow": 4}
-    row = {"map": "CAM", "IoU": dict.fromkeys(counts, 0.5), "groups": {"head": 0.25}}
-    cli.show_classes({"rows": [row], "groups": {"head": list(counts)}, "training_images": counts})
-    shown = capsys.readouterr().out
-    assert "head (3)" in shown and "4-7" in shown and "25.0" in shown
 
 
 def test_status_of_a_folder_with_brackets(tmp_path: Path) -> None:

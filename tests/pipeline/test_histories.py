@@ -80,7 +80,7 @@ def work(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
 
 
 def stage(name: str) -> Stage:
-    return Stage(name, MAKES[name], work, PARAMS[name], needs=lambda config: NEEDS[name])
+    return Stage(name, MAKES[name], name, work, PARAMS[name], needs=lambda config: NEEDS[name])
 
 
 names = st.sampled_from(list(MAKES))

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from cam_pipeline.errors import CannotWrite, RunFolderBusy
-from cam_pipeline.store.lock import held
+from cam_pipeline.pipeline.lock import held
 
 HOLD = """
 import sys, pathlib
-from cam_pipeline.store.lock import held
+from cam_pipeline.pipeline.lock import held
 with held(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
 TRY = """
 import sys, pathlib
-from cam_pipeline.store.lock import held
+from cam_pipeline.pipeline.lock import held
 with held(pathlib.Path(sys.argv[1])):
     print("free", flush=True)
 """

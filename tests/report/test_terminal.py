@@ -1,10 +1,12 @@
 from collections import Counter
 
+import pytest
 from rich.console import Console
 
 from cam_pipeline.data.check.data_set import DataCheck, SplitFacts
 from cam_pipeline.data.check.problems import Problem
-from cam_pipeline.report.data_tables import class_table, cost_table, number_table, problem_lines, size_lines
+from cam_pipeline.report import terminal
+from cam_pipeline.report.terminal import class_table, cost_table, number_table, problem_lines, size_lines
 
 
 def shown(table):
@@ -63,3 +65,24 @@ def test_ten_problems_of_a_kind_are_shown_unless_all_are_asked_for():
     assert lines[0] == ("  ", "b: 322") and lines[1] == ("    ", "message 0") and lines[10] == ("    ", "message 9")
     assert lines[11:] == [("    ", "and 312 more (--all lists them)"), ("  ", "a: 1"), ("    ", "one")]
     assert len(list(problem_lines(problems, every=True))) == 325
+
+
+def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """To rich they would be markup."""
+    figures = dict.fromkeys(("mIoU", "precision", "recall", "false_positive", "false_negative"), 0.5)
+    row = {"map": "CAM", "split": "[/i]val", "images": 3, "seed": 0, "used": "masks", "background": None}
+    row |= figures | {"coverage": None, "IoU": {"[/b]duck": 0.25, "[red]car": None}, "groups": {"head": 0.25}}
+    report = {"rows": [row], "groups": {"head": ["[/b]duck"]}, "training_images": {"[/b]duck": 7, "[red]car": 4}}
+    terminal.show(report)
+    terminal.show_classes(report)
+    shown = capsys.readouterr().out
+    assert "[/b]duck" in shown and "[red]car" in shown and "[/i]val, 3 images" in shown
+    assert "head" not in shown
+
+
+def test_groups_of_classes_are_shown_where_they_say_more_than_the_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"duck": 7, "car": 5, "cow": 4}
+    row = {"map": "CAM", "IoU": dict.fromkeys(counts, 0.5), "groups": {"head": 0.25}}
+    terminal.show_classes({"rows": [row], "groups": {"head": list(counts)}, "training_images": counts})
+    shown = capsys.readouterr().out
+    assert "head (3)" in shown and "4-7" in shown and "25.0" in shown

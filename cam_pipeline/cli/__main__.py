@@ -1,0 +1,5 @@
+"""`python -m cam_pipeline.cli`, for torchrun."""
+
+from cam_pipeline.cli import main
+
+main()

@@ -1,0 +1,72 @@
+"""Commands about images: check them, or generate them (demo)."""
+
+import json
+from dataclasses import replace
+
+import click
+
+from cam_pipeline.cli.options import Options, run_options
+from cam_pipeline.errors import UserError
+from cam_pipeline.machine.distributed import is_first
+
+DEMO_IMAGES = (500, 120)
+"""Training and validation images of the demo."""
+
+
+@click.command("check-data")
+@click.option("--all", "every", is_flag=True, help="List all mistakes, not the first ten of each kind.")
+@run_options(force=False)
+def check_data(options: Options, every: bool) -> None:
+    """Open every image and mask, build both networks; list what is wrong, what there is, what a run costs.
+
+    Nothing is written.
+
+    Exit code 2 when a run would fail, or evaluate after it at a mask. A split without any masks is a warning.
+
+    Example: cam-pipeline check-data -c my.toml
+    """
+    from cam_pipeline.data.check.data_set import check_data
+    from cam_pipeline.data.check.problems import AllProblems
+    from cam_pipeline.machine.device import worker_count
+    from cam_pipeline.report.terminal import show_check
+    from cam_pipeline.training.dry_run import check_networks
+
+    config, problems = options.load(), AllProblems()
+    check_networks(config, problems)
+    found = check_data(config, worker_count(config.run), problems)
+    show_check(found, every, quiet=options.quiet)
+    if found.errors:
+        count = len(found.errors)
+        mistakes = f"{count:,} mistake{'' if count == 1 else 's'}"
+        raise UserError(f"{mistakes} in the data or the config, see above; a run would fail")
+
+
+@click.command("demo")
+@run_options(default_config="demo")
+def demo(options: Options) -> None:
+    """Generate an image set and run everything on it: minutes on two CPU cores.
+
+    Example: cam-pipeline demo --set output.dir=/tmp/demo
+    """
+    from cam_pipeline.data.demo.synthetic import generate
+    from cam_pipeline.machine.interrupt import graceful_stop
+    from cam_pipeline.report.run_report import evaluate_run
+    from cam_pipeline.report.terminal import show
+
+    config = options.load()
+    root = config.folder / "data"
+    if any(setting.partition("=")[0].strip() == "data.root" for setting in options.overrides):
+        raise UserError(
+            "demo generates its own images: data.root can not be set; your own images go to cam-pipeline run"
+        )
+    options = replace(options, overrides=(*options.overrides, f"data.root={json.dumps(str(root))}"))
+    if is_first():
+        click.echo(f"Images: {root} (generated)")
+        with graceful_stop():
+            generate(root, train=DEMO_IMAGES[0], val=DEMO_IMAGES[1], seed=0)
+    pipeline = options.pipeline()
+    pipeline.run(pipeline.order(["train_seg"]), force=options.force)
+    if is_first():
+        report = evaluate_run(pipeline, force=options.force)
+        show(report)
+        click.echo(f"Pictures: {report['sheet']}")

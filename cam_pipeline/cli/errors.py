@@ -1,0 +1,45 @@
+"""Errors as one line and an exit code."""
+
+import errno
+from typing import Any
+
+import click
+
+from cam_pipeline.errors import Interrupted, SaidByAnother, UserError, one_line
+from cam_pipeline.machine.atomic import explain
+from cam_pipeline.machine.interrupt import sigterm_as_ctrl_c
+
+NO_MEMORY = (
+    "the memory is not enough; use fewer --workers, a smaller train_cls.batch_size, train_seg.batch_size or "
+    "cam.batch_size, or a smaller cam.max_side, then start the same command again"
+)
+
+
+class Mistake(click.ClickException):
+    """A user's mistake: one line, exit code 2 (click's own class has 1)."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """Turns errors into one line and an exit code; the only place that does."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with sigterm_as_ctrl_c():
+                return super().invoke(ctx)
+        except SaidByAnother as error:
+            ctx.exit(error.code)
+        except UserError as error:
+            raise Mistake(one_line(str(error))) from error
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):  # a closed pipe is click's to deal with
+                raise
+            raise Mistake(one_line(explain(error))) from error
+        except MemoryError as error:
+            raise Mistake(NO_MEMORY) from error
+        except (Interrupted, KeyboardInterrupt) as error:
+            click.echo(
+                f"Interrupted: {str(error) or 'stopped at once'}. The same command goes on from there.", err=True
+            )
+            ctx.exit(130)

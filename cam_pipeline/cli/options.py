@@ -1,0 +1,93 @@
+"""The options that commands share, and how much they print."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cam_pipeline.machine.distributed import is_first
+
+if TYPE_CHECKING:
+    from cam_pipeline.config import Config
+    from cam_pipeline.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that every command shares."""
+
+    config: str
+    overrides: tuple[str, ...]
+    force: bool = False
+    quiet: bool = False
+
+    def load(self) -> "Config":
+        """The resolved config."""
+        from cam_pipeline.config import load_config
+
+        return load_config(self.config, self.overrides)
+
+    def pipeline(self) -> "Pipeline":
+        """The stages of the config."""
+        from cam_pipeline.pipeline import Pipeline
+
+        return Pipeline(self.load())
+
+
+def run_options(
+    default_config: str | None = None, force: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The shared options; the command is called with one `Options`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def call(
+            config: str,
+            settings: tuple[str, ...],
+            device: str | None,
+            workers: int | None,
+            verbose: bool,
+            quiet: bool,
+            force: bool = False,
+            **more: Any,
+        ) -> None:
+            overrides = list(settings)
+            overrides += [f"run.device={json.dumps(device)}"] if device is not None else []
+            overrides += [f"run.workers={workers}"] if workers is not None else []
+            configure_output(verbose, quiet)
+            command(Options(config, tuple(overrides), force, quiet), **more)
+
+        call.__doc__, call.__name__ = command.__doc__, command.__name__
+        call.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
+        # A default of None counts as given for click, so that `required` would be without effect.
+        given: dict[str, Any] = {"default": default_config, "show_default": True} if default_config else {}
+        decorators = [
+            click.option("-c", "--config", required=not default_config, metavar="FILE", **given,
+                         help="TOML file, or the name of a shipped config."),
+            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
+            click.option("--device", metavar="DEVICE", help="auto, cpu or cuda[:n]."),
+            click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Worker processes; 0: one a core."),
+            click.option("-v", "--verbose", is_flag=True, help="Say more."),
+            click.option("--quiet", is_flag=True, help="Say only what is wrong."),
+        ]  # fmt: skip
+        if force:
+            decorators.append(click.option("--force", is_flag=True, help="Make it anew even if it is current."))
+        for option in reversed(decorators):
+            call = option(call)
+        return call
+
+    return decorate
+
+
+def configure_output(verbose: bool, quiet: bool) -> None:
+    """Send log lines to stderr at the level asked for."""
+    from cam_pipeline.machine.progress import set_quiet
+
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    if not is_first():  # what the first of several processes says is true of all
+        quiet, level = True, logging.DEBUG if verbose else logging.ERROR
+    set_quiet(quiet)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("cam_pipeline").setLevel(level)

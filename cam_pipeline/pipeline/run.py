@@ -1,0 +1,141 @@
+"""Run stages so that they can be resumed.
+
+Work grows in `partial/<stage>-<fingerprint>/`, is renamed when whole, and the manifest
+is written last: it is the "done" bit. See docs/stages.md.
+"""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from cam_pipeline.config import to_toml
+from cam_pipeline.errors import DamagedFile
+from cam_pipeline.machine.atomic import write_text
+from cam_pipeline.machine.device import keep_freed_memory, memory_errors_named, pick_device
+from cam_pipeline.machine.distributed import check_shares, from_first, group, is_first, world_size
+from cam_pipeline.machine.interrupt import graceful_stop
+from cam_pipeline.pipeline.lock import held
+from cam_pipeline.pipeline.stage import Output, Stage
+from cam_pipeline.pipeline.state import Results, State, run_id_of
+from cam_pipeline.version import __version__
+
+logger = logging.getLogger(__name__)
+
+KEPT_PARTIALS = 2
+"""For how many other settings a stage's interrupted work is kept when a result is made: they may come back."""
+
+
+class Pipeline(Results):
+    """The stages of one config in one run folder, and how they are run."""
+
+    def run(self, names: Iterable[str], force: bool = False, announce: Callable[[str], None] = logger.info) -> None:
+        """Run the named stages that are not current, in order; what they need must be current or among them.
+
+        With `force` the named stages are made anew and get new run ids, so that everything behind them becomes stale.
+        """
+        names = list(names)
+        keep_freed_memory()
+        with graceful_stop(), self._all_processes(), held(self.folder) if is_first() else nullcontext():
+            from_first(lambda: self._prepare(names, force), stoppable=True)
+            for name in names:
+                self._run_stage(name, force, announce)
+
+    def _all_processes(self) -> AbstractContextManager[None]:
+        return group(pick_device(self.config.run)) if world_size() > 1 else nullcontext()
+
+    def _prepare(self, names: list[str], force: bool) -> None:
+        """Before the first stage: what can be known to be wrong, and the config in the run folder."""
+        for key in (self.stages[name].divides for name in names if self.stages[name].divides):
+            check_shares(key, self.config.pick((key,))[key])
+        write_text(self.folder / "config.toml", to_toml(self.config))
+        for name in (name for name in self.order(names) if name not in names):
+            self.ensure(name)
+        self._check_later(names[1:], force)
+
+    def _check_later(self, names: list[str], force: bool) -> None:
+        """Raise UserError for what these stages would stop at after the ones before them have worked for hours."""
+        checks = {name: check for name in names if (check := self.stages[name].check)}
+        states = self.states(checks)
+        for name, check in checks.items():
+            if force or states[name].kind != "current":
+                check(self.config)
+
+    def _run_stage(self, name: str, force: bool, announce: Callable[[str], None]) -> None:
+        """Make one stage's result if need be. The first process decides and publishes; the others follow."""
+        stage, state = self.stages[name], self._decide(name, force, announce) if is_first() else None
+        fingerprint = from_first(lambda: state.fingerprint if state else "", stoppable=True)
+        if not fingerprint:
+            return
+        output = self._output(stage, fingerprint)
+        started = time.monotonic()
+        if stage.shared or is_first():
+            key = stage.memory or stage.divides or "run.workers"
+            with memory_errors_named(name, key, self.config.pick((key,))[key]):
+                stage.run(self.config, {need: self.path(need) for need in stage.needs(self.config)}, output)
+        if state:
+            self._publish(stage, state, output, time.monotonic() - started)
+            announce(f"{name}: done in {time.monotonic() - started:.0f} s -> {self.path(name)}")
+
+    def _decide(self, name: str, force: bool, announce: Callable[[str], None]) -> State | None:
+        """The state of a stage that has to run, all ready for it; None when its result is current."""
+        state = self.states([name])[name]
+        if state.kind == "current" and not force:
+            announce(f"{name}: current, nothing to do ({self.path(name)})")
+            self._discard_partial(name, state.fingerprint)
+            return None
+        if state.kind == "damaged" and not force:
+            raise DamagedFile(
+                f"{state.reason}: it is damaged. Make it again with: cam-pipeline {self.stages[name].command} --force"
+            )
+        self._begin(self.stages[name], state, force)
+        announce(f"{name}: starts" + (f" ({state.reason})" if state.kind in ("stale", "partial") else ""))
+        return state
+
+    def _output(self, stage: Stage, fingerprint: str) -> Output:
+        return Output(self._partial(stage.name, fingerprint) / stage.makes, self.folder / "logs", fingerprint)
+
+    def _begin(self, stage: Stage, state: State, force: bool) -> None:
+        folder = self._partial(stage.name, state.fingerprint)
+        if force:
+            shutil.rmtree(folder, ignore_errors=True)
+            run_id = f"{state.fingerprint}-{secrets.token_hex(4)}"
+            write_text(folder / "run.json", json.dumps({"run_id": run_id}))
+            self._manifest_path(stage.name).unlink(missing_ok=True)  # now a killed `--force` goes on at the next run
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _publish(self, stage: Stage, state: State, output: Output, seconds: float) -> None:
+        """Put the result in place. The old manifest goes first, so that it never stands beside a newer result."""
+        manifest_path = self._manifest_path(stage.name)
+        manifest_path.unlink(missing_ok=True)
+        run_id = run_id_of(output.folder, state.fingerprint)
+        os.replace(output.path, self.path(stage.name))
+        manifest = {
+            "stage": stage.name,
+            "fingerprint": state.fingerprint,
+            "run_id": run_id,
+            "facts": state.facts,
+            "bytes": self.path(stage.name).stat().st_size,
+            "made": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "seconds": round(seconds, 1),
+            "cam_pipeline": __version__,
+        }
+        write_text(manifest_path, json.dumps(manifest, indent=1))
+        self._discard_partial(stage.name, state.fingerprint)
+
+    def _discard_partial(self, name: str, fingerprint: str) -> None:
+        """Remove work in progress of a stage whose result is in place, and all but the newest with other settings."""
+        shutil.rmtree(self._partial(name, fingerprint), ignore_errors=True)
+        others = sorted((self.folder / "partial").glob(f"{name}-*"), key=_last_change, reverse=True)
+        for old in others[KEPT_PARTIALS:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _last_change(folder: Path) -> float:
+    """When work in progress was last gone on with."""
+    return max((path.stat().st_mtime for path in (folder, *folder.iterdir())), default=0.0)

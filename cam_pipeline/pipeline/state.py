@@ -1,0 +1,191 @@
+"""Whether a stage's result is current, and if not, why.
+
+A result is current when its manifest states the fingerprint that the config and data of today give, and the file has
+the size the manifest states.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cam_pipeline.config import FILES, Config
+from cam_pipeline.data.digest import FileDigests
+from cam_pipeline.errors import ConfigError, StageNotReady
+from cam_pipeline.pipeline.stage import Stage, load_stages
+
+
+@dataclass(frozen=True)
+class State:
+    """What `status` shows of a stage. `kind` is current, stale, damaged, partial or missing."""
+
+    stage: str
+    kind: str
+    reason: str
+    run_id: str
+    fingerprint: str
+    facts: Mapping[str, Any]
+
+
+@dataclass
+class Results:
+    """What a run folder holds of the stages of one config."""
+
+    config: Config
+    stages: Mapping[str, Stage] = field(default_factory=lambda: load_stages())
+
+    def __post_init__(self) -> None:
+        self.folder = self.config.folder
+        self.digests = FileDigests(self.folder / "digests.json")
+
+    def path(self, name: str) -> Path:
+        """Final place of a stage's result."""
+        return self.folder / self.stages[name].makes
+
+    def _manifest_path(self, name: str) -> Path:
+        return self.folder / f"{self.stages[name].makes}.manifest.json"
+
+    def _manifest(self, name: str) -> dict[str, Any]:
+        """What is stated of a stage's result; empty when there is no manifest that states everything."""
+        manifest = read_json(self._manifest_path(name))
+        complete = {"fingerprint", "run_id", "facts", "bytes", "made"} <= manifest.keys()
+        return manifest if complete and isinstance(manifest["facts"], dict) else {}
+
+    def order(self, names: Iterable[str]) -> list[str]:
+        """The named stages and all that they need, upstream first."""
+        found: list[str] = []
+
+        def visit(name: str) -> None:
+            for upstream in self.stages[name].needs(self.config):
+                visit(upstream)
+            if name not in found:
+                found.append(name)
+
+        for name in names:
+            visit(name)
+        return found
+
+    def states(self, names: Iterable[str]) -> dict[str, State]:
+        """State of the named stages and of all that they need, upstream first."""
+        states: dict[str, State] = {}
+        for name in self.order(names):
+            states[name] = self._state(name, states)
+        if self.folder.is_dir():
+            self.digests.save()
+        return states
+
+    def _state(self, name: str, states: Mapping[str, State]) -> State:
+        stage = self.stages[name]
+        upstream = {need: states[need] for need in stage.needs(self.config)}
+        facts: dict[str, Any] = {
+            "stage": name,
+            "version": stage.version,
+            "params": self.config.pick(stage.params, stage.ignores),
+            "data": stage.data(self.config, self.digests),
+            "needs": {need: state.run_id for need, state in upstream.items()},
+        }
+        fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        partial = self._partial(name, fingerprint)
+        run_id = run_id_of(partial, fingerprint)
+        kind, reason = self._compare(name, fingerprint, facts, partial)
+        if kind in ("current", "damaged"):
+            run_id = self._manifest(name)["run_id"]
+        waiting = next((need for need, state in upstream.items() if state.kind != "current"), None)
+        if kind == "current" and waiting:
+            kind, reason = "stale", f"{waiting} is {upstream[waiting].kind}"
+        return State(name, kind, reason, run_id, fingerprint, facts)
+
+    def _compare(self, name: str, fingerprint: str, facts: Mapping[str, Any], partial: Path) -> tuple[str, str]:
+        """Kind and reason of a stage's state, by its own manifest alone."""
+        manifest, path = self._manifest(name), self.path(name)
+        if manifest and path.is_file() and manifest["fingerprint"] == fingerprint:
+            size = path.stat().st_size
+            if size != manifest["bytes"]:
+                return "damaged", f"{path} has {size} bytes, its manifest says {manifest['bytes']}"
+            return "current", f"made {manifest['made']}"
+        progress = read_json(partial / "progress.json")
+        if {"done", "total", "unit"} <= progress.keys():
+            return "partial", f"{progress['done']} of {progress['total']} {progress['unit']} done"
+        if manifest and path.is_file():
+            return "stale", explain_change(manifest["facts"], facts)
+        return "missing", "not made yet"
+
+    def _partial(self, name: str, fingerprint: str) -> Path:
+        return self.folder / "partial" / f"{name}-{fingerprint}"
+
+    def made_with(self) -> Config:
+        """The config with which the results in the run folder were made, which need not be the one of today.
+
+        Files, and settings that no result depends on, are those of today. Raises ConfigError for results of an older
+        version, and where not so many maps were merged as today's config names.
+        """
+        values = self.config.model_dump(mode="json")
+        for manifest in filter(None, map(self._manifest, self.stages)):
+            for path, value in manifest["facts"]["params"].items():
+                section, _, key = path.partition(".")
+                made = {key: value} if key else value
+                if section == "refine" and made.get("merge_with", 0) != len(self.config.refine.merge_with):
+                    raise ConfigError(
+                        f"{self.folder / 'config.toml'}: the number of files in refine.merge_with is "
+                        f"{len(self.config.refine.merge_with)}, but was {made.get('merge_with', 0)} when the results "
+                        "were made; name those, or run cam-pipeline make-cams"
+                    )
+                values[section] |= {key: value for key, value in made.items() if key not in FILES}
+        try:
+            return Config.model_validate(values)
+        except ValueError as error:
+            raise ConfigError(f"{self.folder} was made by another version; make its results again with --force") from (
+                error
+            )
+
+    def ensure(self, name: str) -> Path:
+        """Path of a current result. Raises StageNotReady, naming the command to run, when it is not current."""
+        state = self.states([name])[name]
+        if state.kind != "current":
+            raise StageNotReady(
+                f"{self.path(name)} is {state.kind} ({state.reason}). Run: cam-pipeline {self.stages[name].command}"
+            )
+        return self.path(name)
+
+
+def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Why a result is stale, in words: the first setting, input or version that differs."""
+    if before.get("version") != now["version"]:
+        return f"the stage's code changed (version {before.get('version')} to {now['version']})"
+    for section, value in now["params"].items():
+        old = _table(before, "params").get(section)
+        if isinstance(value, dict) and isinstance(old, dict):
+            for key, item in value.items():
+                if old.get(key) != item:
+                    return f"{section}.{key} was {old.get(key)}, is {item}"
+        elif old != value:
+            return f"{section} was {old}, is {value}"
+    if before.get("data") != now["data"]:  # what is read of it is a matter of the settings, too
+        return "the data changed"
+    for need, run_id in now["needs"].items():
+        if _table(before, "needs").get(need) != run_id:
+            return f"{need} was made anew or will be"
+    return "what it needs is other than before"
+
+
+def _table(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A table among stored facts; empty where there is none."""
+    found = facts.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def run_id_of(partial: Path, fingerprint: str) -> str:
+    """The run id that `--force` noted in the folder of work in progress; else the fingerprint."""
+    noted = read_json(partial / "run.json").get("run_id")
+    return noted if isinstance(noted, str) and noted else fingerprint
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when there is none or it can not be read."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
