@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cam_pipeline.data import batches as batches_module
+from cam_pipeline.data import loading
 from cam_pipeline.data.batches import EpochBatches, same_size_batches
 from cam_pipeline.data.loading import grid_batches, loader_over, training_batches
 from cam_pipeline.data.table import Sample
@@ -209,7 +209,7 @@ def test_memory_is_pinned_for_a_gpu_that_is_used_not_for_one_that_is_there(sampl
         asked.append(pin_memory)
         return []
 
-    monkeypatch.setattr(batches_module, "DataLoader", spy)
+    monkeypatch.setattr(loading, "DataLoader", spy)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     place = torch.device(device)
     list(training_batches(make_views(samples), EpochBatches(5, 2, epochs=1, seed=0), 0, place))

@@ -7,10 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
-from PIL import ExifTags, Image
+from PIL import Image
 
-from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import image_size, is_turned, opened, read_image, sample_image, sample_size
 from cam_pipeline.data.masks import read_mask, sample_mask
 from cam_pipeline.data.table import Sample
@@ -317,99 +315,3 @@ def test_a_large_image_is_no_matter_for_a_warning_of_pillow(tmp_path):
     path = tmp_path / "a.png"
     Image.new("1", (10_000, 9_000)).save(path)
     assert image_size(path) == (9_000, 10_000)
-
-
-def test_masks_are_indexed_or_grey(tmp_path):
-    path = tmp_path / "m.png"
-    labels = np.array([[0, 2, 255], [1, 0, 2]], dtype=np.uint8)
-    Image.fromarray(labels).save(path)
-    np.testing.assert_array_equal(read_mask(path, 2), labels)
-    indexed = Image.fromarray(labels)
-    indexed.putpalette([*range(256)] * 3)
-    indexed.save(path)
-    assert Image.open(path).mode == "P"
-    np.testing.assert_array_equal(read_mask(path, 2), labels)
-    assert read_mask(path, 2).dtype == np.uint8
-
-
-def test_masks_with_other_values_or_modes_are_refused(tmp_path):
-    path = tmp_path / "m.png"
-    Image.fromarray(np.array([[0, 3, 7]], dtype=np.uint8)).save(path)
-    with pytest.raises(
-        DataError, match=r"m\.png: mask value 3 is neither 0\.\.2 nor 255 \(ignore\); write class numbers"
-    ):
-        read_mask(path, 2)
-    for mode in ("RGB", "1", "LA"):
-        Image.new(mode, (3, 2)).save(path)
-        with pytest.raises(
-            DataError, match=rf"m\.png: a mask must be .* mode {mode}; save class numbers in place of colours$"
-        ):
-            read_mask(path, 2)
-    path.write_text("no image")
-    with pytest.raises(DataError, match=r"m\.png can not be read as a mask"):
-        read_mask(path, 2)
-    with pytest.raises(DataError, match=r"no mask file .*gone\.png"):
-        read_mask(tmp_path / "gone.png", 2)
-
-
-def test_the_mask_of_a_sample_has_the_size_of_its_image(tmp_path):
-    image, mask = tmp_path / "a.png", tmp_path / "m.png"
-    Image.fromarray(PIXELS).save(image)
-    Image.fromarray(np.ones((2, 3), np.uint8)).save(mask)
-    assert sample_mask(Sample("a", image, "train", (1,), mask), 1).tolist() == [[1, 1, 1]] * 2
-    Image.fromarray(np.ones((3, 2), np.uint8)).save(mask)
-    with pytest.raises(
-        DataError,
-        match=r"m\.png: the mask is \(3, 2\), its image is \(2, 3\) \(height, width\); make the mask anew, or",
-    ):
-        sample_mask(Sample("a", image, "train", (1,), mask), 1)
-    with pytest.raises(DataError, match=r"image a has no mask \(t.csv, line 2\); add one, or take the image out"):
-        sample_mask(Sample("a", image, "train", (1,), source="t.csv, line 2"), 1)
-
-
-def test_the_mask_of_a_turned_image_is_upright_and_the_message_says_so(tmp_path):
-    image, mask = tmp_path / "a.png", tmp_path / "m.png"
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    Image.fromarray(PIXELS).save(image, exif=exif)
-    Image.fromarray(np.ones((2, 3), np.uint8)).save(mask)
-    turned = Sample("a", image, "train", (1,), mask)
-    with pytest.raises(DataError, match=r"its image is \(3, 2\) .*; the image is turned upright by its EXIF orient"):
-        sample_mask(turned, 1)
-    Image.fromarray(np.ones((3, 2), np.uint8)).save(mask)
-    assert sample_mask(turned, 1).shape == (3, 2)
-
-
-def test_to_tensor_puts_channels_first_and_copies():
-    tensor = to_tensor(PIXELS)
-    assert tensor.shape == (3, 2, 3) and tensor.dtype == torch.uint8
-    assert tensor[1].tolist() == PIXELS[..., 1].tolist()
-    tensor.zero_()
-    assert PIXELS.any()
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "stride", "max_side", "scale", "grid"),
-    [
-        (100, 260, 16, 1024, 1.0, (6, 16)),  # 6.25 and 16.25 cells
-        (100, 260, 16, 130, 1.0, (3, 8)),  # halved first: 3.125 and 8.125
-        (260, 100, 16, 130, 1.0, (8, 3)),
-        (100, 260, 16, 1024, 0.5, (3, 8)),
-        (100, 260, 16, 520, 1.0, (6, 16)),  # never enlarged
-        (1, 1, 32, 1024, 1.0, (1, 1)),
-        (1, 4000, 32, 1000, 1.0, (1, 31)),
-    ],
-)
-def test_grid_size(height, width, stride, max_side, scale, grid):
-    assert grid_size(height, width, stride, max_side, scale) == grid
-
-
-def test_resize_to_grid_covers_the_image_and_keeps_its_sides():
-    image = torch.zeros(3, 20, 50, dtype=torch.uint8)
-    image[0, :, 25:], image[1, 10:], image[2] = 255, 255, 51
-    small = resize_to_grid(image, (2, 3), 4)
-    assert small.shape == (3, 8, 12) and small.dtype == torch.float32
-    torch.testing.assert_close(small[2], torch.full((8, 12), 0.2))
-    assert (small[0, :, :4] < 0.01).all() and (small[0, :, 8:] > 0.99).all()  # red is the right half
-    assert (small[1, :2] < 0.01).all() and (small[1, 6:] > 0.99).all()  # green is the lower half
-    assert torch.equal(resize_to_grid(image, (5, 10), 5)[0, 0, :26], torch.arange(26).ge(25).float())

@@ -12,7 +12,7 @@ from PIL import Image
 from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
-from cam_pipeline.evaluation import rows
+from cam_pipeline.evaluation import confusions, rows
 from cam_pipeline.evaluation.confusions import (
     cam_sweep,
     labels_confusion,
@@ -229,7 +229,7 @@ def fake_segmenter(monkeypatch, predictions):
     monkeypatch.setattr(rows, "load_segmenter", lambda settings, path, classes: SimpleNamespace())
     monkeypatch.setattr(rows, "place", lambda network, device: None)
     monkeypatch.setattr(
-        rows,
+        confusions,
         "predict_labels",
         lambda segmenter, samples, config: ((one, torch.tensor(predictions[one.id])) for one in reversed(samples)),
     )
