@@ -31,8 +31,9 @@ from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.prediction.label_maps import predict_image
 from cam_pipeline.refinement.background import background_score
 from cam_pipeline.refinement.labels import pseudo_labels
+from cam_pipeline.refinement.merging import merged
 from cam_pipeline.refinement.scores import class_scores, refined
-from cam_pipeline.store.cams import StoredCam, merged
+from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.store.checkpoints import load_model
 
 

@@ -1,19 +1,17 @@
 """Scores -> pseudo-labels with an ignore band (pseudo_labels.h5); seconds, so thresholds are cheap to change."""
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Generator
 
 import numpy as np
 
 from cam_pipeline.config import Config, to_toml
-from cam_pipeline.machine.interrupt import raise_if_stopped
-from cam_pipeline.machine.progress import track
 from cam_pipeline.ops.labels import IGNORE_INDEX
-from cam_pipeline.pipeline import Output, Stage
+from cam_pipeline.pipeline import Inputs, Output, Stage
 from cam_pipeline.refinement.labels import pseudo_labels
-from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes
+from cam_pipeline.store.hdf5 import Record, artefact_attributes
 from cam_pipeline.store.labels import label_record
+from cam_pipeline.store.parts import PartWriter, in_chunks, write_parts
 from cam_pipeline.store.scores import ScoreStore, StoredScores
 
 logger = logging.getLogger(__name__)
@@ -21,27 +19,24 @@ logger = logging.getLogger(__name__)
 IMAGES_PER_PART = 256
 
 
-def make_labels(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+def make_labels(config: Config, inputs: Inputs, output: Output) -> None:
     """Write labels and per-pixel confidence for every image that has scores; say which lost a class that they show."""
-    seen, lost = 0, list[str]()
     with ScoreStore.open(inputs["refine_cams"]) as scores:
-        chunks = [
-            scores.names[start : start + IMAGES_PER_PART] for start in range(0, len(scores.names), IMAGES_PER_PART)
-        ]
         classes = ("background", *scores.classes)
         attributes = artefact_attributes(classes, output.fingerprint, to_toml(config), ignore_index=IGNORE_INDEX)
-        writer = PartWriter(output.path, "pseudo-labels", attributes, chunks)
-        with track("make_labels", writer.total, done=writer.done) as progress:
-            for number in writer.pending():
-                raise_if_stopped()
-                read = [scores.read(name) for name in chunks[number]]
-                records = [labelled(stored, config) for stored in read]
-                writer.write(number, records)
-                seen += len(records)
-                lost += [
-                    stored.name for stored, record in zip(read, records, strict=True) if loses_class(stored, record)
-                ]
-                progress.advance(len(chunks[number]))
+        writer = PartWriter(output.path, "pseudo-labels", attributes, in_chunks(scores.names, IMAGES_PER_PART))
+        seen = writer.total - writer.done
+        lost: list[str] = []
+
+        def labels(number: int) -> Generator[Record, None, None]:
+            for name in writer.chunks[number]:
+                stored = scores.read(name)
+                record = labelled(stored, config)
+                if loses_class(stored, record):
+                    lost.append(name)
+                yield record
+
+        write_parts("make_labels", writer, labels)
         writer.join(scores.names)
     if lost:
         what = "images have no pixel of a class that they show, the first"

@@ -1,8 +1,6 @@
 """Images with image-level labels -> a classifier (classifier.safetensors)."""
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +10,8 @@ from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
-from cam_pipeline.data.digest import FileDigests, data_digest
+from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.loading import grid_batches
-from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.sfc import ImageBank
 from cam_pipeline.data.table import Sample, check_files, image_labels, labelled, warn_of_absent_classes
 from cam_pipeline.data.views import TrainingViews
@@ -24,7 +21,7 @@ from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.ops.metrics import average_precision, f1_score
 from cam_pipeline.ops.sfc import bank_appearances, distribution_weights
-from cam_pipeline.pipeline import Output, Stage
+from cam_pipeline.pipeline import Inputs, Output, Stage
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.training.objectives.image_loss import image_loss
 from cam_pipeline.training.objectives.sfc import layers_of_sfc
@@ -33,12 +30,12 @@ from cam_pipeline.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def train_cls(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
     """Train a multi-label classifier, with the objectives of `objectives`; the weights after the last epoch are kept.
 
     mAP and F1 on the validation split's image-level labels are reported after each epoch; masks are never looked at.
     """
-    table = load_table(config.data)
+    table = inputs.table
     train = labelled(table.split(config.data.train))
     val = [sample for sample in table.validation(config.data.val) if sample.class_ids is not None]
     if config.data.val and not val:
@@ -118,12 +115,11 @@ def validate(classifier: Classifier, samples: list[Sample], config: Config) -> d
     return {"mAP": float(average_precision(scores, truth).nanmean()), "F1": float(f1_score(scores, truth))}
 
 
-def _data(config: Config, digests: FileDigests) -> str:
-    table = load_table(config.data)
-    train = data_digest(table.classes, table.split(config.data.train), digests)
+def _data(config: Config, dataset: Dataset) -> str:
+    train = dataset.digest(dataset.table.split(config.data.train))
     settings = config.classifier
     weights = [settings.weights, *([settings.trunk_weights] if settings.trunk else [])]
-    return " ".join([train, *(digests.of_weights(path) for path in weights)])
+    return " ".join([train, *(dataset.digests.of_weights(path) for path in weights)])
 
 
 STAGE = Stage(

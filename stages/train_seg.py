@@ -1,7 +1,6 @@
 """Pseudo-labels (or masks, for the reference) -> a DeepLab segmenter (segmenter.safetensors)."""
 
 import logging
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.data_set import too_few_images
-from cam_pipeline.data.digest import FileDigests, data_digest
+from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.images import UInt8, sample_size
 from cam_pipeline.data.masks import sample_mask
-from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, check_files, masked
 from cam_pipeline.data.views import ReadMask, TrainingViews
 from cam_pipeline.errors import ConfigError, DataError
@@ -25,7 +23,7 @@ from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.ops.labels import IGNORE_INDEX
 from cam_pipeline.ops.losses import segmentation_loss
-from cam_pipeline.pipeline import Output, Stage
+from cam_pipeline.pipeline import Inputs, Output, Stage
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
 from cam_pipeline.training.dry_run import check_weights_file, try_segmenter
@@ -34,9 +32,9 @@ from cam_pipeline.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def train_seg(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
     """Train a segmenter on the training split; the weights after the last epoch are kept."""
-    table = load_table(config.data)
+    table = inputs.table
     train = table.split(config.data.train)
     check_files(train)
     read_labels = supervision(config, inputs, table, train)
@@ -77,7 +75,7 @@ def labelled_pixels(batch: dict[str, Any]) -> float:
     return float((batch["mask"] != IGNORE_INDEX).sum())
 
 
-def supervision(config: Config, inputs: Mapping[str, Path], table: Table, train: list[Sample]) -> ReadMask:
+def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample]) -> ReadMask:
     """What the segmenter learns from, checked: a function from an index into `train` to labels (H, W)."""
     if config.train_seg.supervision == "masks":
         return partial(_indexed_mask, masked(train), len(table.classes))
@@ -125,11 +123,10 @@ def _needs(config: Config) -> tuple[str, ...]:
     return ("make_labels",) if config.train_seg.supervision == "pseudo-labels" else ()
 
 
-def _data(config: Config, digests: FileDigests) -> str:
-    table = load_table(config.data)
+def _data(config: Config, dataset: Dataset) -> str:
     masks = config.train_seg.supervision == "masks"
-    train = data_digest(table.classes, table.split(config.data.train), digests, labels=False, masks=masks)
-    return f"{train} {digests.of_weights(config.segmenter.weights)}"
+    train = dataset.digest(dataset.table.split(config.data.train), labels=False, masks=masks)
+    return f"{train} {dataset.digests.of_weights(config.segmenter.weights)}"
 
 
 STAGE = Stage(

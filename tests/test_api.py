@@ -118,7 +118,7 @@ def test_merged_maps_are_read_from_all_their_runs(commands: Any, finished: Path)
     both = ("--set", f"refine.merge_with=['{others[0]}']")
     assert commands.run("make-cams", "-c", "tiny.toml", *both, folder=finished).code == 0
     run = open_run(finished / "run", device="cpu")
-    with CamStore.open(finished / "run" / "cams.h5", others) as store, CamStore.open(others[0]) as other:
+    with CamStore.open(finished / "run" / "merged_cams.h5") as store, CamStore.open(others[0]) as other:
         stored, beside = store.read(NAME), other.read(NAME)
     names = [run.classes[class_id - 1] for class_id in stored.class_ids]
     found = run.annotate(finished / "data" / f"{NAME}.jpg", classes=names).cams
@@ -132,7 +132,10 @@ def test_merged_maps_are_read_from_all_their_runs(commands: Any, finished: Path)
     (finished / "run" / "config.toml").write_text(
         (finished / "run" / "config.toml").read_text().replace(f'merge_with = ["{others[0]}"]', "merge_with = []")
     )
-    with pytest.raises(ConfigError, match="is 0, but was 1 when the results were made; name those"):
+    with pytest.raises(
+        ConfigError,
+        match=r"it makes scores\.h5 from extract_cams, but merge_cams was used; mend it, or run cam-pipeline make-cams",
+    ):
         open_run(finished / "run", device="cpu")
 
 

@@ -141,6 +141,10 @@ def test_checker_is_content(module: str, source: str) -> None:
     assert violations(module, source, is_package=module == "cam_pipeline") == []
 
 
+def test_contributing_shows_the_floors() -> None:
+    assert f"```{FLOORS}```" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
 def test_command_line_starts_without_heavy_libraries() -> None:
     code = "import sys, cam_pipeline.cli; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -39,7 +39,7 @@ def make_cams(options: Options) -> None:
     Example: cam-pipeline make-cams -c my.toml --set refine.background=0.3
     """
     pipeline = options.pipeline()
-    pipeline.run([name for name in pipeline.stages if pipeline.stages[name].command == "make-cams"], options.force)
+    pipeline.run(pipeline.made_by("make-cams"), force=options.force)
 
 
 @main.command("train-seg")

@@ -99,6 +99,11 @@ class RefineSettings(Section):
         return number
 
     @property
+    def maps_from(self) -> str:
+        """The stage whose maps are refined."""
+        return "merge_cams" if self.merge_with else "extract_cams"
+
+    @property
     def background_score(self) -> float:
         """The number. Raises ValueError where it is still to be chosen (`cam_pipeline.refinement.background`)."""
         if isinstance(self.background, str):

@@ -104,16 +104,19 @@ class Config(Section):
         for path in without:
             section, key = path.split(".")
             everything[section].pop(key, None)
+        for section, settings in everything.items():
+            everything[section] = {key: _without_place(key, value) for key, value in settings.items()}
         picked: dict[str, Any] = {}
         for path in paths:
             value: Any = everything
             for part in path.split("."):
                 value = value[part]
             picked[path] = value
-        for settings in (value for value in picked.values() if isinstance(value, dict)):
-            for key in FILES & settings.keys():
-                if isinstance(settings[key], list):
-                    settings[key] = len(settings[key])
-                elif settings[key] not in ("pretrained", "none"):
-                    settings[key] = "file"
         return picked
+
+
+def _without_place(key: str, value: Any) -> Any:
+    """A setting that names files as what counts of it here: whether, or how many; their contents are in the data."""
+    if key not in FILES or value in ("pretrained", "none"):
+        return value
+    return len(value) if isinstance(value, list) else "file"

@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,23 @@ def sample_size(sample: Sample) -> tuple[int, int]:
 
 
 def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) as `read_image` would return; a JPEG is not decoded for it. Raises DataError like it."""
+    """(height, width) as `read_image` would return; a JPEG is not decoded for it. Raises DataError like it.
+
+    The answer is kept for as long as the file has its size in bytes and its time of change.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return _size_in(path, max_pixels)  # which says what is wrong with the file
+    return _known_size(path, max_pixels, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _known_size(path: Path, max_pixels: int, _bytes: int, _changed: int) -> tuple[int, int]:
+    return _size_in(path, max_pixels)
+
+
+def _size_in(path: Path, max_pixels: int) -> tuple[int, int]:
     with opened(path, max_pixels) as image:
         if image.format == "PNG" or (image.format == "TIFF" and _orientation(image) != 1):
             image.load()  # a PNG may tell its orientation at its end; newer versions of Pillow turn a TIFF upright here

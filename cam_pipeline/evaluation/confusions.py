@@ -42,11 +42,11 @@ def target_labels(sample: Sample, table: Table) -> Tensor:
 def cam_sweep(path: Path, table: Table, samples: Sequence[Sample], settings: RefineSettings) -> Tensor:
     """Exact confusion of the CAMs at every background score of THRESHOLDS, in one pass: (T, K, K).
 
-    Of `settings` `merge_with` and those of `refinement.class_scores` matter.
+    Uses of `settings` what `refinement.scores.class_scores` reads.
     """
     num_labels = 1 + len(table.classes)
     total = torch.zeros(num_labels, num_labels, len(THRESHOLDS) + 1, dtype=torch.int64)
-    with CamStore.open(path, settings.merge_with) as store, track("evaluate CAM", len(samples)) as progress:
+    with CamStore.open(path) as store, track("evaluate CAM", len(samples)) as progress:
         for sample in samples:
             best, score = best_class(store.read(sample.id), settings)
             total += threshold_histogram(best, score, target_labels(sample, table), THRESHOLDS, num_labels)

@@ -36,8 +36,8 @@ from cam_pipeline.ops.metrics import (
 from cam_pipeline.refinement.background import background_score
 from cam_pipeline.refinement.scores import THRESHOLDS
 
-TITLES = {"extract_cams": "CAM", "refine_cams": "refined", "make_labels": "pseudo-label", "train_seg": "segmenter"}
-"""The rows of a report, by the stage whose result they are of."""
+TITLES = {"refine_cams": "refined", "make_labels": "pseudo-label", "train_seg": "segmenter"}
+"""Rows of a report, by the stage whose result they are of; before them CAM, see `titles_of`."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ def _used(settings: RefineSettings) -> str:
     return f"image labels; background from up to {settings.background_images} masks of {settings.background_split}"
 
 
+def titles_of(config: Config) -> dict[str, str]:
+    """The rows of a report, by the stage whose result they are of."""
+    return {config.refine.maps_from: "CAM", **TITLES}
+
+
 def cam_rows(
     confusions: Tensor, background: float | None, oracle: bool, used: str = "image labels", **facts: Any
 ) -> list[Row]:
@@ -120,9 +125,9 @@ def evaluate(
     rows: list[Row] = []
     of_labels, of_segmenter = _compared_splits(config, table, split)
     samples = _samples_of(table, of_labels, every) if of_labels in config.cam.splits else []
-    if "extract_cams" in results and samples:
+    if config.refine.maps_from in results and samples:
         facts: dict[str, Any] = {"split": of_labels, "images": len(samples)}
-        confusions = cam_sweep(results["extract_cams"], table, samples, config.refine)
+        confusions = cam_sweep(results[config.refine.maps_from], table, samples, config.refine)
         background = background_score(config.refine, results.get("refine_cams"))
         facts["used"] = _used(config.refine)
         rows += cam_rows(confusions, background, oracle, **facts)
@@ -156,8 +161,9 @@ def left_out(
     `ready`: the stages that have a result; `not_ready`: those of the run that have none, and why. The rest as there.
     """
     of_labels, of_segmenter = _compared_splits(config, table, split)
-    lines = [f"{title}: {not_ready[stage]}" for stage, title in TITLES.items() if stage in not_ready]
-    titles = ", ".join(title for stage, title in TITLES.items() if stage in ready and stage != "train_seg")
+    every_title = titles_of(config)
+    lines = [f"{title}: {not_ready[stage]}" for stage, title in every_title.items() if stage in not_ready]
+    titles = ", ".join(title for stage, title in every_title.items() if stage in ready and stage != "train_seg")
     if titles and of_labels not in config.cam.splits:
         lines.append(f"{titles}: no maps are made of split '{of_labels}'; name it in cam.splits")
     elif titles and not _samples_of(table, of_labels, every):

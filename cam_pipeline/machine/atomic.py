@@ -1,10 +1,12 @@
 """Write to the side, then rename: a file under its final name is always whole."""
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cam_pipeline.errors import CannotWrite
 
@@ -156,3 +158,12 @@ class PatientFile:
     def _keep(self, error: OSError) -> None:
         error.filename = error.filename or str(self._path)
         self._error = self._error or error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when there is none or it can not be read."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -3,18 +3,95 @@
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from typing import Any, Self, TypeVar
 
-from joblib import Parallel, parallel_config
+from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 
 from cam_pipeline.errors import ConfigError, LibraryMissing, WorkerLost
 from cam_pipeline.machine.interrupt import workers_start_deaf
 
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+KILLED = "a worker process was killed, for lack of memory or by the CRF itself"
+ALONE = 64
+"""Tasks that run one by one after a loss: any of those in flight may have caused it."""
 LOST = ("BrokenProcessPool", "KilledWorker", "WorkerCrashedError")
 """What loky, Dask and Ray raise when a worker process is gone; by name, as two of them are optional."""
+
+
+class Workers:
+    """Worker processes (or threads) for many tasks; a context manager. A task that kills its process is told apart.
+
+    `backend` as `run.backend`; a Dask or Ray cluster has workers of its own number.
+    """
+
+    def __init__(self, backend: str, workers: int) -> None:
+        self.backend, self.workers = backend, workers
+        self._opened = ExitStack()
+        self._parallel: Parallel | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._parallel = None
+        self._opened.__exit__(*error)
+
+    def results(
+        self, items: Sequence[Item], task: Callable[[Item], Callable[[], Result]]
+    ) -> Generator[Result | None, None, None]:
+        """The result of `task(item)()` for every item, in order; None for a task that kills its worker process.
+
+        `task` is called here, shortly before a worker is free; what it returns is pickled. Errors as `joblib_workers`,
+        but WorkerLost only on a cluster (Dask, Ray): here the tasks after a loss are done one by one for a while.
+        """
+        done = 0
+        while done < len(items):
+            try:
+                for found in self._together(delayed(task(item))() for item in items[done:]):
+                    done += 1
+                    yield found
+            except WorkerLost:
+                if self.backend != "loky":
+                    raise
+                few = items[done : done + ALONE]
+                logger.warning("%s; the next %d images go one by one", KILLED, len(few))
+                for found in survived([task(item) for item in few]):
+                    done += 1
+                    yield found
+
+    def _together(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        """Results of delayed tasks. After an error of a worker the next call starts new ones."""
+        if self._parallel is None:
+            self._parallel = self._opened.enter_context(joblib_workers(self.backend, self.workers))
+        try:
+            with results_of(self._parallel, tasks) as results:
+                yield from results
+        except Exception as error:
+            self.__exit__(type(error), error, error.__traceback__)  # says WorkerLost for a lost worker
+            raise
+
+
+def survived(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result | None]:
+    """Results of tasks that run one at a time in a process of their own; None for one that kills it."""
+    done = 0
+    while done < len(tasks):
+        try:
+            with joblib_workers("loky", 2) as parallel:  # two, as joblib would take one for this very process
+                for task in tasks[done:]:
+                    with results_of(parallel, [delayed(task)()]) as results:
+                        found = next(results)
+                    done += 1
+                    yield found
+        except WorkerLost:
+            done += 1
+            yield None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from cam_pipeline.machine.device import keep_freed_memory, memory_errors_named, 
 from cam_pipeline.machine.distributed import check_shares, from_first, group, is_first, world_size
 from cam_pipeline.machine.interrupt import graceful_stop
 from cam_pipeline.pipeline.lock import held
-from cam_pipeline.pipeline.stage import Output, Stage
+from cam_pipeline.pipeline.stage import Inputs, Output, Stage
 from cam_pipeline.pipeline.state import Results, State, run_id_of
 from cam_pipeline.version import __version__
 
@@ -77,7 +77,8 @@ class Pipeline(Results):
         if stage.shared or is_first():
             key = stage.memory or stage.divides or "run.workers"
             with memory_errors_named(name, key, self.config.pick((key,))[key]):
-                stage.run(self.config, {need: self.path(need) for need in stage.needs(self.config)}, output)
+                results = {need: self.path(need) for need in stage.needs(self.config)}
+                stage.run(self.config, Inputs(self.dataset, results), output)
         if state:
             self._publish(stage, state, output, time.monotonic() - started)
             announce(f"{name}: done in {time.monotonic() - started:.0f} s -> {self.path(name)}")

@@ -6,10 +6,27 @@ from importlib import import_module
 from pathlib import Path
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.digest import FileDigests
+from cam_pipeline.data.dataset import Dataset
+from cam_pipeline.data.table import Table
 
-STAGES = ("train_cls", "extract_cams", "refine_cams", "make_labels", "train_seg")
+STAGES = ("train_cls", "extract_cams", "merge_cams", "refine_cams", "make_labels", "train_seg")
 """All stages, in order. Each is a file in `stages/`."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage reads: the data set, and `results`, the files of the stages that it needs."""
+
+    dataset: Dataset
+    results: Mapping[str, Path]
+
+    @property
+    def table(self) -> Table:
+        """All samples of the data set."""
+        return self.dataset.table
+
+    def __getitem__(self, stage: str) -> Path:
+        return self.results[stage]
 
 
 @dataclass(frozen=True)
@@ -33,23 +50,32 @@ class Output:
 class Stage:
     """One cached step.
 
-    `command` is the command that makes it, as a user types it behind `cam-pipeline`.
-    `params` are the config sections and keys that change the result, but for `ignores`, keys in them that only say how
-    to work; `data` digests what the stage reads outside the run folder; `needs` names upstream stages. `version` is
-    raised by hand when the code computes something else. Of several processes the first alone calls `run`, or all do
-    where the stage is `shared`; `divides` names the batch size that they then divide among them. `memory` names the
-    setting to lower when memory does not suffice. `check` raises UserError for a config that the stage would stop at;
-    stages behind the first of a run are checked before it.
+    name      as in the run folder's manifests
+    makes     file name of the result
+    command   what a user types behind `cam-pipeline` to make it
+    run       makes the result
+    params    config sections and keys that change the result
+    ignores   keys in `params` that only say how to work
+    needs     stages whose results it reads
+    applies   whether a config asks for this stage; if not, nothing may need it
+    data      digest of what it reads outside the run folder
+    check     raises UserError if the stage would fail with this config; `run` calls it for later stages before the
+              first one starts
+    version   raised by hand if the code computes something else
+    shared    of several processes all call `run`, not the first alone
+    divides   name of the batch size that the processes divide among them
+    memory    name of the setting to lower if memory does not suffice
     """
 
     name: str
     makes: str
     command: str
-    run: Callable[[Config, Mapping[str, Path], Output], None]
+    run: Callable[[Config, Inputs, Output], None]
     params: tuple[str, ...]
     ignores: tuple[str, ...] = ()
     needs: Callable[[Config], tuple[str, ...]] = lambda config: ()
-    data: Callable[[Config, FileDigests], str] = lambda config, digests: ""
+    applies: Callable[[Config], bool] = lambda config: True
+    data: Callable[[Config, Dataset], str] = lambda config, dataset: ""
     check: Callable[[Config], None] | None = None
     version: int = 1
     shared: bool = False

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cam_pipeline.config import FILES, Config
+from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.errors import ConfigError, StageNotReady
+from cam_pipeline.machine.atomic import read_json
 from cam_pipeline.pipeline.stage import Stage, load_stages
 
 
@@ -38,7 +40,7 @@ class Results:
 
     def __post_init__(self) -> None:
         self.folder = self.config.folder
-        self.digests = FileDigests(self.folder / "digests.json")
+        self.dataset = Dataset(self.config.data, FileDigests(self.folder / "digests.json"))
 
     def path(self, name: str) -> Path:
         """Final place of a stage's result."""
@@ -67,13 +69,18 @@ class Results:
             visit(name)
         return found
 
+    def made_by(self, command: str) -> list[str]:
+        """The stages that a command makes with this config, upstream first."""
+        own = [name for name, stage in self.stages.items() if stage.command == command and stage.applies(self.config)]
+        return [name for name in self.order(own) if name in own]
+
     def states(self, names: Iterable[str]) -> dict[str, State]:
         """State of the named stages and of all that they need, upstream first."""
         states: dict[str, State] = {}
         for name in self.order(names):
             states[name] = self._state(name, states)
         if self.folder.is_dir():
-            self.digests.save()
+            self.dataset.digests.save()
         return states
 
     def _state(self, name: str, states: Mapping[str, State]) -> State:
@@ -83,7 +90,7 @@ class Results:
             "stage": name,
             "version": stage.version,
             "params": self.config.pick(stage.params, stage.ignores),
-            "data": stage.data(self.config, self.digests),
+            "data": stage.data(self.config, self.dataset),
             "needs": {need: state.run_id for need, state in upstream.items()},
         }
         fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -119,26 +126,43 @@ class Results:
         """The config with which the results in the run folder were made, which need not be the one of today.
 
         Files, and settings that no result depends on, are those of today. Raises ConfigError for results of an older
-        version, and where not so many maps were merged as today's config names.
+        version, and for results made from others than today's config says (`_check_sources`).
         """
         values = self.config.model_dump(mode="json")
-        for manifest in filter(None, map(self._manifest, self.stages)):
+        manifests = {name: found for name in self.stages if (found := self._manifest(name))}
+        for manifest in manifests.values():
             for path, value in manifest["facts"]["params"].items():
                 section, _, key = path.partition(".")
                 made = {key: value} if key else value
-                if section == "refine" and made.get("merge_with", 0) != len(self.config.refine.merge_with):
-                    raise ConfigError(
-                        f"{self.folder / 'config.toml'}: the number of files in refine.merge_with is "
-                        f"{len(self.config.refine.merge_with)}, but was {made.get('merge_with', 0)} when the results "
-                        "were made; name those, or run cam-pipeline make-cams"
-                    )
                 values[section] |= {key: value for key, value in made.items() if key not in FILES}
         try:
-            return Config.model_validate(values)
+            made_with = Config.model_validate(values)
         except ValueError as error:
             raise ConfigError(f"{self.folder} was made by another version; make its results again with --force") from (
                 error
             )
+        for name, manifest in manifests.items():
+            self._check_sources(name, manifest["facts"], made_with)
+        return made_with
+
+    def _check_sources(self, name: str, facts: Mapping[str, Any], made_with: Config) -> None:
+        """Raise ConfigError if a result was made from other results, or more or fewer files, than a config says."""
+        stage, config_file = self.stages[name], self.folder / "config.toml"
+        if not stage.applies(made_with):
+            return  # left from an earlier config; nothing is made from it
+        remedy = f"mend it, or run cam-pipeline {stage.command}"
+        then, now = _table(facts, "needs").keys(), {*stage.needs(made_with)}
+        if then != now:
+            raise ConfigError(
+                f"{config_file}: it makes {stage.makes} from {', '.join(now)}, but {', '.join(then)} was used; {remedy}"
+            )
+        for key, count in made_with.pick(stage.params).items():
+            used = _table(facts, "params").get(key)
+            if key.rpartition(".")[2] in FILES and count != used:
+                raise ConfigError(
+                    f"{config_file}: the number of files in {key} is {count}, but was {used} when {stage.makes} was "
+                    f"made; {remedy}"
+                )
 
     def ensure(self, name: str) -> Path:
         """Path of a current result. Raises StageNotReady, naming the command to run, when it is not current."""
@@ -154,6 +178,8 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Why a result is stale, in words: the first setting, input or version that differs."""
     if before.get("version") != now["version"]:
         return f"the stage's code changed (version {before.get('version')} to {now['version']})"
+    if _table(before, "needs").keys() != now["needs"].keys():
+        return f"it is now made from {', '.join(now['needs'])}" if now["needs"] else "it now needs no other result"
     for section, value in now["params"].items():
         old = _table(before, "params").get(section)
         if isinstance(value, dict) and isinstance(old, dict):
@@ -167,7 +193,7 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for need, run_id in now["needs"].items():
         if _table(before, "needs").get(need) != run_id:
             return f"{need} was made anew or will be"
-    return "what it needs is other than before"
+    return "its inputs have changed"
 
 
 def _table(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -180,12 +206,3 @@ def run_id_of(partial: Path, fingerprint: str) -> str:
     """The run id that `--force` noted in the folder of work in progress; else the fingerprint."""
     noted = read_json(partial / "run.json").get("run_id")
     return noted if isinstance(noted, str) and noted else fingerprint
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty when there is none or it can not be read."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -1,9 +1,11 @@
 """The background score where the config leaves it open: chosen without masks, or on the masks of a small split."""
 
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean
 
@@ -18,6 +20,10 @@ from cam_pipeline.data.images import UInt8, sample_image
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
+from cam_pipeline.machine.atomic import read_json, write_text
+from cam_pipeline.machine.interrupt import ignore_in_worker, raise_if_stopped
+from cam_pipeline.machine.parallel import KILLED, Workers
+from cam_pipeline.machine.progress import track
 from cam_pipeline.ops.labels import complete_labels
 from cam_pipeline.ops.metrics import (
     confusion_matrix,
@@ -26,8 +32,8 @@ from cam_pipeline.ops.metrics import (
     threshold_histogram,
 )
 from cam_pipeline.ops.otsu import explained_variance
-from cam_pipeline.refinement.scores import HIGHEST, THRESHOLDS, best_class, refined_scores
-from cam_pipeline.store.cams import StoredCam
+from cam_pipeline.refinement.scores import HIGHEST, THRESHOLDS, ReadImage, best_class, refined_scores
+from cam_pipeline.store.cams import CamStore, StoredCam
 from cam_pipeline.store.scores import ScoreStore
 
 logger = logging.getLogger(__name__)
@@ -44,6 +50,75 @@ STRIDE = 0.1
 Measure = Callable[[StoredCam, Sample], Tensor]
 Total = Callable[[Measure, Sequence[Sample]], Tensor]
 """Gives the sum over images of what a measure says of one."""
+
+
+class ImagesLost(Exception):
+    """Images that kill the worker that refines them; `names` are their ids."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__(f"{len(names)} images kill their worker")
+        self.names = frozenset(names)
+
+
+def settled(
+    settings: RefineSettings,
+    workers: Workers,
+    cams: CamStore,
+    samples: Sequence[Sample],
+    num_labels: int,
+    folder: Path,
+) -> RefineSettings:
+    """The settings with a number for the background score. A chosen one is noted in `folder`: it is chosen once.
+
+    `samples` are the images of `cams`. Errors as `choose_background`.
+    """
+    if not isinstance(settings.background, str):
+        return settings
+    note = folder / "background.json"
+    known = read_json(note).get("background")
+    if not isinstance(known, float):
+        known = _chosen(settings, workers, cams, samples, num_labels)
+        write_text(note, json.dumps({"background": known}))
+    logger.info("refine_cams: background score %.2f (%s)", known, settings.background)
+    return settings.at(known)
+
+
+def _chosen(
+    settings: RefineSettings, workers: Workers, cams: CamStore, samples: Sequence[Sample], num_labels: int
+) -> float:
+    """The background score chosen for these images. An image that kills its worker is left out, at every score."""
+    lost: frozenset[str] = frozenset()
+    with track("background score", 0, unit="images looked at") as progress:
+
+        def total(measure: Measure, images: Sequence[Sample]) -> Tensor:
+            progress.total += len(images)
+            sum_of_all = torch.zeros(())
+            lost_here = []
+            results = workers.results(images, lambda sample: partial(measured, measure, cams.read(sample.id), sample))
+            with closing(results):
+                for sample, value in zip(images, results, strict=True):
+                    raise_if_stopped()
+                    progress.advance()
+                    if value is None:
+                        lost_here.append(sample.id)
+                    else:
+                        sum_of_all = sum_of_all + value
+            if lost_here:
+                raise ImagesLost(lost_here)
+            return sum_of_all
+
+        while True:
+            try:
+                return choose_background(settings, [one for one in samples if one.id not in lost], num_labels, total)
+            except ImagesLost as error:
+                lost |= error.names
+                logger.warning("refine_cams: %s; the background score is chosen without the images that do so", KILLED)
+
+
+def measured(measure: Measure, cam: StoredCam, sample: Sample) -> Tensor:
+    """What a measure says of one image; runs in a worker process."""
+    ignore_in_worker()
+    return measure(cam, sample)
 
 
 def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> list[Sample]:
@@ -142,9 +217,10 @@ def explained_by_map(cam: StoredCam, sample: Sample, settings: RefineSettings) -
 
 def explained_when_refined(cam: StoredCam, sample: Sample, settings: RefineSettings) -> Tensor:
     """How well the refined foreground explains an image's colours: (1,) >= 0."""
-    foreground = torch.from_numpy(_labels(cam, sample, settings) > 0).float()
-    image, border = to_tensor(sample_image(sample)).float(), torch.tensor([0.5])
-    return explained_variance(image, foreground, border, SIZE_POWER).sqrt()
+    read = cache(partial(sample_image, sample))
+    foreground = torch.from_numpy(_labels(cam, read, settings) > 0).float()
+    edge = torch.tensor([0.5])
+    return explained_variance(to_tensor(read()).float(), foreground, edge, SIZE_POWER).sqrt()
 
 
 def map_histogram(cam: StoredCam, sample: Sample, settings: RefineSettings, num_labels: int) -> Tensor:
@@ -155,12 +231,12 @@ def map_histogram(cam: StoredCam, sample: Sample, settings: RefineSettings, num_
 
 def confusion_when_refined(cam: StoredCam, sample: Sample, settings: RefineSettings, num_labels: int) -> Tensor:
     """Agreement of the refined labels with the mask: (K, K)."""
-    labels = torch.from_numpy(_labels(cam, sample, settings))
+    labels = torch.from_numpy(_labels(cam, partial(sample_image, sample), settings))
     return confusion_matrix(labels, _mask(sample, num_labels), num_labels)
 
 
-def _labels(cam: StoredCam, sample: Sample, settings: RefineSettings) -> UInt8:
-    return complete_labels(refined_scores(cam, partial(sample_image, sample), settings), cam.class_ids)
+def _labels(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> UInt8:
+    return complete_labels(refined_scores(cam, read_image, settings), cam.class_ids)
 
 
 def _mask(sample: Sample, num_labels: int) -> Tensor:

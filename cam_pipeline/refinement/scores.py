@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,10 @@ def smoothed_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSetti
 def refined_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> NDArray[np.float32]:
     """Local refinement, background score, then a dense CRF over the present classes: scores (1 + n, H, W), sum 1.
 
-    `read_image` gives the image (H, W, 3) and is called only if it is needed. Raises ValueError when the image is not
-    of `cam.size`, or when the background score is still to be chosen.
+    `read_image` gives the image (H, W, 3) and is called once, and only if it is needed. Raises ValueError if the image
+    is not of `cam.size`, or if the background score is still to be chosen.
     """
+    read_image = cache(read_image)
     return _scores_at(settings.background_score, smoothed_scores(cam, read_image, settings), cam, read_image, settings)
 
 
@@ -101,6 +103,7 @@ def refined(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> 
 
     Arguments and errors as `refined_scores`.
     """
+    read_image = cache(read_image)
     background, smoothed = settings.background_score, smoothed_scores(cam, read_image, settings)
     best, score = best_class(cam, settings)
     labels = {"unrefined": torch.where(score > background, best, 0).to(torch.uint8).numpy()}

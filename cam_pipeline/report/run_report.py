@@ -5,15 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cam_pipeline.data.digest import data_digest
-from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table, image_labels
 from cam_pipeline.errors import StageNotReady
-from cam_pipeline.evaluation.rows import TITLES, evaluate, left_out
-from cam_pipeline.machine.atomic import write_text
+from cam_pipeline.evaluation.rows import evaluate, left_out, titles_of
+from cam_pipeline.machine.atomic import read_json, write_text
 from cam_pipeline.machine.device import memory_errors_named
 from cam_pipeline.ops.metrics import frequency_groups
-from cam_pipeline.pipeline import Pipeline, read_json
+from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.report.run_sheet import run_sheet
 
 
@@ -29,7 +27,7 @@ def evaluate_run(
     of_all = pipeline.states(["train_seg"])
     states = {name: state for name, state in of_all.items() if state.kind == "current"}
     config, path = pipeline.config, pipeline.folder / "evaluation.json"
-    table = load_table(config.data)
+    table = pipeline.dataset.table
     run_ids = {name: state.run_id for name, state in states.items()}
     settings = config.pick(("refine", "segmenter.max_side", "run.precision"))
     key: dict[str, Any] = {"split": split, "every": every, "oracle": oracle, "results": run_ids, "settings": settings}
@@ -39,7 +37,7 @@ def evaluate_run(
     missing = left_out(config, table, states, not_ready, split=split, every=every)
     if known.get("key") == key and not force and Path(known["sheet"]).is_file():
         return known | {"left_out": missing}
-    results = {name: pipeline.path(name) for name in states if name in TITLES}
+    results = {name: pipeline.path(name) for name in states if name in titles_of(config)}
     if not results:
         raise StageNotReady("there is nothing to evaluate yet. Run: cam-pipeline run")
     with memory_errors_named("evaluate", "cam.batch_size", config.cam.batch_size):
@@ -64,10 +62,9 @@ def evaluate_run(
 
 
 def _data(pipeline: Pipeline, table: Table, split: str) -> str:
-    """Digest of the images and masks that are compared with, and of maps merged; not all stages know of them."""
+    """Digest of the images and masks that are compared with; not all stages know of them."""
     splits = (split or pipeline.config.data.train, split or pipeline.config.data.val)
     samples = [sample for sample in table.samples if sample.split in splits and sample.mask is not None]
-    digest = data_digest(table.classes, samples, pipeline.digests, masks=True)
-    merged = pipeline.digests.of_merged(pipeline.config.refine.merge_with)
-    pipeline.digests.save()
-    return "-".join([digest, *merged])
+    digest = pipeline.dataset.digest(samples, masks=True)
+    pipeline.dataset.digests.save()
+    return digest

@@ -34,8 +34,8 @@ def run_sheet(config: Config, table: Table, results: Mapping[str, Path], path: P
         predictions = {sample.id: labels.numpy() for sample, labels in predict_labels(segmenter, chosen, config)}
     with ExitStack() as opened:
         cams = labels = None
-        if "extract_cams" in results:
-            cams = opened.enter_context(CamStore.open(results["extract_cams"], config.refine.merge_with))
+        if config.refine.maps_from in results:
+            cams = opened.enter_context(CamStore.open(results[config.refine.maps_from]))
         if "make_labels" in results:
             labels = opened.enter_context(LabelStore.open(results["make_labels"]))
 

@@ -1,19 +1,12 @@
 """cams.h5: maps of the present classes, on the feature grid of scale 1, or that of the largest scale (ADR 8)."""
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cam_pipeline.errors import UserError
-from cam_pipeline.ops.cam import mean_cam
 from cam_pipeline.store.hdf5 import Record, RecordStore, damage_named, read_record
 
 LEAST = torch.finfo(torch.float32).tiny
@@ -25,8 +18,8 @@ class StoredCam:
 
     `size` is (H, W) of the image, all of which the grid covers (see `data.images.grid_size`). Calibrated maps have a
     `background` (h, w) beside them and `prototype` maps (1 + n, h, w), background first, not normalised either.
-    `normalized`: the maps are a mean of normalised ones, in 0..1. What is missing to 1 says how far these disagree,
-    and must not be divided away.
+    `normalized`: the maps are a mean of normalised ones, in 0..1. A maximum below 1 measures how far the runs disagree,
+    so do not normalise again.
     """
 
     name: str
@@ -39,71 +32,29 @@ class StoredCam:
 
 
 class CamStore(RecordStore):
-    """Reads cams.h5, and where `others` were opened with it the mean of its maps and theirs."""
+    """Reads cams.h5 and merged_cams.h5."""
 
     kind = "cams"
-    others: Sequence["CamStore"] = ()
 
-    @classmethod
-    @contextmanager
-    def open(cls, path: Path | str, others: Sequence[Path] = ()) -> Iterator[Self]:
-        """Open `path`, and the same of `others`.
-
-        Raises UserError where these know other classes or not all images, or any maps are calibrated; further errors as
-        `RecordStore.open`.
-        """
-        with ExitStack() as opened:
-            store = opened.enter_context(super().open(path))
-            store.others = [opened.enter_context(super(CamStore, cls).open(other)) for other in others]
-            together: list[CamStore] = [store, *store.others] if others else []
-            for one in together:
-                if "calibration" in one.file:
-                    where = one.file.filename
-                    raise UserError(
-                        f"{where} holds calibrated maps, which can not be merged: set cam.calibration = 'none'"
-                    )
-            for other in store.others:
-                lacking = set(store.names) - set(other.names)
-                if other.classes != store.classes or lacking:
-                    what = "maps of other classes" if other.classes != store.classes else f"no image {min(lacking)}"
-                    raise UserError(f"{other.file.filename} can not be merged with {path}: it holds {what}")
-            yield store
+    @property
+    def calibrated(self) -> bool:
+        """Whether prototype maps and backgrounds lie beside the maps."""
+        with damage_named(f"{self.file.filename} is damaged"):
+            return "calibration" in self.file
 
     def read(self, name: str) -> StoredCam:
         """The maps of one image. Raises UserError for an unknown name."""
-        return merged([self._own(name), *(other.read(name) for other in self.others)])
-
-    def _own(self, name: str) -> StoredCam:
-        with damage_named(f"{self.file.filename} is damaged"):
-            kinds = ["cams", "calibration"] if "calibration" in self.file else ["cams"]
-        record = read_record(self.file, kinds, name)
+        calibrated = self.calibrated
+        record = read_record(self.file, ["cams", "calibration"] if calibrated else ["cams"], name)
         with damage_named(f"{self.file.filename} is damaged at image {name}"):
             class_ids = tuple(int(number) for number in record.attributes["class_ids"])
             height, width = (int(side) for side in record.attributes["size"])
             cam = _from_parts(record.arrays["cams"], record.attributes["peaks"])
-            if len(kinds) == 1:
-                return StoredCam(name, cam, class_ids, (height, width))
+            if not calibrated:
+                normalized = bool(record.attributes.get("normalized", False))
+                return StoredCam(name, cam, class_ids, (height, width), normalized=normalized)
             beside = _from_parts(record.arrays["calibration"], record.attributes["calibration_peaks"])
         return StoredCam(name, cam, class_ids, (height, width), beside[0], beside[1:])
-
-
-def merged(cams: Sequence[StoredCam]) -> StoredCam:
-    """The mean of several networks' maps of one image (`ops.cam.mean_cam`), on the finest of their grids.
-
-    It is made for the classes of the first; one that others do not know has the mean of those who do. Of one network
-    the maps are returned as they are. Raises ValueError for calibrated maps.
-    """
-    first = cams[0]
-    if len(cams) == 1:
-        return first
-    if any(cam.prototype is not None for cam in cams):
-        raise ValueError(f"calibrated maps can not be merged, and those of image {first.name} are")
-    rows, columns = max((cam.cam.shape[-2:] for cam in cams), key=math.prod)
-    maps = [first.cam.new_zeros(0, rows, columns)]
-    for class_id in first.class_ids:
-        known = [cam.cam[cam.class_ids.index(class_id)] for cam in cams if class_id in cam.class_ids]
-        maps.append(mean_cam(known, (rows, columns))[None])
-    return replace(first, cam=torch.cat(maps), normalized=True)
 
 
 def cam_record(stored: StoredCam) -> Record:
@@ -115,6 +66,8 @@ def cam_record(stored: StoredCam) -> Record:
         "peaks": peaks,
         "size": np.array(stored.size, dtype=np.int32),
     }
+    if stored.normalized:
+        attributes["normalized"] = np.array(True)
     if stored.background is not None and stored.prototype is not None:
         beside = torch.cat([stored.background[None], stored.prototype])
         arrays["calibration"], attributes["calibration_peaks"] = _in_parts(beside)

@@ -29,7 +29,8 @@ from cam_pipeline.models.classifier import Classifier, build_classifier
 from cam_pipeline.models.placing import place
 from cam_pipeline.ops.cam import classifier_cam
 from cam_pipeline.store.cams import StoredCam, cam_record
-from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
+from cam_pipeline.store.hdf5 import artefact_attributes
+from cam_pipeline.store.parts import PartWriter
 
 IMAGES, SIZE, SCALES, BATCH = 64, (240, 320), (0.5, 1.0, 1.5, 2.0), 16
 PARTS = 4

@@ -23,10 +23,12 @@ from cam_pipeline.evaluation.confusions import (
 from cam_pipeline.evaluation.rows import THRESHOLDS, Row, cam_rows, evaluate, left_out
 from cam_pipeline.ops.cam import cam_scores, with_background
 from cam_pipeline.ops.metrics import confusion_matrix
+from cam_pipeline.refinement.merging import merged
 from cam_pipeline.refinement.scores import class_scores
 from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
-from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
+from cam_pipeline.store.hdf5 import artefact_attributes
 from cam_pipeline.store.labels import label_record
+from cam_pipeline.store.parts import PartWriter
 from cam_pipeline.store.scores import StoredScores, score_record
 
 CLASSES = ("cat", "dog")
@@ -138,19 +140,19 @@ def test_sweep_covers_only_the_images_asked_for(tmp_path):
     ]
 
 
-def test_sweep_is_of_merged_maps(tmp_path):
+def test_sweep_divides_no_maximum_away_from_merged_maps(tmp_path):
     """A second network that sees the right place where the first sees the wrong one."""
     sample = make_sample(tmp_path, "a", np.array([[0, 1, 1], [0, 1, 1]]))
     table = Table(("cat",), (sample,))
-    wrong, right = (
-        write(tmp_path / name, "cams", [cam_record(StoredCam("a", torch.tensor([cam]), (1,), (2, 3)))], table.classes)
-        for name, cam in [("a.h5", [[8.0, 0.0, 4.0]]), ("b.h5", [[0.0, 1.0, 1.0]])]
+    wrong, right = (StoredCam("a", torch.tensor([cam]), (1,), (2, 3)) for cam in ([[8.0, 0.0, 4.0]], [[0.0, 1.0, 1.0]]))
+    alone, both = (
+        cam_sweep(write(tmp_path / name, "cams", [cam_record(cam)], table.classes), table, [sample], RefineSettings())
+        for name, cam in [("a.h5", wrong), ("b.h5", merged([wrong, right]))]
     )
-    alone, merged = (cam_sweep(wrong, table, [sample], RefineSettings(merge_with=others)) for others in ([], [right]))
     assert alone[45].tolist() == [[0, 2], [2, 2]]
     # Merged the columns score 1/2, 1/2 and 3/4: the networks disagree, and no maximum is divided away.
-    assert merged[60].tolist() == [[2, 0], [2, 2]]
-    assert merged[76].tolist() == [[2, 0], [4, 0]]
+    assert both[60].tolist() == [[2, 0], [2, 2]]
+    assert both[76].tolist() == [[2, 0], [4, 0]]
 
 
 def test_sweep_of_calibrated_maps_equals_the_rule_of_the_background(tmp_path):

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cam_pipeline.config import Config, load_config
-from cam_pipeline.pipeline import Output, Pipeline, Stage, read_json
+from cam_pipeline.machine.atomic import read_json
+from cam_pipeline.pipeline import Inputs, Output, Pipeline, Stage
 
 MAKES = {"grow": "wheat.bin", "mill": "flour.bin", "bake": "bread.bin"}
 NEEDS: dict[str, tuple[str, ...]] = {"grow": (), "mill": ("grow",), "bake": ("mill",)}
@@ -65,11 +66,11 @@ def content(config: Config, name: str, run_id: str, inputs: Mapping[str, str]) -
     return json.dumps([name, config.pick(PARAMS[name]), run_id, inputs])
 
 
-def work(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+def work(config: Config, inputs: Inputs, output: Output) -> None:
     """In two pieces that outlive a crash, as the real stages work; a piece is trusted when it is there."""
     name = next(name for name, file in MAKES.items() if file == output.path.name)
     run_id = read_json(output.folder / "run.json").get("run_id", output.fingerprint)
-    text = content(config, name, run_id, {need: path.read_text() for need, path in inputs.items()})
+    text = content(config, name, run_id, {need: path.read_text() for need, path in inputs.results.items()})
     middle = len(text) // 2
     for piece, part in (("piece-0", text[:middle]), ("piece-1", text[middle:])):
         if not (output.folder / piece).exists():

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 
 from cam_pipeline.config import Config, load_config
 from cam_pipeline.errors import ConfigError, DamagedFile, Interrupted, OutOfMemory, RunFolderBusy, StageNotReady
-from cam_pipeline.pipeline import Output, Pipeline, Stage, load_stages, read_json
+from cam_pipeline.machine.atomic import read_json
+from cam_pipeline.pipeline import Inputs, Output, Pipeline, Stage, load_stages
 from cam_pipeline.pipeline import run as engine
 
 NAMES = ("grow", "mill", "bake")
@@ -40,7 +41,7 @@ class Bakery:
         }
 
     def stage(self, name: str, makes: str, params: tuple[str, ...], needs: tuple[str, ...] = ()) -> Stage:
-        def run(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+        def run(config: Config, inputs: Inputs, output: Output) -> None:
             self.made.append(name)
             pieces = sorted(output.folder.glob("piece-*"))
             self.pieces_found.append(len(pieces))
@@ -223,14 +224,14 @@ def test_reason_names_a_new_version(baked: Bakery) -> None:
 
 
 def test_reason_names_the_data(baked: Bakery) -> None:
-    baked.stages["grow"] = dataclasses.replace(baked.stages["grow"], data=lambda config, digests: "other seeds")
+    baked.stages["grow"] = dataclasses.replace(baked.stages["grow"], data=lambda config, dataset: "other seeds")
     assert baked.reason("grow") == "the data changed"
     assert baked.run() == list(NAMES)
 
 
 def test_reason_is_the_setting_where_it_decides_what_is_read_of_the_data(baked: Bakery) -> None:
     baked.stages["grow"] = dataclasses.replace(
-        baked.stages["grow"], data=lambda config, digests: str(config.cam.splits)
+        baked.stages["grow"], data=lambda config, dataset: str(config.cam.splits)
     )
     baked.run()
     assert baked.reason("grow", 'cam.splits=["val"]') == "cam.splits was ['train'], is ['val']"
@@ -242,7 +243,7 @@ def test_stage_with_other_needs_is_stale(baked: Bakery) -> None:
         baked.stages["bake"], run=lambda config, inputs, output: output.path.touch()
     )
     state = baked.pipeline().states(["bake"])["bake"]
-    assert (state.kind, state.reason) == ("stale", "what it needs is other than before")
+    assert (state.kind, state.reason) == ("stale", "it now needs no other result")
 
 
 def test_failed_remake_keeps_the_old_result_under_its_old_config(baked: Bakery) -> None:
@@ -426,7 +427,7 @@ def test_killed_force_goes_on_at_the_next_plain_run_with_its_run_id(baked: Baker
 
 
 def test_force_killed_before_any_progress_goes_on_too(baked: Bakery, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+    def die(config: Config, inputs: Inputs, output: Output) -> None:
         raise Interrupted("at once")
 
     good, baked.stages["grow"] = baked.stages["grow"], dataclasses.replace(baked.stages["grow"], run=die)
@@ -536,7 +537,7 @@ def can_be_locked(path: Path) -> bool:
 def test_run_holds_the_lock_while_it_works_and_releases_it_after(bakery: Bakery) -> None:
     seen: dict[str, Any] = {}
 
-    def look(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+    def look(config: Config, inputs: Inputs, output: Output) -> None:
         seen["free"] = can_be_locked(bakery.folder / "lock")
         seen["holder"] = (bakery.folder / "lock").read_text()
         raise Interrupted("enough")
@@ -561,8 +562,8 @@ class Real:
         self.folder, self.data = folder, data
         self.made: list[str] = []
 
-        def pretend(name: str) -> Callable[[Config, Mapping[str, Path], Output], None]:
-            def run(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+        def pretend(name: str) -> Callable[[Config, Inputs, Output], None]:
+            def run(config: Config, inputs: Inputs, output: Output) -> None:
                 self.made.append(name)
                 output.path.write_text(name)
 
@@ -727,11 +728,19 @@ def test_merged_maps_count_by_content_not_by_place(real: Real, tmp_path: Path) -
     first.write_bytes(b"maps")
     shutil.copy(first, copy)
     behind = list(REAL[REAL.index("refine_cams") :])
-    assert real.run(f"refine.merge_with=['{first}']") == behind
+    assert real.run(f"refine.merge_with=['{first}']") == ["merge_cams", *behind]
     assert real.run(f"refine.merge_with=['{copy}']") == []
     copy.write_bytes(b"more")
-    assert real.to_make(f"refine.merge_with=['{copy}']") == behind
+    assert real.to_make(f"refine.merge_with=['{copy}']") == ["merge_cams", *behind]
     assert real.run() == behind
+
+
+def test_scores_of_merged_maps_are_stale_when_nothing_is_merged_and_say_so(real: Real, tmp_path: Path) -> None:
+    (tmp_path / "cams.h5").write_bytes(b"maps")
+    real.run(f"refine.merge_with=['{tmp_path / 'cams.h5'}']")
+    states = real.pipeline().states(["refine_cams"])
+    assert list(states) == ["train_cls", "extract_cams", "refine_cams"]
+    assert states["refine_cams"].reason == "it is now made from extract_cams"
 
 
 def test_force_on_the_classifier_makes_everything_behind_it_stale(real: Real) -> None:
@@ -747,8 +756,8 @@ def test_segmenter_on_masks_needs_no_labels(tmp_path: Path, tiny_data: Path) -> 
 
 def test_records_agree_with_the_list_of_stages() -> None:
     stages = load_stages()
-    assert tuple(stages) == REAL
-    assert [stage.name for stage in stages.values()] == list(REAL)
+    assert set(stages) == {*REAL, "merge_cams"}
+    assert [stage.name for stage in stages.values()] == list(stages)
     assert len({stage.makes for stage in stages.values()}) == len(stages)
 
 
@@ -766,7 +775,7 @@ def test_records_agree_with_the_list_of_stages() -> None:
 def test_memory_that_does_not_suffice_names_the_key_and_loses_nothing(
     bakery: Bakery, error: Exception, place: str
 ) -> None:
-    def run(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+    def run(config: Config, inputs: Inputs, output: Output) -> None:
         (output.folder / "piece-0").touch()
         raise error
 
@@ -784,7 +793,7 @@ def test_memory_that_does_not_suffice_names_the_key_and_loses_nothing(
 
 
 def test_other_faults_are_no_matter_of_memory(bakery: Bakery) -> None:
-    def run(config: Config, inputs: Mapping[str, Path], output: Output) -> None:
+    def run(config: Config, inputs: Inputs, output: Output) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     bakery.stages["grow"] = dataclasses.replace(bakery.stages["grow"], run=run)
@@ -797,6 +806,7 @@ def test_every_stage_names_a_setting_to_lower() -> None:
     assert named == {
         "train_cls": "train_cls.batch_size",
         "extract_cams": "cam.batch_size",
+        "merge_cams": "run.workers",
         "refine_cams": "run.workers",
         "make_labels": "run.workers",
         "train_seg": "train_seg.batch_size",

@@ -10,8 +10,9 @@ from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.report import run_sheet as module
 from cam_pipeline.report.run_sheet import run_sheet
 from cam_pipeline.store.cams import StoredCam, cam_record
-from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
+from cam_pipeline.store.hdf5 import artefact_attributes
 from cam_pipeline.store.labels import label_record
+from cam_pipeline.store.parts import PartWriter
 
 CONFIG = Config.model_validate({"run": {"workers": 1, "device": "cpu"}})
 SIZE = (20, 32)

@@ -34,8 +34,9 @@ from cam_pipeline.data.table import Table
 from cam_pipeline.errors import ConfigError, DataError, UserError
 from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
 from cam_pipeline.store.checkpoints import load_checkpoint, load_model, save_checkpoint, save_model
-from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes, text_attribute
+from cam_pipeline.store.hdf5 import Record, artefact_attributes, text_attribute
 from cam_pipeline.store.labels import LabelStore, label_record
+from cam_pipeline.store.parts import PartWriter
 from cam_pipeline.store.scores import ScoreStore, StoredScores, score_record
 
 many = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], print_blob=True)

@@ -50,10 +50,10 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def stored(config, tmp_path, monkeypatch):
+def stored(config, tmp_path, monkeypatch, inputs):
     monkeypatch.setattr(module, "load_classifier", lambda settings, path, classes: Colours().eval())
     output = Output(tmp_path / "partial" / "cams.h5", tmp_path / "logs", "f")
-    module.extract_cams(config, {"train_cls": tmp_path / "classifier"}, output)
+    module.extract_cams(config, inputs(config, train_cls=tmp_path / "classifier"), output)
     with CamStore.open(output.path) as store:
         assert store.names == list(SIZES) and store.classes == ("cat", "dog", "eel")
         return {name: store.read(name) for name in store.names}
@@ -83,11 +83,11 @@ def test_maps_are_the_classifiers_mean_over_both_views(stored):
     torch.testing.assert_close(stored["d"].cam[0], halves.expand(2, 3), atol=1e-2, rtol=0)
 
 
-def test_the_threshold_of_presence_is_honoured(config, tmp_path, monkeypatch):
+def test_the_threshold_of_presence_is_honoured(config, tmp_path, monkeypatch, inputs):
     monkeypatch.setattr(module, "load_classifier", lambda settings, path, classes: Colours().eval())
     strict = config.model_copy(update={"cam": config.cam.model_copy(update={"presence_threshold": 0.99})})
     output = Output(tmp_path / "strict" / "cams.h5", tmp_path / "logs", "f")
-    module.extract_cams(strict, {"train_cls": tmp_path / "classifier"}, output)
+    module.extract_cams(strict, inputs(strict, train_cls=tmp_path / "classifier"), output)
     with CamStore.open(output.path) as store:
         assert store.read("b").class_ids == (3,), "the likeliest only"
         assert store.read("a").class_ids == (1, 3), "what is known is not predicted"

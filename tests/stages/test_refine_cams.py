@@ -9,10 +9,13 @@ from PIL import Image
 from cam_pipeline.config import Config
 from cam_pipeline.data.table import Sample
 from cam_pipeline.pipeline import Output
+from cam_pipeline.refinement import background as background_module
+from cam_pipeline.refinement import in_workers
 from cam_pipeline.refinement.background import explained_by_map
 from cam_pipeline.stages import refine_cams as module
 from cam_pipeline.store.cams import StoredCam, cam_record
-from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
+from cam_pipeline.store.hdf5 import artefact_attributes
+from cam_pipeline.store.parts import PartWriter
 from cam_pipeline.store.scores import ScoreStore, StoredScores
 
 SIZE = (24, 36)
@@ -31,7 +34,7 @@ def stored(cam, class_ids):
     return StoredCam("a", torch.tensor(cam), class_ids, SIZE)
 
 
-def test_the_stage_works_in_this_process_and_leaves_ctrl_c_alone(sample, tmp_path):
+def test_the_stage_works_in_this_process_and_leaves_ctrl_c_alone(sample, tmp_path, inputs):
     """With a single worker joblib starts no process: signals must still reach the command."""
     (tmp_path / "data.csv").write_text("image,labels\na.png,cat\n")
     writer = PartWriter(tmp_path / "cams.h5", "cams", artefact_attributes(("cat",), "f", ""), [["a"]])
@@ -41,7 +44,7 @@ def test_the_stage_works_in_this_process_and_leaves_ctrl_c_alone(sample, tmp_pat
     output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        module.refine_cams(config, {"extract_cams": tmp_path / "cams.h5"}, output)
+        module.refine_cams(config, inputs(config, extract_cams=tmp_path / "cams.h5"), output)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -67,7 +70,9 @@ def measured_but_three(measure, cam, sample):
 
 
 @pytest.mark.parametrize("background", [0.35, "auto"])
-def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(tmp_path, monkeypatch, caplog, background):
+def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(
+    tmp_path, monkeypatch, caplog, inputs, background
+):
     names = ["a", "b", "c", "d"]
     pixels = np.zeros((*SIZE, 3), np.uint8)
     pixels[:, : SIZE[1] // 2, 0] = 200
@@ -78,13 +83,13 @@ def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(tmp_pat
     maps = torch.tensor([[[1.0, 0.0]]])
     writer.write(0, [cam_record(StoredCam(name, maps, (1,), SIZE)) for name in names])
     writer.join(names)
-    monkeypatch.setattr(module, "_refined", abort_at_three)
-    monkeypatch.setattr(module, "_measured", measured_but_three)
+    monkeypatch.setattr(in_workers, "refine_image", abort_at_three)
+    monkeypatch.setattr(background_module, "measured", measured_but_three)
     monkeypatch.setattr(module, "IMAGES_PER_PART", 3)
     settings = {"kernel": "par", "background": background}
     config = Config.model_validate({"data": {"root": tmp_path}, "run": {"workers": 2}, "refine": settings})
     output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f")
-    module.refine_cams(config, {"extract_cams": tmp_path / "cams.h5"}, output)
+    module.refine_cams(config, inputs(config, extract_cams=tmp_path / "cams.h5"), output)
     assert (
         "image c: a worker process was killed, for lack of memory or by the CRF itself; it goes unrefined"
         in caplog.text

@@ -78,7 +78,7 @@ class StopHere(Exception):
     pass
 
 
-def handed_over(tmp_path, monkeypatch, **sfc):
+def handed_over(tmp_path, monkeypatch, inputs, **sfc):
     """The weights of classes and the trainer that the stage makes of four images of the classes 1, 1 2, 1, none."""
     rows = ["a.png,cat", "b.png,cat;dog", "c.png,cat", "d.png,"]
     for row in rows:
@@ -107,12 +107,12 @@ def handed_over(tmp_path, monkeypatch, **sfc):
     monkeypatch.setattr(module, "image_loss", loss)
     monkeypatch.setattr(module.Trainer, "fit", fit)
     with pytest.raises(StopHere):
-        module.train_cls(config, {}, Output(tmp_path / "model", tmp_path / "logs", "f"))
+        module.train_cls(config, inputs(config), Output(tmp_path / "model", tmp_path / "logs", "f"))
     return seen
 
 
-def test_bank_and_weights_reach_trainer_and_loss(tmp_path, monkeypatch):
-    seen = handed_over(tmp_path, monkeypatch, draws=3, blank_slots=True)
+def test_bank_and_weights_reach_trainer_and_loss(tmp_path, monkeypatch, inputs):
+    seen = handed_over(tmp_path, monkeypatch, inputs, draws=3, blank_slots=True)
     bank = seen["trainer"].bank
     assert (bank.class_ids, bank.num_classes) == ([(1,), (1, 2), (1,), ()], 2)
     assert (bank.draws, bank.seed, bank.blank) == (3, 5, True)
@@ -122,23 +122,23 @@ def test_bank_and_weights_reach_trainer_and_loss(tmp_path, monkeypatch):
     assert head.sides is not None and head.comparison is not None
 
 
-def test_an_empty_view_has_no_labels(tmp_path, monkeypatch):
-    trainer = handed_over(tmp_path, monkeypatch)["trainer"]
+def test_an_empty_view_has_no_labels(tmp_path, monkeypatch, inputs):
+    trainer = handed_over(tmp_path, monkeypatch, inputs)["trainer"]
     batch = {"image": torch.zeros(3, 3, 64, 64), "index": torch.tensor([1, BLANK, 3]), "box": None, "progress": 0.0}
     assert trainer.loss(batch).tolist() == [[1, 1], [0, 0], [0, 0]]
     batch["index"] = torch.tensor([2, 0, BLANK])
     assert trainer.loss(batch).tolist() == [[1, 0], [1, 0], [0, 0]]
 
 
-def test_parts_of_sfc_that_are_off_are_not_there(tmp_path, monkeypatch):
-    seen = handed_over(tmp_path, monkeypatch, draws=0, distribution_weights=False, prototype_weight=0.0)
+def test_parts_of_sfc_that_are_off_are_not_there(tmp_path, monkeypatch, inputs):
+    seen = handed_over(tmp_path, monkeypatch, inputs, draws=0, distribution_weights=False, prototype_weight=0.0)
     assert seen["trainer"].bank is None and seen["weights"] is None
     head = seen["classifier"].calibration
     assert head.sides is None and head.comparison is not None
-    bank_alone = handed_over(tmp_path, monkeypatch, prototype_weight=0.0, scale_weight=0.0)
+    bank_alone = handed_over(tmp_path, monkeypatch, inputs, prototype_weight=0.0, scale_weight=0.0)
     assert bank_alone["trainer"].bank is not None and bank_alone["classifier"].calibration is None
 
 
-def test_the_number_of_appearances_can_be_given(tmp_path, monkeypatch):
-    seen = handed_over(tmp_path, monkeypatch, extra=396.0)
+def test_the_number_of_appearances_can_be_given(tmp_path, monkeypatch, inputs):
+    seen = handed_over(tmp_path, monkeypatch, inputs, extra=396.0)
     torch.testing.assert_close(seen["weights"], distribution_weights(torch.tensor([3.0, 1.0]), 396.0))

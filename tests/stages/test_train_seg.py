@@ -10,8 +10,9 @@ from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.pipeline import Output
 from cam_pipeline.stages import train_seg as module
 from cam_pipeline.stages.train_seg import STAGE, check_coverage, supervision
-from cam_pipeline.store.hdf5 import PartWriter, artefact_attributes
+from cam_pipeline.store.hdf5 import artefact_attributes
 from cam_pipeline.store.labels import label_record
+from cam_pipeline.store.parts import PartWriter
 
 MAPS = {"a": [[0, 1, 255], [2, 2, 2]], "b": [[0, 1], [255, 1], [0, 0]], "unused": [[0]]}
 MASKS = Config.model_validate({"train_seg": {"supervision": "masks"}})
@@ -84,9 +85,10 @@ def test_needs():
     assert STAGE.needs(Config()) == ("make_labels",) and STAGE.needs(MASKS) == ()
 
 
-def test_deeplabv3plus_needs_two_images_in_a_batch(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_table", lambda settings: table)
+def test_deeplabv3plus_needs_two_images_in_a_batch(table, tmp_path, inputs):
     output = Output(tmp_path / "s.safetensors", tmp_path / "logs", "f")
     one = Config.model_validate({"train_seg": {"supervision": "masks", "batch_size": 1}})
+    given = inputs(one)
+    given.dataset.table = table
     with pytest.raises(ConfigError, match=r"DeepLabV3\+ needs two .* there are 2, train_seg\.batch_size is 1"):
-        module.train_seg(one, {}, output)
+        module.train_seg(one, given, output)

@@ -17,8 +17,9 @@ from torch import nn
 
 from cam_pipeline.errors import CannotWrite
 from cam_pipeline.store.checkpoints import load_checkpoint, load_model, save_checkpoint, save_model
-from cam_pipeline.store.hdf5 import PartWriter, Record, artefact_attributes
+from cam_pipeline.store.hdf5 import Record, artefact_attributes
 from cam_pipeline.store.labels import LabelStore, label_record
+from cam_pipeline.store.parts import PartWriter
 
 NAMES = [f"x/{number}" for number in range(24)]
 CHUNKS = [NAMES[:12], NAMES[12:]]

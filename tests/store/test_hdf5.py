@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from cam_pipeline.errors import DamagedFile, UserError
 from cam_pipeline.store.hdf5 import (
-    PartWriter,
     Record,
     artefact_attributes,
     classes_in,
@@ -24,6 +23,7 @@ from cam_pipeline.store.hdf5 import (
     read_record,
     text_attribute,
 )
+from cam_pipeline.store.parts import PartWriter
 
 NAMES = ("a", "b", "c", "d", "e")
 CHUNKS = (("e", "a"), ("b",), ("d", "c"))  # not in the order of the names

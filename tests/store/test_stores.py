@@ -3,7 +3,6 @@
 import multiprocessing
 import pickle
 from collections.abc import Mapping
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cam_pipeline.errors import DamagedFile, UserError
-from cam_pipeline.ops.cam import mean_cam
-from cam_pipeline.store.cams import CamStore, StoredCam, cam_record, merged
-from cam_pipeline.store.hdf5 import PartWriter, Record, RecordStore, artefact_attributes
+from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
+from cam_pipeline.store.hdf5 import Record, RecordStore, artefact_attributes
 from cam_pipeline.store.labels import LabelReader, LabelStore, label_record
+from cam_pipeline.store.parts import PartWriter
 from cam_pipeline.store.scores import ScoreStore, StoredScores, score_record
 
 CLASSES = ("cat", "dog", "猫")
@@ -68,46 +67,6 @@ def labels(tmp_path: Path) -> Path:
 
 
 # CAMs
-
-
-def other_cams(folder: Path, name: str = "other.h5", **changed: Any) -> Path:
-    """Maps of a second network on a finer grid: class 2 where the first has class 1, and none for the empty image."""
-    stored = [StoredCam(f"x/{i}", cam_of(10 + i, shape=(2, 5, 7)), (2, 3), (HEIGHT, WIDTH)) for i in (1, 2)]
-    empty = StoredCam("nothing", torch.zeros(0, 3, 4), (), (HEIGHT, WIDTH))
-    return store_file(folder / name, "cams", [cam_record(replace(one, **changed)) for one in [*stored, empty]])
-
-
-def test_merged_maps_are_the_mean_for_the_classes_of_the_first(cams: Path, tmp_path: Path) -> None:
-    path = other_cams(tmp_path)
-    with CamStore.open(cams) as alone, CamStore.open(path) as other, CamStore.open(cams, [path, path]) as store:
-        own, beside, both = alone.read("x/1"), other.read("x/1"), store.read("x/1")
-        assert store.read("nothing").cam.shape[0] == 0
-    assert (both.name, both.class_ids, both.size) == (own.name, own.class_ids, own.size)
-    assert both.normalized and not own.normalized
-    torch.testing.assert_close(both.cam[0], mean_cam([own.cam[0]], (5, 7)))
-    torch.testing.assert_close(both.cam[1], mean_cam([own.cam[1], beside.cam[1], beside.cam[1]], (5, 7)))
-
-
-def test_maps_of_other_images_or_classes_are_not_merged(cams: Path, tmp_path: Path) -> None:
-    fewer = store_file(tmp_path / "fewer.h5", "cams", [cam_record(StoredCam("x/1", cam_of(0), CLASS_IDS, (5, 7)))])
-    with (
-        pytest.raises(UserError, match=r"fewer\.h5 can not be merged with .*cams\.h5: it holds no image nothing"),
-        CamStore.open(cams, [fewer]),
-    ):
-        pass
-    renamed = store_file(tmp_path / "renamed.h5", "cams", [], ("dog", "cat"))
-    with pytest.raises(UserError, match="it holds maps of other classes"), CamStore.open(cams, [renamed]):
-        pass
-
-
-def test_calibrated_maps_are_not_merged(cams: Path, tmp_path: Path) -> None:
-    path = other_cams(tmp_path, background=torch.ones(2, 3), prototype=torch.ones(3, 2, 3))
-    expected = r"other\.h5 holds calibrated maps, which can not be merged: set cam\.calibration = 'none'"
-    for first, second in ((cams, path), (path, cams)):
-        with pytest.raises(UserError, match=expected), CamStore.open(first, [second]):
-            pass
-    with CamStore.open(path) as alone, pytest.raises(ValueError, match="those of image x/1 are"):
-        merged([alone.read("x/1"), alone.read("x/1")])
 
 
 def test_cam_comes_back_with_ids_and_size(cams: Path) -> None:

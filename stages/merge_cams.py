@@ -1,0 +1,44 @@
+"""Maps of this run and of others -> their mean (merged_cams.h5); only if `refine.merge_with` names files."""
+
+from collections.abc import Generator
+
+from cam_pipeline.config import Config, to_toml
+from cam_pipeline.data.dataset import Dataset
+from cam_pipeline.pipeline import Inputs, Output, Stage
+from cam_pipeline.refinement.merging import merged, opened_together
+from cam_pipeline.store.cams import cam_record
+from cam_pipeline.store.hdf5 import Record, artefact_attributes
+from cam_pipeline.store.parts import PartWriter, in_chunks, write_parts
+
+IMAGES_PER_PART = 256
+
+
+def merge_cams(config: Config, inputs: Inputs, output: Output) -> None:
+    """Write the mean map of every image that this run has maps of."""
+    with opened_together(inputs["extract_cams"], config.refine.merge_with) as stores:
+        own = stores[0]
+        attributes = artefact_attributes(own.classes, output.fingerprint, to_toml(config))
+        writer = PartWriter(output.path, "cams", attributes, in_chunks(own.names, IMAGES_PER_PART))
+
+        def mean_maps(number: int) -> Generator[Record, None, None]:
+            for name in writer.chunks[number]:
+                yield cam_record(merged([store.read(name) for store in stores]))
+
+        write_parts("merge_cams", writer, mean_maps)
+        writer.join(own.names)
+
+
+def _data(config: Config, dataset: Dataset) -> str:
+    return "-".join(dataset.digests.of_merged(config.refine.merge_with))
+
+
+STAGE = Stage(
+    name="merge_cams",
+    makes="merged_cams.h5",
+    command="make-cams",
+    run=merge_cams,
+    params=("refine.merge_with",),
+    needs=lambda config: ("extract_cams",),
+    applies=lambda config: bool(config.refine.merge_with),
+    data=_data,
+)
