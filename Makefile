@@ -34,7 +34,7 @@ clean: ## remove caches and build products; .venv and outputs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-reproduce-voc-mini: need-DATA install ## DATA=folder [WEIGHTS=file] [ARGS="..."]: the voc-mini numbers of docs/results.md
+reproduce-voc-mini: need-DATA install ## DATA=folder [WEIGHTS=file] [ARGS="..."]: the voc-mini numbers of docs/results/voc-mini.md
 	$(VENV)/bin/python docs/reproduce_voc_mini.py --data "$(DATA)" $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(ARGS)
 
 .PHONY: need-DATA

@@ -1,4 +1,4 @@
-"""Repeat the ACR table of docs/results.md on voc-mini: what each part of the method is worth.
+"""Repeat the ACR table of docs/results/acr.md on voc-mini: what each part of the method is worth.
 
 Every row is a classifier trained for the same number of steps over the trunk of a finished voc-mini run of its seed
 (`make reproduce-voc-mini`); its readouts come from one pass over the images. Trainings are cached like any other.

@@ -1,4 +1,4 @@
-"""Repeat the refinement table of docs/results.md: propagation, local refinement, CRF and background score.
+"""Repeat the refinement table of docs/results/refinement.md: propagation, local refinement, CRF and background score.
 
 Every row starts from the maps of one finished classifier (`cam-pipeline train-cls`), at three background scores:
 `auto` (no masks), `from-split` (masks of some images of `val`), oracle (the best on the very masks compared with).

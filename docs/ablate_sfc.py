@@ -1,4 +1,4 @@
-"""Repeat the SFC table of docs/results.md on voc-mini: what each part of the method is worth.
+"""Repeat the SFC table of docs/results/sfc.md on voc-mini: what each part of the method is worth.
 
 Every row is a MobileNetV2 trained as in configs/voc-mini-sfc.toml, with parts of SFC added one by one; trainings are
 cached like any other. Of each, the plain CAM, the calibrated maps of the classifier, of the prototypes, and both.

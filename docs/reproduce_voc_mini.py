@@ -1,4 +1,4 @@
-"""Repeat the voc-mini numbers of docs/results.md: three seeds, each with its fully supervised reference.
+"""Repeat the voc-mini numbers of docs/results/voc-mini.md: three seeds, each with its fully supervised reference.
 
 Every run is cached and resumable like any other: started again, this script goes on where it was stopped.
 

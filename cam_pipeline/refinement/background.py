@@ -40,10 +40,11 @@ logger = logging.getLogger(__name__)
 
 SIZE_POWER = 0.75
 """Otsu's criterion (1) favours objects that fill half an image, contrast alone (0) single cells. Chosen on generated
-images with objects of three sizes (docs/results.md)."""
+images with objects of three sizes (docs/results/background-score.md)."""
 TOP = 0.8
 """The score is the middle of all that have this share of the best one's praise. The best itself is decided by a few
-images where the curve is flat. Chosen on generated images and on `val` of voc-mini (docs/results.md)."""
+images where the curve is flat. Chosen on generated images and on `val` of voc-mini
+(docs/results/background-score.md)."""
 STRIDE = 0.1
 """How far apart scores are that are looked at with refinement; .06 finds nothing better."""
 
