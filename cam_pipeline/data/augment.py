@@ -1,11 +1,21 @@
 """Random training views: scale, flip, crop. A view depends on its generator alone."""
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transform
 
 from cam_pipeline.ops.labels import IGNORE_INDEX
+
+
+@cache
+def transforms() -> Any:
+    """torchvision's functions on images and masks. They take seconds to import, and `status` needs none."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
 
 
 def random_view(
@@ -22,6 +32,7 @@ def random_view(
     (crop, crop), resized by nearest neighbour, padded with 255 (ignore). The third is the box of the view that shows
     the image, (4,) int64: top, left, bottom, right in pixels.
     """
+    transform = transforms()
     height, width = image.shape[-2:]
     factor = rng.uniform(*scale) * crop / max(height, width)
     size = [max(1, round(height * factor)), max(1, round(width * factor))]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,25 +20,40 @@ class FileDigests:
         self.memory = memory
         self.known: dict[str, list[Any]] = {}
         self.changed = False
+        self.seen: dict[Path, str] = {}
         try:
             known = json.loads(memory.read_text())
             self.known = {path: list(entry) for path, entry in known.items() if len(entry) == 3}
         except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             self.known = {}  # nothing remembered, or unreadable: the files are read again
 
+    def look_again(self) -> None:
+        """Files may have changed from here on: look at size and time of change of each once more."""
+        self.seen.clear()
+
     def of(self, path: Path, named_in: str = "") -> str:
-        """Hex digest of the file's content. Raises DataError when it does not exist; `named_in` says who wants it."""
+        """Hex digest of the file's content. Raises DataError if it does not exist; `named_in` says who wants it.
+
+        A file is looked at once between two calls of `look_again`.
+        """
+        digest = self.seen.get(path)
+        if digest is None:
+            digest = self.seen[path] = self._of(path, named_in)
+        return digest
+
+    def _of(self, path: Path, named_in: str) -> str:
+        place = os.path.join(os.getcwd(), path)
         try:
-            state = path.stat()
-            entry = self.known.get(str(path.absolute()))
+            state = os.stat(path)
+            entry = self.known.get(place)
             if entry is not None and entry[:2] == [state.st_size, state.st_mtime_ns]:
                 return str(entry[2])
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             raise DataError(
-                f"{path} can not be read ({error.strerror}); restore it, or take it out of the data set{named_in}"
+                f"{path} cannot be read ({error.strerror}); restore it, or take it out of the data set{named_in}"
             ) from error
-        self.known[str(path.absolute())] = [state.st_size, state.st_mtime_ns, digest]
+        self.known[place] = [state.st_size, state.st_mtime_ns, digest]
         self.changed = True
         return digest
 

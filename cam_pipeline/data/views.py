@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cam_pipeline.data.augment import random_view
+from cam_pipeline.data.augment import random_view, transforms
 from cam_pipeline.data.grid import resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_image
 from cam_pipeline.data.sfc import BLANK, Key
@@ -34,6 +34,7 @@ class TrainingViews(Dataset[dict[str, Any]]):
         seed: int,
         read_mask: ReadMask | None = None,
     ) -> None:
+        transforms()  # imported here once, not in every process that loads images
         self.samples, self.read_mask = samples, read_mask
         self.crop, self.scale, self.fill, self.seed = crop, scale, fill, seed
 

@@ -1,4 +1,7 @@
-"""Backbones of timm: created for images of any size, and brought to a stride."""
+"""Backbones of timm: created for images of any size, and brought to a stride.
+
+timm takes seconds to import, so that happens when the first network is built: `status` builds none.
+"""
 
 import difflib
 import logging
@@ -7,7 +10,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ class UnknownArgument(ConfigError):
 
 def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Module:
     """`timm.create_model` with `weights` "pretrained" or anything else (then without). Errors name what to do."""
+    import timm
+
     check_name(name)
     try:
         if weights != "pretrained":
@@ -67,6 +71,8 @@ def _quiet_hub() -> Iterator[None]:
 
 def check_name(name: str) -> None:
     """Raise ConfigError, with names that are near, unless timm has a model of this name. Nothing is built."""
+    import timm
+
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ConfigError(f"timm has no model '{name}'; near: {', '.join(near) or 'none, see timm.list_models()'}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers.hybrid_embed import HybridEmbed
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
@@ -61,6 +60,8 @@ def create_trunk(trunk: Trunk, stride: int) -> tuple[nn.Module, int]:
 
 def hybrid_arguments(trunk: nn.Module) -> dict[str, Any]:
     """What makes a timm ViT take the trunk's features: a token is one cell of them, whatever its name says."""
+    from timm.layers.hybrid_embed import HybridEmbed  # late, see models/backbone.py
+
     return {"embed_layer": partial(HybridEmbed, backbone=TrunkFeatures(trunk)), "patch_size": 1}
 
 
@@ -80,6 +81,8 @@ def _stride_of_trunk(network: nn.Module, name: str) -> int:
 
 def trunk_of(backbone: nn.Module) -> nn.Module | None:
     """The CNN inside a hybrid vision transformer, ours or one of timm's; None for any other network."""
+    from timm.layers.hybrid_embed import HybridEmbed  # late, see models/backbone.py
+
     patches = getattr(backbone, "patch_embed", None)
     return patches.backbone if isinstance(patches, HybridEmbed) else None
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import segmentation_models_pytorch as smp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -80,6 +79,8 @@ def build_segmenter(
             network: nn.Module = DeepLabV2(trunk, trunk.feature_info.channels()[-1], num_labels)  # type: ignore[union-attr, operator]
         else:
             create_timm(encoder, weights, {"num_classes": 0, **given})  # says in one line what is wrong with them
+            import segmentation_models_pytorch as smp  # late: it takes seconds
+
             network = deeplab = smp.DeepLabV3Plus(
                 f"tu-{encoder}",
                 encoder_weights="imagenet" if weights == "pretrained" else None,

@@ -76,6 +76,7 @@ class Results:
 
     def states(self, names: Iterable[str]) -> dict[str, State]:
         """State of the named stages and of all that they need, upstream first."""
+        self.dataset.digests.look_again()
         states: dict[str, State] = {}
         for name in self.order(names):
             states[name] = self._state(name, states)

@@ -72,7 +72,7 @@ def test_label_without_image(commands: Any, finished: Path, files: Callable[[], 
         ended = commands.run(command, "-c", "tiny.toml", "--quiet", folder=finished)
         assert ended.code == 2
         assert ended.stderr == (
-            "Error: data/images/gone.jpg can not be read (No such file or directory); restore it, or take it out of "
+            "Error: data/images/gone.jpg cannot be read (No such file or directory); restore it, or take it out of "
             "the data set (data/data.csv, line 5)\n"
         )
     ended = commands.run("check-data", "-c", "tiny.toml", folder=finished)
