@@ -63,7 +63,7 @@ def test_the_page_quotes_many_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["the disk is full, buy another", "data/a.jpg can not be read as a picture; replace it", "Error", ""]
+    "line", ["the disk is full, buy another", "data/a.jpg cannot be read as a picture; replace it", "Error", ""]
 )
 def test_other_lines_are_not_taken_for_messages(line: str) -> None:
     assert not is_printed(line)

@@ -1,1 +1,1 @@
-"""Images, labels and masks in: readers, augmentation, batches, and the demo's generator."""
+"""Input of images, labels and masks: readers, augmentation, batches, and the demo's generator."""

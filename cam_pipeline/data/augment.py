@@ -29,8 +29,8 @@ def random_view(
     """Resize the longer side to U(scale) * crop, flip with probability 1/2, cut or pad to crop x crop.
 
     image (3, H, W) uint8 -> (3, crop, crop) uint8, padded with the colour `fill`; mask (H, W) uint8 ->
-    (crop, crop), resized by nearest neighbour, padded with 255 (ignore). The third is the box of the view that shows
-    the image, (4,) int64: top, left, bottom, right in pixels.
+    (crop, crop), resized by nearest neighbour, padded with 255 (ignore). The third result is the box of the view that
+    shows the image, (4,) int64: top, left, bottom, right in pixels.
     """
     transform = transforms()
     height, width = image.shape[-2:]
@@ -51,7 +51,7 @@ def random_view(
 
 
 def _window(image: Tensor, top: int, left: int, crop: int, fill: tuple[int, ...]) -> Tensor:
-    """The crop x crop window of (C, H, W) at (top, left), which may lie outside; there `fill` per channel."""
+    """The crop x crop window of (C, H, W) at (top, left), with `fill` (a value per channel) outside the image."""
     height, width = image.shape[-2:]
     canvas = torch.tensor(fill, dtype=image.dtype)[:, None, None].repeat(1, crop, crop)
     source = image[:, max(top, 0) : max(top, 0) + crop, max(left, 0) : max(left, 0) + crop]

@@ -1,6 +1,6 @@
-"""Masks drawn from COCO annotations when they are asked for: nothing is written, and no image needs a file of its own.
+"""Masks drawn from COCO annotations on demand: nothing is written, and no image needs a mask file.
 
-Where objects overlap, the smaller one (by its drawn pixels) lies on top; of two of one size, the later in the file.
+Where objects overlap, the smaller one (by its drawn pixels) lies on top; of two equal in size, the later in the file.
 Crowd regions become 255 (ignore) and lie below all objects: what is outlined inside a crowd is known.
 """
 
@@ -21,7 +21,7 @@ UInt8 = NDArray[np.uint8]
 class Region:
     """Outline of one annotation, packed, as there may be a million of them.
 
-    `polygons` are float64 x, y, x, y ... of each part; `runs`, where not empty, stands in their place: uint32 lengths
+    `polygons` are float64 x, y, x, y ... of each part; `runs`, if not empty, replaces them: uint32 lengths
     of alternating runs of pixels outside and inside, down the columns.
     """
 
@@ -56,11 +56,11 @@ class CocoMask:
 def draw(mask: CocoMask) -> UInt8:
     """Labels (height, width): 0 background, the regions' labels, 255 for crowds. The rule is on top of this file.
 
-    Raises LibraryMissing where polygons can not be drawn.
+    Raises LibraryMissing if there are polygons, but no pycocotools.
     """
     labels = np.zeros((mask.height, mask.width), np.uint8)
     shapes = [(region, _inside(region, mask)) for region in mask.regions]
-    # Sorting is stable, so that of two regions of one size the later stays the later.
+    # Sorting is stable: of two regions equal in size, the later one in the file is drawn later.
     for region, inside in sorted(shapes, key=lambda shape: (not shape[0].crowd, -int(shape[1].sum()))):
         labels[inside] = IGNORE_INDEX if region.crowd else region.label
     return labels
@@ -85,14 +85,14 @@ def _pycocotools() -> Any:
         from pycocotools import mask
     except ImportError as error:
         raise LibraryMissing(
-            f"pycocotools draws the outlines of COCO annotations and can not be imported ({error}). "
+            f"pycocotools draws the outlines of COCO annotations and cannot be imported ({error}). "
             "Install it: pip install pycocotools"
         ) from error
     return mask
 
 
 def packed_polygon(coordinates: list[float], height: int, width: int) -> bytes:
-    """One part of an outline. Raises ValueError for what pycocotools would take for something else, or choke on."""
+    """One part of an outline. Raises ValueError for numbers that pycocotools would misread or fail on."""
     if len(coordinates) < 6 or len(coordinates) % 2:
         raise ValueError(f"a polygon needs three points or more, as x, y, x, y ...; it has {len(coordinates)} numbers")
     points = np.array(coordinates, np.float64)
@@ -105,7 +105,7 @@ def packed_polygon(coordinates: list[float], height: int, width: int) -> bytes:
 def packed_runs(counts: list[int] | str, height: int, width: int) -> bytes:
     """Run lengths, given as numbers or as COCO's compressed text. Raises ValueError unless they fill the image.
 
-    pycocotools would not check that they do, and show whatever lies in memory.
+    pycocotools would not check this, and would show whatever lies in memory.
     """
     lengths = _decompressed(counts) if isinstance(counts, str) else counts
     if any(length < 0 for length in lengths) or sum(lengths) != height * width:
@@ -116,8 +116,8 @@ def packed_runs(counts: list[int] | str, height: int, width: int) -> bytes:
 def _decompressed(text: str) -> list[int]:
     """Run lengths from COCO's compressed text.
 
-    Each letter less 48 holds five bits, lowest first, and 32 where more follow; from the fourth number on it is the
-    difference to the number two places before.
+    A letter's code minus 48 holds five bits, lowest first, plus 32 if more follow. From the fourth number on, the
+    difference to the number two places before is stored.
     """
     lengths: list[int] = []
     value = shift = 0

@@ -28,11 +28,11 @@ class FileDigests:
             self.known = {}  # nothing remembered, or unreadable: the files are read again
 
     def look_again(self) -> None:
-        """Files may have changed from here on: look at size and time of change of each once more."""
+        """Check size and time of change of every file again: it may have changed."""
         self.seen.clear()
 
     def of(self, path: Path, named_in: str = "") -> str:
-        """Hex digest of the file's content. Raises DataError if it does not exist; `named_in` says who wants it.
+        """Hex digest of the file's content. Raises DataError if it does not exist; `named_in` says where it is named.
 
         A file is looked at once between two calls of `look_again`.
         """
@@ -58,7 +58,7 @@ class FileDigests:
         return digest
 
     def of_weights(self, weights: str) -> str:
-        """Digest of a weights setting: of the file's content where it names a file."""
+        """Digest of a weights setting: of the file's content if it names a file, else the setting itself."""
         return weights if weights in ("pretrained", "none") or not Path(weights).is_file() else self.of(Path(weights))
 
     def of_merged(self, paths: Sequence[Path]) -> list[str]:
@@ -76,14 +76,14 @@ class FileDigests:
 
 
 def without_maps(path: Path) -> str:
-    """What is wrong with a file of `refine.merge_with` that does not exist."""
+    """The message about a file of `refine.merge_with` that does not exist."""
     return f"refine.merge_with: there is no file {path}; make the CAMs of that run first"
 
 
 def data_digest(
     classes: Iterable[str], samples: Iterable[Sample], digests: FileDigests, *, labels: bool = True, masks: bool = False
 ) -> str:
-    """One digest over class names, ids, image contents and, as asked, image-level labels and masks."""
+    """One digest over class names, ids, image contents and, if asked for, image-level labels and masks."""
     total = hashlib.sha256(json.dumps(list(classes)).encode())
     for sample in samples:
         facts: list[Any] = [sample.id, digests.of(sample.image, sample.named_in)]

@@ -16,8 +16,8 @@ def to_tensor(image: UInt8) -> Tensor:
 def grid_size(height: int, width: int, stride: int, max_side: int, scale: float = 1.0) -> tuple[int, int]:
     """(rows, columns) of feature cells for an image seen at `scale`: sides are rounded to whole cells, at least one.
 
-    The network sees the image resized to exactly rows x columns cells, so that the grid covers all of the image,
-    and images of nearly the same size share a batch. Images longer than `max_side` pixels are reduced to it first.
+    The network sees the image resized to exactly rows x columns cells, so the grid covers all of the image, and
+    images of nearly the same size share a batch. Images longer than `max_side` pixels are reduced to it first.
     """
     factor = scale * min(1.0, max_side / max(height, width)) / stride
     return max(1, round(height * factor)), max(1, round(width * factor))

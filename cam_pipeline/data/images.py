@@ -28,19 +28,21 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of this EXIF orientation upright."""
+"""The transposition that turns an image of an EXIF orientation upright."""
 
 
 class _PillowSettings:
-    """While any thread is inside: Pillow has no limit of its own, and nobody hears what it warns of.
+    """Switches off Pillow's own pixel limit and its warnings while any thread is inside.
 
-    Both belong to the whole process and can not be given for a call, so the last thread that leaves puts back what
-    the first one found. What other threads do with Pillow meanwhile is without its limit, too.
+    Both belong to the whole process and cannot be set for one call, so the last thread that leaves restores what the
+    first one found. Other threads use Pillow without its limit meanwhile, too.
     """
 
     def __init__(self) -> None:
-        self.lock, self.inside, self.found = threading.Lock(), 0, ExitStack()
-        # A process that is forked while another thread is in these few lines would wait for it for ever.
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.found = ExitStack()
+        # A process forked while another thread holds the lock would wait for it forever.
         os.register_at_fork(
             before=self.lock.acquire, after_in_parent=self.lock.release, after_in_child=self.lock.release
         )
@@ -49,7 +51,8 @@ class _PillowSettings:
         with self.lock:
             if not self.inside:
                 self.found.enter_context(warnings.catch_warnings())
-                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of EXIF data, no file named
+                # They are about EXIF data, and name no file.
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
                 self.found.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
                 Image.MAX_IMAGE_PIXELS = None  # `data.max_pixels` takes its place
             self.inside += 1
@@ -68,8 +71,8 @@ _our_pillow_settings = _PillowSettings()
 def opened(path: Path, max_pixels: int, kind: str = "image") -> Iterator[Image.Image]:
     """An image file, opened but not decoded.
 
-    Raises DataError, naming the file, also for what goes wrong with it inside the block, and before anything is
-    decoded when it has more than `max_pixels` pixels.
+    Raises DataError, naming the file, also for errors inside the block, and before anything is decoded if the image
+    has more than `max_pixels` pixels.
     """
     try:
         with _our_pillow_settings, Image.open(path, formats=FORMATS) as image:
@@ -87,7 +90,7 @@ def opened(path: Path, max_pixels: int, kind: str = "image") -> Iterator[Image.I
     except Exception as error:  # damaged bytes make Pillow raise almost anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(
-            f"{path} can not be read as {'an' if kind == 'image' else 'a'} {kind} ({reason or type(error).__name__}); "
+            f"{path} cannot be read as {'an' if kind == 'image' else 'a'} {kind} ({reason or type(error).__name__}); "
             "replace it, or take it out of the data set"
         ) from error
 
@@ -95,23 +98,26 @@ def opened(path: Path, max_pixels: int, kind: str = "image") -> Iterator[Image.I
 def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
     """Decode an image file to (height, width, 3) uint8 RGB, turned upright by its EXIF tag.
 
-    Channels of 16 bits keep their upper 8, grey ones as Pillow does it with colours. Transparency is left out: what
-    colours lie beneath it count. Raises DataError, see `opened`, and for numbers of no known range (32 bits, floats).
+    Channels of 16 bits keep their upper 8 bits: Pillow does this with colours, this function with grey. Transparency is
+    dropped, and the colours beneath it are kept. Raises DataError as `opened`, and for pixel values of unknown range
+    (32 bits, floats).
     """
     with opened(path, max_pixels) as image:
-        image.load()  # which turns a TIFF upright, and takes its tag away
+        image.load()  # this turns a TIFF upright, and removes its tag
         turn = UPRIGHT.get(_orientation(image))
         upright = image.transpose(turn) if turn is not None else image
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
             grey = (np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             return np.stack([grey] * 3, axis=-1)
         if image.mode in ("I", "F"):
-            raise DataError(f"{path}: numbers of no known range (mode {image.mode}); convert it to 8 bits a channel")
+            raise DataError(
+                f"{path}: pixel values of unknown range (mode {image.mode}); convert it to 8 bits per channel"
+            )
         return np.asarray(upright.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB"))
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1..8; 1, upright, where there is none or it can not be read (as other programs do it)."""
+    """The EXIF orientation, 1..8; 1 (upright) if there is none or it cannot be read, as in other programs."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF data make Pillow raise almost anything; the pixels may be sound
@@ -120,16 +126,16 @@ def _orientation(image: Image.Image) -> int:
 
 
 def is_turned(sample: Sample) -> bool:
-    """Whether the file of a sample's image has an EXIF orientation, by which it is turned upright."""
-    with _named(sample), opened(sample.image, sample.max_pixels) as image:
+    """Whether a sample's image file has an EXIF orientation by which it is turned upright."""
+    with errors_named_for(sample), opened(sample.image, sample.max_pixels) as image:
         if image.format == "PNG":
             image.load()  # see `image_size`
         return _orientation(image) != 1
 
 
 @contextmanager
-def _named(sample: Sample) -> Iterator[None]:
-    """Puts the place where the sample is named behind what goes wrong inside, unless that says so already."""
+def errors_named_for(sample: Sample) -> Iterator[None]:
+    """Add where the sample is named to a DataError raised inside, unless its message has that already."""
     try:
         yield
     except DataError as error:
@@ -140,25 +146,25 @@ def _named(sample: Sample) -> Iterator[None]:
 
 def sample_image(sample: Sample) -> UInt8:
     """The image of a sample, see `read_image`; errors also say where the data set names it."""
-    with _named(sample):
+    with errors_named_for(sample):
         return read_image(sample.image, sample.max_pixels)
 
 
 def sample_size(sample: Sample) -> tuple[int, int]:
     """The size of a sample's image, see `image_size`; errors as of `sample_image`."""
-    with _named(sample):
+    with errors_named_for(sample):
         return image_size(sample.image, sample.max_pixels)
 
 
 def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) as `read_image` would return; a JPEG is not decoded for it. Raises DataError like it.
 
-    The answer is kept for as long as the file has its size in bytes and its time of change.
+    The answer is kept until the file's size in bytes or its time of change differs.
     """
     try:
         state = path.stat()
     except OSError:
-        return _size_in(path, max_pixels)  # which says what is wrong with the file
+        return _size_in(path, max_pixels)  # this raises the error about the file
     return _known_size(path, max_pixels, state.st_size, state.st_mtime_ns)
 
 

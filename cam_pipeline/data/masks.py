@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from cam_pipeline.data.coco_masks import CocoMask, draw
-from cam_pipeline.data.images import UInt8, _named, is_turned, opened, sample_size
+from cam_pipeline.data.images import UInt8, errors_named_for, is_turned, opened, sample_size
 from cam_pipeline.data.table import MAX_PIXELS, Sample
 from cam_pipeline.errors import DataError
 
@@ -13,7 +13,7 @@ from cam_pipeline.errors import DataError
 def read_mask(path: Path, num_classes: int, max_pixels: int = MAX_PIXELS) -> UInt8:
     """Decode an indexed or greyscale PNG to (height, width) uint8 labels: 0 background, 1..num_classes, 255 ignore.
 
-    Raises DataError when the file can not be read, is a colour image, or holds another value.
+    Raises DataError if the file cannot be read, is a colour image, or holds another value.
     """
     with opened(path, max_pixels, "mask") as image:
         if image.mode not in ("P", "L"):
@@ -32,13 +32,13 @@ def read_mask(path: Path, num_classes: int, max_pixels: int = MAX_PIXELS) -> UIn
 
 
 def sample_mask(sample: Sample, num_classes: int) -> UInt8:
-    """The mask of a sample, see `read_mask`. Raises DataError also when there is none or its size is another."""
+    """The mask of a sample, see `read_mask`. Raises DataError also if there is none, or its size is not the image's."""
     if sample.mask is None:
         raise DataError(f"image {sample.id} has no mask{sample.named_in}; add one, or take the image out of the split")
     if isinstance(sample.mask, CocoMask):
         _check_size(sample, (sample.mask.height, sample.mask.width))  # first: a wrong size could fill the memory
         return draw(sample.mask)
-    with _named(sample):
+    with errors_named_for(sample):
         mask = read_mask(sample.mask, num_classes, sample.max_pixels)
         _check_size(sample, mask.shape)
     return mask
@@ -48,8 +48,8 @@ def _check_size(sample: Sample, shape: tuple[int, ...]) -> None:
     """Raise DataError unless the mask has the size of its image."""
     size = sample_size(sample)
     if shape != size:
-        remedy = "mend height and width of the entry" if isinstance(sample.mask, CocoMask) else "make the mask anew"
-        turned = "; the image is turned upright by its EXIF orientation, its mask must be, too" * is_turned(sample)
+        remedy = "correct height and width of the entry" if isinstance(sample.mask, CocoMask) else "make the mask again"
+        turned = "; EXIF turns the image upright, so its mask must be upright, too" * is_turned(sample)
         raise DataError(
             f"{sample.mask}: the mask is {shape}, its image is {size} (height, width){turned}; "
             f"{remedy}, or replace the image"

@@ -1,4 +1,4 @@
-"""One table whatever the source: what images there are, what they show, and to which split they belong."""
+"""The table of a data set, whatever its source: images, their image-level labels and their splits."""
 
 import difflib
 import logging
@@ -16,16 +16,16 @@ from cam_pipeline.errors import DataError
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = DataSettings().max_pixels
-LONGEST_NAME = 60  # letters; a longer name is no misspelt one, and comparing takes long
+LONGEST_NAME = 60  # letters; a longer name is not just misspelt, and comparing it takes long
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image. `class_ids` are 1-based and sorted; None means that nobody said what the image shows.
+    """One image. `class_ids` are 1-based and sorted; None means that they are unknown.
 
-    `mask` is a file, or what COCO annotations outline. Files of more than `max_pixels` pixels are not decoded (see
-    `data.images`). `source` says where the data set names the image (file and line), for messages; it is no part of
-    what the sample is.
+    `mask` is a file, or outlines from COCO annotations. Files of more than `max_pixels` pixels are not decoded (see
+    `data.images`). `source` says where the data set names the image (file and line), for messages; comparisons of
+    samples ignore it.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Sample:
 
     @property
     def named_in(self) -> str:
-        """`source` in brackets, to be put behind a name; nothing where it is not known."""
+        """`source` in brackets, to follow a name; empty if it is not known."""
         return f" ({self.source})" if self.source else ""
 
 
@@ -59,9 +59,9 @@ class Table:
         return [sample for sample in self.samples if sample.split in names]
 
     def validation(self, name: str) -> list[Sample]:
-        """The samples of the split `data.val`, which may have none, or no name, where nobody asked for it.
+        """The samples of the split `data.val`; none if the name is empty, or is the default and no image has it.
 
-        Raises DataError for an empty split of another name than the default: it is misspelt.
+        Raises DataError if it is another name and no image has it: it is misspelt.
         """
         if name in ("", DataSettings().val):
             return [sample for sample in self.samples if name and sample.split == name]
@@ -72,7 +72,7 @@ class Table:
 
 
 def labelled(samples: Iterable[Sample]) -> list[Sample]:
-    """The same samples, checked. Raises DataError when one has no image-level labels."""
+    """The same samples, checked. Raises DataError if one has no image-level labels."""
     samples = list(samples)
     for sample in samples:
         if sample.class_ids is None:
@@ -81,7 +81,7 @@ def labelled(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def without_labels(sample: Sample) -> str:
-    """What is wrong with a training image that has no image-level labels."""
+    """The message about a training image without image-level labels."""
     return (
         f"image {sample.id} of split '{sample.split}' has no image-level labels{sample.named_in}; "
         "add a line for it, or drop it"
@@ -89,7 +89,7 @@ def without_labels(sample: Sample) -> str:
 
 
 def masked(samples: Iterable[Sample]) -> list[Sample]:
-    """The same samples, checked. Raises DataError when one has no mask."""
+    """The same samples, checked. Raises DataError if one has no mask."""
     samples = list(samples)
     for sample in samples:
         if sample.mask is None or (isinstance(sample.mask, Path) and not sample.mask.is_file()):
@@ -98,7 +98,7 @@ def masked(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def without_mask(sample: Sample) -> str:
-    """What is wrong with an image that has no mask where one is needed."""
+    """The message about an image without the mask that it needs."""
     return (
         f"image {sample.id} of split '{sample.split}' has no mask "
         f"(looked for {sample.mask or 'a mask column, file or outlines'}){sample.named_in}; "
@@ -124,7 +124,7 @@ def check_files(samples: Iterable[Sample]) -> None:
 
 
 def without_image(sample: Sample) -> str:
-    """What is wrong with a sample whose image file does not exist."""
+    """The message about a sample whose image file does not exist."""
     return (
         f"image {sample.id}{sample.named_in}: there is no file {sample.image}; "
         f"restore it, or drop it from '{sample.split}'"
@@ -142,7 +142,7 @@ def warn_of_absent_classes(classes: Sequence[str], samples: Iterable[Sample]) ->
     absent = absent_classes(classes, samples)
     if absent:
         logger.warning(
-            "%d of %d classes have no training image, so that nothing is learned about them: %s",
+            "%d of %d classes have no training image, so nothing is learned about them: %s",
             len(absent),
             len(classes),
             ", ".join(absent),
@@ -150,7 +150,7 @@ def warn_of_absent_classes(classes: Sequence[str], samples: Iterable[Sample]) ->
 
 
 def unknown_class(name: str, classes: Sequence[str]) -> str:
-    """What to say of a class name that is none: the nearest one, or all of them."""
+    """The message about an unknown class name: it suggests the nearest class, or lists all."""
     near = difflib.get_close_matches(name, classes, n=1) if len(name) <= LONGEST_NAME else []
     hint = f"did you mean '{near[0]}'?" if near else f"the classes are {', '.join(classes)}"
     return f"unknown class '{name}'; {hint}"

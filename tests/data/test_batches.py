@@ -156,10 +156,10 @@ def test_an_unreadable_image_is_named_by_the_error_itself(samples, workers, tmp_
     """Not by the traceback of a worker process."""
     (tmp_path / "broken.png").write_text("no image")
     broken = [*samples[:2], Sample("broken", tmp_path / "broken.png", "train", (1,))]
-    with pytest.raises(DataError, match=r"^\S*broken\.png can not be read as an image") as caught:
+    with pytest.raises(DataError, match=r"^\S*broken\.png cannot be read as an image") as caught:
         list(training_batches(make_views(broken), EpochBatches(3, 2, epochs=2, seed=0), workers))
     assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=r"^\S*broken\.png can not be read as an image"):
+    with pytest.raises(DataError, match=r"^\S*broken\.png cannot be read as an image"):
         list(loader_over(GridImages(broken, [(3, 5)] * 3, 4), [[0, 1], [2]], workers))
 
 

@@ -71,7 +71,7 @@ def test_a_damaged_memory_only_costs_time(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"gone can not be read \(No such file"):
+    with pytest.raises(DataError, match=r"gone cannot be read \(No such file"):
         FileDigests(tmp_path / "memory.json").of(tmp_path / "gone")
 
 

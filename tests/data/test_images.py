@@ -176,7 +176,7 @@ def test_sixteen_bit_tiff_in_either_byte_order(tmp_path, order):
 def test_numbers_of_no_known_range_are_refused(tmp_path, kind):
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[0, 1000, 60000]], dtype=kind)).save(path)
-    with pytest.raises(DataError, match=r"a\.tif: numbers of no known range \(mode [IF]\); convert it to 8 bits"):
+    with pytest.raises(DataError, match=r"a\.tif: pixel values of unknown range \(mode [IF]\); convert it to 8 bits"):
         read_image(path)
 
 
@@ -188,12 +188,12 @@ def test_images_that_can_not_be_read_are_named(tmp_path):
     text.write_text("this is no image\n")
     with pytest.raises(DataError, match=r"no image file .*gone\.jpg"):
         read_image(tmp_path / "gone.jpg")
-    with pytest.raises(DataError, match=r"truncated\.jpg can not be read as an image"):
+    with pytest.raises(DataError, match=r"truncated\.jpg cannot be read as an image"):
         read_image(truncated)
     for read in (read_image, image_size):
-        with pytest.raises(DataError, match=r"text\.jpg can not be read as an image"):
+        with pytest.raises(DataError, match=r"text\.jpg cannot be read as an image"):
             read(text)
-        with pytest.raises(DataError, match="can not be read as an image"):
+        with pytest.raises(DataError, match="cannot be read as an image"):
             read(tmp_path)  # a folder
     with pytest.raises(DataError, match=r"no image file .*gone\.jpg"):
         image_size(tmp_path / "gone.jpg")
@@ -212,7 +212,7 @@ def test_whatever_is_cut_off_the_answer_is_one_line(tmp_path, kind):
             assert read_image(path).shape == (9, 12, 3)
         except DataError as error:
             refused += 1
-            assert str(error).startswith(f"{path} can not be read as an image (")
+            assert str(error).startswith(f"{path} cannot be read as an image (")
             assert "\n" not in str(error)
     assert refused >= 20
 
@@ -220,7 +220,7 @@ def test_whatever_is_cut_off_the_answer_is_one_line(tmp_path, kind):
 def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "a.jpg").touch()
     for read in (read_image, image_size, lambda path: read_mask(path, 2)):
-        with pytest.raises(DataError, match=r"a\.jpg can not be read as an? (image|mask) \(cannot identify"):
+        with pytest.raises(DataError, match=r"a\.jpg cannot be read as an? (image|mask) \(cannot identify"):
             read(tmp_path / "a.jpg")
 
 
@@ -229,7 +229,7 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     assert Image.open(path).format == "EPS"
-    with pytest.raises(DataError, match="can not be read as an image"):
+    with pytest.raises(DataError, match="cannot be read as an image"):
         read_image(path)
 
 

@@ -36,7 +36,7 @@ def test_masks_with_other_values_or_modes_are_refused(tmp_path):
         ):
             read_mask(path, 2)
     path.write_text("no image")
-    with pytest.raises(DataError, match=r"m\.png can not be read as a mask"):
+    with pytest.raises(DataError, match=r"m\.png cannot be read as a mask"):
         read_mask(path, 2)
     with pytest.raises(DataError, match=r"no mask file .*gone\.png"):
         read_mask(tmp_path / "gone.png", 2)
@@ -50,7 +50,7 @@ def test_the_mask_of_a_sample_has_the_size_of_its_image(tmp_path):
     Image.fromarray(np.ones((3, 2), np.uint8)).save(mask)
     with pytest.raises(
         DataError,
-        match=r"m\.png: the mask is \(3, 2\), its image is \(2, 3\) \(height, width\); make the mask anew, or",
+        match=r"m\.png: the mask is \(3, 2\), its image is \(2, 3\) \(height, width\); make the mask again, or",
     ):
         sample_mask(Sample("a", image, "train", (1,), mask), 1)
     with pytest.raises(DataError, match=r"image a has no mask \(t.csv, line 2\); add one, or take the image out"):
@@ -64,7 +64,7 @@ def test_the_mask_of_a_turned_image_is_upright_and_the_message_says_so(tmp_path)
     Image.fromarray(PIXELS).save(image, exif=exif)
     Image.fromarray(np.ones((2, 3), np.uint8)).save(mask)
     turned = Sample("a", image, "train", (1,), mask)
-    with pytest.raises(DataError, match=r"its image is \(3, 2\) .*; the image is turned upright by its EXIF orient"):
+    with pytest.raises(DataError, match=r"its image is \(3, 2\) .*; EXIF turns the image upright, so its mask must"):
         sample_mask(turned, 1)
     Image.fromarray(np.ones((3, 2), np.uint8)).save(mask)
     assert sample_mask(turned, 1).shape == (3, 2)

@@ -88,7 +88,7 @@ def test_classes_without_an_image_are_named_in_one_line(caplog):
     assert absent_classes(("cat", "dog", "eel"), samples) == ["cat", "eel"]
     warn_of_absent_classes(("cat", "dog", "eel"), samples)
     assert [record.getMessage() for record in caplog.records] == [
-        "2 of 3 classes have no training image, so that nothing is learned about them: cat, eel"
+        "2 of 3 classes have no training image, so nothing is learned about them: cat, eel"
     ]
     caplog.clear()
     warn_of_absent_classes(("dog",), [sample("a", class_ids=(1,))])

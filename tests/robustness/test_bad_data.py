@@ -118,7 +118,7 @@ def test_labels_that_contradict_themselves(mistake: Mistake, finished: Path) -> 
 def test_a_file_that_can_not_be_read(commands: Any, finished: Path, file: str, command: tuple[str, ...]) -> None:
     (finished / "data" / file).write_bytes(b"")
     ended = commands.run(*command, "-c", "tiny.toml", "--quiet", folder=finished)
-    assert ended.code == 2 and ended.stderr.startswith(f"Error: data/{file} can not be read as a")
+    assert ended.code == 2 and ended.stderr.startswith(f"Error: data/{file} cannot be read as a")
     assert ended.stderr.endswith("; replace it, or take it out of the data set (data/data.csv, line 4)\n")
     checked = commands.run("check-data", "-c", "tiny.toml", folder=finished)
     assert ended.stderr.removeprefix("Error: ") in checked.stdout
@@ -132,7 +132,7 @@ def test_unknown_class_offers_the_nearest(mistake: Mistake, finished: Path) -> N
 def test_a_cell_with_a_line_break(mistake: Mistake, finished: Path) -> None:
     change(finished, 4, labels='"car\nballoon"')
     assert mistake("run") == (
-        "data/data.csv, line 4: a line break in a cell; take it out, or is a quotation mark missing?"
+        "data/data.csv, line 4: a line break in a cell; remove it, or add the quotation mark that is missing"
     )
 
 
@@ -236,12 +236,12 @@ def test_everything_at_once_and_nothing_written(commands: Any, workspace: Path) 
     ended = commands.run("check-data", "-c", "tiny.toml", folder=workspace)
     assert ended.code == 2
     assert ended.stderr.endswith("Error: 13 mistakes in the data or the config, see above; a run would fail\n")
-    assert ended.stdout.count("can not be read as an image") == 10
-    assert "image that can not be read: 12" in ended.stdout and "and 2 more (--all lists them)" in ended.stdout
-    assert "data/images/train_00003.jpg can not be read as an image" in ended.stdout
+    assert ended.stdout.count("cannot be read as an image") == 10
+    assert "image that cannot be read: 12" in ended.stdout and "and 2 more (--all lists them)" in ended.stdout
+    assert "data/images/train_00003.jpg cannot be read as an image" in ended.stdout
     assert "(data/data.csv, line 5)" in ended.stdout and "did you mean 'balloon'?" in ended.stdout
     every = commands.run("check-data", "-c", "tiny.toml", "--all", "--quiet", folder=workspace)
-    assert every.code == 2 and every.stdout.count("can not be read as an image") == 12
+    assert every.code == 2 and every.stdout.count("cannot be read as an image") == 12
     assert "images that show" in ended.stdout and "images that show" not in every.stdout
     assert sorted(workspace.rglob("*")) == before
 
@@ -296,7 +296,7 @@ def test_class_without_images_is_warned_of_once(commands: Any, workspace: Path) 
     with (workspace / "data/classes.txt").open("a") as file:
         file.write("zebra\n")
     ended = completed(commands, workspace)
-    line = "1 of 7 classes have no training image, so that nothing is learned about them: zebra"
+    line = "1 of 7 classes have no training image, so nothing is learned about them: zebra"
     assert ended.stderr.count("zebra") == 1 and line in ended.stderr.splitlines()
     assert all(0 <= line["mAP"] <= 1 for line in history(workspace))
     ended = commands.run("evaluate", "-c", "tiny.toml", folder=workspace)
@@ -311,7 +311,7 @@ def test_other_layouts_run(commands: Any, workspace: Path, layout: str) -> None:
     completed(commands, workspace, *arguments)
     ended = commands.run("evaluate", "-c", "tiny.toml", "--quiet", *arguments, folder=workspace)
     assert ended.code == 0, ended.stderr
-    assert ("No figure of segmenter: no image of split 'val' has a mask" in ended.stdout) == (layout == "folders")
+    assert ("No figures for segmenter: no image of split 'val' has a mask" in ended.stdout) == (layout == "folders")
     assert (workspace / "run/report/contact_sheet.png").is_file()
 
 

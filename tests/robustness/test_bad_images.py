@@ -32,14 +32,14 @@ def of_floats(path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda path: path.write_bytes(b""), f"{VICTIM} can not be read as an image (cannot identify image file"),
-    "text": (lambda path: path.write_text("404 not found"), f"{VICTIM} can not be read as an image (cannot identify"),
+    "empty": (lambda path: path.write_bytes(b""), f"{VICTIM} cannot be read as an image (cannot identify image file"),
+    "text": (lambda path: path.write_text("404 not found"), f"{VICTIM} cannot be read as an image (cannot identify"),
     "half": (
         lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-        f"{VICTIM} can not be read as an image (image file is truncated",
+        f"{VICTIM} cannot be read as an image (image file is truncated",
     ),
     "bomb": (bomb, f"{VICTIM}: 60000 x 60000 pixels are more than data.max_pixels (100000000); raise that if the file"),
-    "floats": (of_floats, f"{VICTIM}: numbers of no known range (mode F); convert it to 8 bits a channel"),
+    "floats": (of_floats, f"{VICTIM}: pixel values of unknown range (mode F); convert it to 8 bits per channel"),
 }
 
 

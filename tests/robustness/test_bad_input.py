@@ -29,7 +29,7 @@ def test_missing_training_image(mistake: Callable[..., str], finished: Path) -> 
     (finished / "data" / "images" / "train_00003.jpg").unlink()
     for command in ("run", "train-cls", "make-cams", "status"):
         line = mistake(command)
-        assert "data/images/train_00003.jpg can not be read (No such file or directory)" in line
+        assert "data/images/train_00003.jpg cannot be read (No such file or directory)" in line
         assert "restore it" in line
 
 
@@ -42,18 +42,18 @@ def test_missing_validation_image(mistake: Callable[..., str], finished: Path) -
 def test_truncated_training_image(mistake: Callable[..., str], finished: Path) -> None:
     cut(finished / "data" / "images" / "train_00003.jpg")
     line = mistake("run")
-    assert line.startswith("data/images/train_00003.jpg can not be read as an image (")
+    assert line.startswith("data/images/train_00003.jpg cannot be read as an image (")
     assert "replace it" in line
 
 
 def test_truncated_validation_image(mistake: Callable[..., str], finished: Path) -> None:
     cut(finished / "data" / "images" / "val_00003.jpg")
     line = mistake("train-cls", "--set", "train_cls.epochs=1")
-    assert line.startswith("data/images/val_00003.jpg can not be read as an image (")
+    assert line.startswith("data/images/val_00003.jpg cannot be read as an image (")
     line = mistake("make-cams", "--set", "cam.splits=['train', 'val']")
-    assert line.startswith("data/images/val_00003.jpg can not be read as an image (")
+    assert line.startswith("data/images/val_00003.jpg cannot be read as an image (")
     line = mistake("evaluate")
-    assert line.startswith("data/images/val_00003.jpg can not be read as an image (")
+    assert line.startswith("data/images/val_00003.jpg cannot be read as an image (")
 
 
 def test_broken_image_met_by_the_crf_in_a_worker(mistake: Callable[..., str], commands: Any, finished: Path) -> None:
@@ -64,7 +64,7 @@ def test_broken_image_met_by_the_crf_in_a_worker(mistake: Callable[..., str], co
     image.write_bytes(b"no image".ljust(len(whole)))
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))  # so that its digest is taken from memory
     line = mistake("make-cams", "--set", "refine.background=0.7", "--workers", "2")
-    assert line.startswith("data/images/train_00003.jpg can not be read as an image (")
+    assert line.startswith("data/images/train_00003.jpg cannot be read as an image (")
 
 
 def test_installed_program_ends_after_a_mistake(finished: Path) -> None:
@@ -75,12 +75,12 @@ def test_installed_program_ends_after_a_mistake(finished: Path) -> None:
     done = subprocess.run(command, cwd=finished, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("Error: data/images/train_00003.jpg can not be read as an image (")
+    assert done.stderr.startswith("Error: data/images/train_00003.jpg cannot be read as an image (")
 
 
 def test_file_that_is_no_image(mistake: Callable[..., str], finished: Path) -> None:
     (finished / "data" / "images" / "train_00003.jpg").write_text("<html>404</html>")
-    assert "data/images/train_00003.jpg can not be read as an image" in mistake("run")
+    assert "data/images/train_00003.jpg cannot be read as an image" in mistake("run")
 
 
 def test_masks_missing_or_of_colour_or_with_unknown_values(mistake: Callable[..., str], finished: Path) -> None:
@@ -257,7 +257,7 @@ def test_result_of_an_older_format(mistake: Callable[..., str], finished: Path) 
     with h5py.File(finished / "run" / "cams.h5", "a") as file:
         file.attrs.modify("version", 1)
     line = mistake("make-cams", "--set", "refine.background=0.7")
-    assert "run/cams.h5 is not a cams file of version 2 (found: HDF5 file, version 1); re-make it with --force" in line
+    assert "run/cams.h5 is not a cams file of version 2 (found: HDF5 file, version 1); make it again with" in line
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_damage_that_keeps_the_size(
     path.write_bytes(damaged)
     change = "train_seg.epochs=1" if command == "train-seg" else "refine.background=0.7"
     line = mistake(command, "--set", change)
-    assert line.startswith(f"run/{name} is damaged at image images/train_00003; re-make it with --force")
+    assert line.startswith(f"run/{name} is damaged at image images/train_00003; make it again with --force")
 
 
 def test_damaged_result_is_made_again_by_force(commands: Any, finished: Path, undisturbed: Path) -> None:
@@ -321,7 +321,7 @@ def test_stage_before_what_it_needs(commands: Any, workspace: Path) -> None:
 def test_run_folder_that_is_a_file(mistake: Callable[..., str], finished: Path) -> None:
     (finished / "occupied").write_text("something else")
     line = mistake("run", "--set", "output.dir=occupied")
-    assert line.startswith("occupied can not be written (File exists); set output.dir to another folder")
+    assert line.startswith("occupied cannot be written (File exists); set output.dir to another folder")
     assert (finished / "occupied").read_text() == "something else"
 
 

@@ -1,1 +1,1 @@
-"""What is wrong with a data set, what is in it, and what a run on it costs."""
+"""Checks of a data set: its mistakes, its contents, and the cost of a run on it."""

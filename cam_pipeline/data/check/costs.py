@@ -1,4 +1,4 @@
-"""What a run does, and how much of it: told before it starts."""
+"""The steps of a run, and how much each does, before it starts."""
 
 from cam_pipeline.config import CamSettings, Config, TrainSettings
 from cam_pipeline.data.batches import EpochBatches
@@ -6,7 +6,7 @@ from cam_pipeline.data.check.image import Inspected
 
 
 def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
-    """What a run does, in its order: (stage or file, how much)."""
+    """The steps and files of a run, in order: (name, how much)."""
     count = sum(sample.split == config.data.train for sample, _ in inspected)
     mapped = [(sample, one.size) for sample, one in inspected if sample.split in config.cam.splits and one.size]
     labels = sum(2 * height * width for _, (height, width) in mapped)
@@ -22,7 +22,7 @@ def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
 
 
 def _view_cost(settings: CamSettings, images: int) -> str:
-    """How often the classifier looks at an image."""
+    """How many views the classifier sees."""
     scales = len(settings.scales)
     mirrored = f" and {'its mirror image' if scales == 1 else 'their mirror images'}" if settings.flip else ""
     views = images * scales * (2 if settings.flip else 1)
@@ -30,7 +30,7 @@ def _view_cost(settings: CamSettings, images: int) -> str:
 
 
 def _extra_cost(config: Config) -> str:
-    """What the objectives add to a step."""
+    """The text about what objectives add to a step."""
     acr, sfc = config.objectives.acr, config.objectives.sfc
     parts = [", two views each"] if acr else []
     parts += [f" and {config.sfc.draws} from the image bank"] if sfc and config.sfc.draws else []

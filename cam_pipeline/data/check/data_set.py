@@ -1,4 +1,4 @@
-"""What is in a data set, what is wrong with it, and what a run on it will cost; nothing is written."""
+"""The contents of a data set, its mistakes, and the cost of a run on it; nothing is written."""
 
 import unicodedata
 from collections import Counter
@@ -34,9 +34,9 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What `check_data` found. A run, or `evaluate` after it, fails at any of `errors`; `warnings` are worth a look.
+    """Findings of `check_data`. A run, or `evaluate` after it, fails at any of `errors`; `warnings` are worth a look.
 
-    `sizes` are (height, width) of all images that can be read; `costs` names what a run does, and how much of it.
+    `sizes` are (height, width) of all images that can be read; `costs` are the steps of a run, and how much each does.
     """
 
     classes: tuple[str, ...]
@@ -50,15 +50,15 @@ class DataCheck:
 def check_data(config: Config, workers: int, problems: AllProblems | None = None) -> DataCheck:
     """Read the data set of a config and decode every image and mask of it in worker processes.
 
-    What is found comes behind what is in `problems` already. What is wrong with images of splits that the config does
-    not use is a warning. Raises UserError only for what is no matter of the data: a library that is missing, say.
+    Findings are appended to `problems`. In splits that the config does not use, a wrong image is only a warning. Raises
+    UserError only for causes outside the data, such as a missing library.
     """
     problems = problems or AllProblems()
     _check_merged(config, problems)
     try:
         table = load_table(config.data, problems)
     except DataError as error:
-        problems.report("data set that can not be read", str(error))
+        problems.report("data set that cannot be read", str(error))
         return DataCheck((), (), (), (), tuple(problems.errors), tuple(problems.warnings))
     inspected = _inspect_all(table, workers)
     used = used_splits(config)
@@ -119,10 +119,10 @@ def _facts(name: str, table: Table) -> SplitFacts:
 
 
 def _check_merged(config: Config, problems: AllProblems) -> None:
-    """Maps of other runs, which a run would miss only when its own are made."""
+    """Report missing maps of other runs, at which a run would stop only after it has made its own."""
     for path in config.refine.merge_with:
         if not path.is_file():
-            problems.report("file of maps that is not there", without_maps(path))
+            problems.report("missing file of maps", without_maps(path))
 
 
 def _check_splits(config: Config, table: Table, problems: AllProblems) -> None:
@@ -149,7 +149,7 @@ def _check_splits(config: Config, table: Table, problems: AllProblems) -> None:
 
 
 def _check_training(config: Config, table: Table, problems: AllProblems) -> None:
-    """What training asks of the images of its split, taken together."""
+    """Check what training needs of the images of its split, taken together."""
     train = [sample for sample in table.samples if sample.split == config.data.train]
     for sample in train:
         if sample.class_ids is None:
@@ -168,13 +168,13 @@ def _check_training(config: Config, table: Table, problems: AllProblems) -> None
 
 
 def too_few_images(config: Config, count: int) -> str:
-    """Why the segmenter can not be trained on `count` images, as DeepLabV3+ normalises pooled features; "": it can."""
+    """Why the segmenter cannot be trained on `count` images (DeepLabV3+ normalises pooled features); "" if it can."""
     batch_size = config.train_seg.batch_size
     if config.segmenter.architecture != "deeplabv3plus" or min(batch_size, count) >= 2:
         return ""
     return (
         f"DeepLabV3+ needs two images in a batch; there are {count}, train_seg.batch_size is {batch_size}; "
-        "or set segmenter.architecture"
+        "raise these, or set another segmenter.architecture"
     )
 
 
@@ -191,26 +191,26 @@ def _check_classes(config: Config, table: Table, train: Sequence[Sample], proble
                 message = f"image {sample.id}{sample.named_in} shows {', '.join(unseen)}"
                 problems.warn("validation image of a class without training images", message)
     if len(table.classes) == 1 and train and all(sample.class_ids for sample in train):
-        message = f"{table.classes[0]}: no training image is without it, so that nothing tells it from the background"
+        message = f"{table.classes[0]}: every training image shows it, so nothing separates it from the background"
         problems.warn("one class and no negatives", f"{message}; add images with an empty label")
 
 
 def _check_names(classes: Sequence[str], problems: AllProblems) -> None:
-    """Two names that a reader would take for one are two classes to the program."""
+    """Warn of names that look like one to a reader, but are two classes to the program."""
     first: dict[str, str] = {}
     for name in classes:
         other = first.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
         if other != name:
-            message = f"'{other}' and '{name}' differ by case or Unicode form alone; write one of them if they are one"
-            problems.warn("classes of nearly one name", message)
+            message = f"'{other}' and '{name}' differ only in case or Unicode form; use one name if they are one class"
+            problems.warn("classes with nearly the same name", message)
 
 
 def _check_pictures(inspected: Inspected, problems: AllProblems) -> None:
-    """The same file content under two ids: worst where it is trained on and reported on."""
+    """Warn of the same file content under two ids: worst if it is trained on and reported on."""
     first: dict[str, Sample] = {}
     for sample, inspection in inspected:
         other = first.setdefault(inspection.digest, sample) if inspection.digest else sample
         if other is not sample:
-            kind = "picture in two splits" if sample.split != other.split else "picture twice in a split"
+            kind = "same image in two splits" if sample.split != other.split else "same image twice in a split"
             unlike = "" if sample.class_ids == other.class_ids else ", with other labels"
             problems.warn(kind, f"{other.image} ({other.split}) and {sample.image} ({sample.split}){unlike}")

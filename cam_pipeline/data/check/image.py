@@ -1,4 +1,4 @@
-"""One image and its mask, opened and decoded completely: what it is and what is wrong with it."""
+"""Open and decode one image and its mask completely, and collect what is wrong with them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from cam_pipeline.machine.interrupt import ignore_in_worker
 from cam_pipeline.ops.labels import IGNORE_INDEX
 
 TINY = 32
-"""Pixels. An image whose shorter side is less gives a network of stride 32 less than one cell."""
+"""Pixels. A shorter side is less than one cell of a network of stride 32."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. `size` is (height, width), None for an image that can not be read; `digest` of its file."""
+    """Findings on one image: `size` (height, width), None if it cannot be read; `digest` of its file; problems."""
 
     size: tuple[int, int] | None = None
     digest: str = ""
@@ -40,10 +40,10 @@ def inspect(sample: Sample, classes: tuple[str, ...]) -> Inspection:
         height, width = sample_image(sample).shape[:2]
         digest = hashlib.sha256(sample.image.read_bytes()).hexdigest()
     except DataError as error:
-        problems.report("image that can not be read", str(error))
+        problems.report("image that cannot be read", str(error))
         return Inspection(problems=problems)
     except OSError as error:
-        problems.report("image that can not be read", f"{error}{sample.named_in}")
+        problems.report("image that cannot be read", f"{error}{sample.named_in}")
         return Inspection(problems=problems)
     if min(height, width) < TINY:
         message = f"{sample.image}: {width} x {height} pixels (width x height); enlarge it, or take it out"
@@ -57,21 +57,21 @@ def _inspect_mask(sample: Sample, classes: tuple[str, ...], problems: AllProblem
     if sample.mask is None:
         return
     if isinstance(sample.mask, Path) and not sample.mask.is_file():
-        problems.report("mask that is not there", without_mask(sample))
+        problems.report("missing mask file", without_mask(sample))
         return
     try:
         mask = sample_mask(sample, len(classes))
     except DataError as error:
-        problems.report("mask that can not be used", str(error))
+        problems.report("mask that cannot be used", str(error))
         return
     if isinstance(sample.mask, CocoMask) and is_turned(sample):
-        message = f"{sample.image}: EXIF turns it upright; see that its outlines are those of the upright image"
+        message = f"{sample.image}: EXIF turns it upright; check that its outlines fit the upright image"
         problems.warn("COCO image that is turned by EXIF", f"{message}{sample.named_in}")
     if sample.class_ids is None:
         return
     shown = set(np.unique(mask).tolist()) - {0, IGNORE_INDEX}
     differences = [("only in the mask", shown - {*sample.class_ids})]
-    if IGNORE_INDEX not in mask:  # a class may hide in pixels that nobody decided
+    if IGNORE_INDEX not in mask:  # a class may be in undecided pixels
         differences.append(("only in the labels", {*sample.class_ids} - shown))
     parts = [f"{', '.join(classes[one - 1] for one in sorted(ids))} {where}" for where, ids in differences if ids]
     if parts:

@@ -1,4 +1,4 @@
-"""What a reader does with a mistake in the data: stop at the first, or note it and read on."""
+"""Two ways to handle mistakes in the data: stop at the first, or note them all and read on."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ class Problem:
 
 
 class Problems:
-    """What readers report to. This one stops at the first mistake and leaves out what is only worth a look."""
+    """Takes what readers report. This one stops at the first mistake and ignores warnings."""
 
     def report(self, kind: str, message: str) -> None:
-        """A mistake that a run would stop at. Raises DataError; a reader called with another kind goes on."""
+        """Take a mistake that a run would stop at. Raises DataError; subclasses may note it, and the reader goes on."""
         raise DataError(message)
 
     def warn(self, kind: str, message: str) -> None:
-        """Something that may be meant, but seldom is."""
+        """Take a warning of something that may be intended, but seldom is."""
 
 
 class AllProblems(Problems):

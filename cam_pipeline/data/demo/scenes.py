@@ -21,13 +21,14 @@ CLASS_NAMES = ("car", "fish", "apple", "sledge", "duck", "balloon")
 
 COLOURED_STONES = 1 / 3  # share of the stones with a body's colour, not grey: colour alone says nothing
 EDGE_MARGIN = 0.18  # centres stay this share of the sides off the border: objects are cut by it, not lost
-MIN_VISIBLE = 0.7  # share that must show of every part and object; with less a person could not name it
+MIN_VISIBLE = 0.7  # share of every part and object that must be visible; with less a person could not name it
 PLACEMENT_TRIES = 60  # random places tried for an object before it is left out
 SUPERSAMPLING = 3  # outlines are filled on a finer canvas and averaged: smooth edges
 
 BODY_TEXTURE, BACKGROUND_TEXTURE = 0.02, 0.055
 """Standard deviation of the grain, 1 is white: bodies are smooth enough for a CRF to follow their colour."""
-SENSOR_NOISE, LIGHT = 0.008, 0.06  # noise of each pixel and channel; most change of brightness side to side
+SENSOR_NOISE = 0.008  # standard deviation of the noise of each pixel and channel
+LIGHT = 0.06  # greatest change of brightness from side to side
 
 
 def points(*corners: tuple[float, float]) -> Floats:
@@ -142,7 +143,7 @@ def draw_background(rng: np.random.Generator, size: Size, hue: float) -> Floats:
 def place_object(
     rng: np.random.Generator, class_id: int, size: Size, object_scale: Range, taken: Sequence[Floats]
 ) -> list[Floats] | None:
-    """Coverages (H, W) of a body and the shapes of its part, somewhere in the image; None where all is full.
+    """Coverages (H, W) of a body and the shapes of its part, somewhere in the image; None if there is no room.
 
     MIN_VISIBLE of the part's corners lie in the image, and as much of every region in `taken` stays in sight:
     maps (H, W) of what is still seen, as shares of the region's first size, that is with a sum of at most 1.
@@ -151,7 +152,8 @@ def place_object(
     for _ in range(PLACEMENT_TRIES):
         centre = np.array(size) * rng.uniform(EDGE_MARGIN, 1 - EDGE_MARGIN, 2)
         half_length = min(size) * rng.uniform(*object_scale) / 2
-        angle, mirror = rng.normal(0, 0.2), rng.choice([-1, 1])
+        angle = rng.normal(0, 0.2)
+        mirror = rng.choice([-1, 1])
         placed = [centre + half_length * turn(outline * (1, mirror), angle) for outline in outlines]
         corners = np.concatenate(placed[1:])
         in_image = ((corners >= 0) & (corners < size)).all(axis=1).mean()
@@ -168,7 +170,7 @@ def draw_scene(
     """Draw one object for each of `class_ids` (1..6) into an image of `size` (height, width).
 
     Returns the image (H, W, 3) and its labels (H, W), 0 background. `object_scale` bounds the length of an
-    object as a share of the short side. One that would hide another is left out: the labels tell.
+    object as a share of the short side. An object that would hide another is left out of image and labels.
     """
     hue = rng.random()
     image, labels = draw_background(rng, size, hue), np.zeros(size, np.uint8)

@@ -23,7 +23,7 @@ PLAN_STREAM = 1  # fourth number of the seeds that plan labels; images have thre
 
 ASPECTS = ((1.0, 1.0), (1.0, 1.0), (0.92, 1.1), (1.1, 0.86), (1.3, 0.76))
 """Factors on the requested (height, width): mixed sizes, wide and tall, so that nothing relies on one."""
-PAIRS = 0.2  # share of the images of one class that show two objects of it, where both find a place
+PAIRS = 0.2  # share of the images of one class that show two objects of it, if both find a place
 
 JPEG_QUALITY = 92
 PALETTE = (0, 0, 0, 214, 69, 65, 65, 131, 215, 88, 166, 92, 232, 163, 61, 140, 98, 187, 60, 180, 190)

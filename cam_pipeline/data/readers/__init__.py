@@ -1,4 +1,4 @@
-"""Readers from the layouts people have into one table; docs/data.md shows each layout."""
+"""Readers of common layouts into one table; docs/data.md shows each layout."""
 
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.check.problems import Problems
@@ -18,7 +18,7 @@ def load_table(settings: DataSettings, problems: Problems | None = None) -> Tabl
     """Read the data set that the settings describe.
 
     Raises DataError, naming file and line, for the first mistake; `AllProblems` collects those after which reading can
-    go on, and the table then lacks the samples that are wrong.
+    continue, and the table then lacks the samples that are wrong.
     """
     if not settings.root.is_dir():
         raise DataError(f"data.root: there is no folder {settings.root}; set it with --set data.root=FOLDER")

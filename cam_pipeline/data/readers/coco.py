@@ -22,7 +22,7 @@ Entry = TypeVar("Entry", bound=BaseModel)
 
 
 class Image(BaseModel):
-    """What is read of an entry in `images`."""
+    """The fields that are read of an entry in `images`."""
 
     id: Key
     file_name: str
@@ -31,21 +31,21 @@ class Image(BaseModel):
 
 
 class Category(BaseModel):
-    """What is read of an entry in `categories`."""
+    """The fields that are read of an entry in `categories`."""
 
     id: int
     name: str
 
 
 class Runs(BaseModel):
-    """A segmentation by run lengths, as numbers or compressed; `size` is (height, width) of what they fill."""
+    """A segmentation by run lengths, as numbers or compressed; `size` is the (height, width) that they fill."""
 
     counts: list[int] | str
     size: list[int] = []
 
 
 class Annotation(BaseModel):
-    """What is read of an entry in `annotations`."""
+    """The fields that are read of an entry in `annotations`."""
 
     image_id: Key
     category_id: int
@@ -73,8 +73,9 @@ class CocoFile:
 def read_coco(settings: DataSettings, problems: Problems) -> Table:
     """Categories become labels 1..C by rising id, or by their place in `data.classes`; a crowd is a label, too.
 
-    An image without annotations shows none of the classes. Its mask is drawn from the segmentations (`data.coco`); it
-    has none where an annotation lacks its segmentation. The id is the image's path below the root without suffix.
+    An image without annotations shows none of the classes. Masks are drawn from the segmentations (`data.coco_masks`);
+    an image has none if one of its annotations lacks a segmentation. The id is the image's path below the root without
+    suffix.
     """
     files = {
         path: (split, read_file(*_state(path, may_be_left_out=split != settings.train)))
@@ -131,7 +132,7 @@ def _categories(files: dict[Path, CocoFile], problems: Problems) -> dict[int, st
         for number, name in file.categories.items():
             if found.setdefault(number, name) != name:
                 message = f"{path}: category {number} is '{name}', but '{found[number]}' in another split's file"
-                problems.report("categories that differ", f"{message}; give it one name, or ids of their own")
+                problems.report("categories that differ", f"{message}; use one name, or two ids")
     return found
 
 
@@ -142,20 +143,21 @@ def _paths(settings: DataSettings) -> dict[str, Path]:
 
 
 def _state(path: Path, may_be_left_out: bool) -> tuple[Path, int, int]:
-    """A split's file, its size and time of change. Raises DataError where it can not be had."""
+    """A split's file, its size and time of change. Raises DataError if they cannot be read."""
     try:
         state = path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         remedy = "data.annotations, or data.val to ''" if may_be_left_out else "data.annotations or data.train"
-        raise DataError(f"{path} can not be read ({reason}); put it there, or set {remedy}") from error
+        raise DataError(f"{path} cannot be read ({reason}); put it there, or set {remedy}") from error
     return path, state.st_size, state.st_mtime_ns
 
 
 @lru_cache(maxsize=2)
 def read_file(path: Path, size: int, mtime_ns: int) -> CocoFile:
-    """A file's content; read once while size and time of change stay, as every stage asks for it. Raises DataError."""
-    content, file = _load(path), CocoFile()
+    """A file's content; as every stage asks for it, it is read again only if size or time differ. Raises DataError."""
+    content = _load(path)
+    file = CocoFile()
     for category in _entries(content, "categories", Category, path, file):
         if category.id in file.categories:
             file.wrong("duplicate id", f"{path}: the category id {category.id} appears twice; give each its own")
@@ -168,7 +170,7 @@ def read_file(path: Path, size: int, mtime_ns: int) -> CocoFile:
         where = f"{path}, annotations[{number}]"
         if annotation.category_id not in file.categories:
             file.wrong(
-                "unknown class", f"{where}: there is no category {annotation.category_id}; add it, or mend the id"
+                "unknown class", f"{where}: there is no category {annotation.category_id}; add it, or correct the id"
             )
         elif annotation.image_id not in file.images:
             message = f"{where}: there is no image {annotation.image_id} in the file; add it, or delete the annotation"
@@ -183,11 +185,13 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} can not be read as JSON ({error}); replace it") from error
+        raise DataError(f"{path} cannot be read as JSON ({error}); replace it") from error
     lists = ("images", "annotations", "categories")
     missing = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]
     if missing:
-        raise DataError(f"{path}: a COCO file is an object with the lists {', '.join(lists)}; no {', '.join(missing)}")
+        raise DataError(
+            f"{path}: a COCO file is an object with the lists {', '.join(lists)}; missing: {', '.join(missing)}"
+        )
     return dict(content)
 
 
@@ -199,12 +203,13 @@ def _entries(content: dict[str, Any], name: str, kind: type[Entry], path: Path, 
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(["", *(str(part) for part in first["loc"])])
-            file.wrong("entry that can not be read", f"{path}, {name}[{number}]{key}: {first['msg']}; mend it")
+            file.wrong("entry that cannot be read", f"{path}, {name}[{number}]{key}: {first['msg']}; correct it")
 
 
 def _region(annotation: Annotation, file: CocoFile, where: str) -> Region | None:
-    """The region of an annotation; None where it has no segmentation, or one that is reported as wrong."""
-    image, shape = file.images[annotation.image_id], annotation.segmentation
+    """The region of an annotation; None if it has no segmentation, or a wrong one, which is reported."""
+    image = file.images[annotation.image_id]
+    shape = annotation.segmentation
     if not shape:
         return None
     label, crowd = annotation.category_id, annotation.iscrowd
@@ -218,5 +223,5 @@ def _region(annotation: Annotation, file: CocoFile, where: str) -> Region | None
             return Region(label, crowd, runs=packed_runs(shape.counts, image.height, image.width))
         return Region(label, crowd, tuple(packed_polygon(part, image.height, image.width) for part in shape))
     except ValueError as error:
-        file.wrong("outline that can not be drawn", f"{where}: {error}; mend or delete it")
+        file.wrong("outline that cannot be drawn", f"{where}: {error}; correct or delete it")
         return None

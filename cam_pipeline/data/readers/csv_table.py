@@ -17,7 +17,7 @@ COLUMNS = ("image", "labels", "mask", "split")
 LABEL_SEPARATOR = ";"
 UNKNOWN = "?"
 LIKENESS = 0.85
-"""From here on (difflib's ratio) a name is taken for a misspelt column: `masks` (0.89) is one, `task` (0.75) is not."""
+"""A name this similar (difflib's ratio) is taken for a misspelt column: `masks` (0.89) is one, `task` (0.75) is not."""
 
 Row = tuple[str, dict[str, str]]  # where it stands; its cells by column
 
@@ -34,7 +34,7 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
     for where, row in rows:
         class_ids = _class_ids(row["labels"], where, listing)
         if not row["image"]:
-            problems.report("row that can not be read", f"{where}: the image cell is empty; name a file")
+            problems.report("row that cannot be read", f"{where}: the image cell is empty; name a file")
             continue
         image = listing.path(row["image"], where)
         mask = listing.path(row["mask"], where) if row.get("mask") else None
@@ -63,9 +63,9 @@ def _class_ids(cell: str, where: str, listing: Listing) -> tuple[int, ...] | Non
 
 
 def _read_rows(path: Path, problems: Problems) -> list[Row]:
-    """Every row that has as many cells as the header, without blanks around cells. Raises DataError for no table.
+    """Every row that has as many cells as the header, without blanks around cells. Raises DataError if it is no table.
 
-    Columns that are not used are warned of.
+    Warns of columns that are not used.
     """
     table = csv.reader(io.StringIO(read_text(path), newline=""))
     rows: list[Row] = []
@@ -77,13 +77,14 @@ def _read_rows(path: Path, problems: Problems) -> list[Row]:
                 problems.warn("column that is not used", f"{path}, line 1: {shown(name)}")
         line = table.line_num + 1
         for cells in table:
-            where, line = f"{path}, line {line}", table.line_num + 1
-            if any("\n" in cell for cell in cells):  # quoted: a mark is missing, or one name would be made of two
-                message = f"{where}: a line break in a cell; take it out, or is a quotation mark missing?"
-                problems.report("row that can not be read", message)
+            where = f"{path}, line {line}"
+            line = table.line_num + 1
+            if any("\n" in cell for cell in cells):  # a quotation mark is missing, or two names would become one
+                message = f"{where}: a line break in a cell; remove it, or add the quotation mark that is missing"
+                problems.report("row that cannot be read", message)
             elif cells and len(cells) != len(columns):
                 message = f"{where}: more or fewer cells than the header; join labels by `{LABEL_SEPARATOR}`"
-                problems.report("row that can not be read", message)
+                problems.report("row that cannot be read", message)
             elif cells:
                 rows.append((where, dict(zip(columns, map(str.strip, cells), strict=True))))
     except csv.Error as error:
@@ -92,11 +93,12 @@ def _read_rows(path: Path, problems: Problems) -> list[Row]:
 
 
 def _check_header(columns: Sequence[str], path: Path) -> None:
-    """Raise DataError unless `image` and `labels` are there, and no column comes twice (empty names are no columns).
+    """Raise DataError if `image` or `labels` is missing, or a column comes twice (empty names are no columns).
 
-    Also for a name that is nearly that of an absent column: it is misspelt, and would be left out without a word.
+    Also if a name is nearly that of an absent column: it is misspelt, and the column would be ignored silently.
     """
-    where, absent = f"{path}, line 1", [name for name in COLUMNS if name not in columns]
+    where = f"{path}, line 1"
+    absent = [name for name in COLUMNS if name not in columns]
     for name in columns:
         near = [] if name in COLUMNS else difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=LIKENESS)
         if near:
@@ -112,7 +114,7 @@ def _check_header(columns: Sequence[str], path: Path) -> None:
     twice = [name for name in columns if name and columns.count(name) > 1]
     if twice:
         raise DataError(
-            f"{where}: the column {twice[0]} appears twice; leave one (labels of an image are joined by "
+            f"{where}: the column {twice[0]} appears twice; keep one (join the labels of an image by "
             f"`{LABEL_SEPARATOR}`)"
         )
 

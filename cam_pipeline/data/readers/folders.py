@@ -13,7 +13,7 @@ SPLIT_NAMES = {"train", "training", "trainval", "val", "valid", "validation", "d
 
 
 def read_folders(settings: DataSettings, problems: Problems) -> Table:
-    """Every image shows the one class that its folder is named by; those in `data.negatives` show none.
+    """Every image shows the one class that its folder is named after; those in `data.negatives` show none.
 
     Folders in a class folder count as part of it. The id is the path below the root without suffix: files of one name
     in two class folders are two images. Without split folders all images are in the training split.
@@ -39,7 +39,7 @@ def read_folders(settings: DataSettings, problems: Problems) -> Table:
 
 
 def _split_folders(settings: DataSettings) -> dict[str, Path]:
-    """Folder of each split. One named like the training split is a class if it holds images itself: trains, say."""
+    """Folder of each split. A folder with the training split's name and images of its own is a class (trains, say)."""
     train, val = settings.root / settings.train, settings.root / settings.val
     if not (settings.train and any(_class_folders(train))) or any(_is_image(path) for path in train.iterdir()):
         return {settings.train: settings.root}
@@ -61,13 +61,13 @@ def _warn_of_splits(settings: DataSettings, by_split: dict[str, list[Path]], pro
 
 
 def _class_folders(folder: Path) -> Iterator[Path]:
-    """The folders in a folder, by name, but for hidden ones; none where there is no such folder."""
+    """The folders in a folder, by name, without hidden ones; none if there is no such folder."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return (path for path in paths if path.is_dir() and not path.name.startswith("."))
 
 
 def _images_in(folder: Path, problems: Problems) -> Iterator[Path]:
-    """All image files in a folder and the folders in it, by name; what else there is, is said."""
+    """All image files in a folder and the folders in it, by name; warns of other files."""
     for path in sorted(folder.rglob("*")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue

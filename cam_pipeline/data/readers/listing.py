@@ -1,7 +1,7 @@
-"""What every reader needs: text files, the class list, and a list of samples that takes each image once.
+"""The common part of all readers: text files, the class list, and a list of samples with each image once.
 
-Ids are names inside the data root, never ways out of it: a path with `..`, or one that a symbolic link leads out of
-the root, is refused, so that no table can make the program read or name what lies elsewhere.
+Ids are names inside the data root: a path that leads out of it by `..` or a symbolic link is refused, so that no table
+can make the program read or name files elsewhere.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,17 +21,17 @@ LONGEST_PATH = 1000  # letters; systems refuse longer ones at different lengths,
 
 
 def read_text(path: Path, hint: str = "") -> str:
-    """Content of a UTF-8 file. Raises DataError, with the hint where there is no such file."""
+    """Content of a UTF-8 file. Raises DataError, with the hint if there is no such file."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # a byte order mark, as Excel writes it, is no part of the text
+        return path.read_text(encoding="utf-8-sig")  # without the byte order mark that Excel writes
     except FileNotFoundError:
         raise DataError(f"there is no file {path}{f'; {hint}' if hint else ''}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} can not be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def class_names(settings: DataSettings, otherwise: Sequence[str]) -> tuple[str, ...]:
-    """Class names: from the settings, else classes.txt, else what the reader knows. Raises DataError."""
+    """Class names: from the settings, else classes.txt, else `otherwise`. Raises DataError if they cannot be used."""
     path = settings.root / "classes.txt"
     names = settings.classes
     if not names and path.is_file():
@@ -87,7 +87,7 @@ class Listing:
         return None if reason else path
 
     def add(self, sample: Sample, where: str) -> None:
-        """Take a sample whose paths `path` has let pass. The id must be new; `where` is file and line."""
+        """Take a sample whose paths `path` has accepted. The id must be new; `where` is file and line."""
         first = self.samples.get(sample.id)
         if first is None:
             self.samples[sample.id] = replace(sample, source=where, max_pixels=self._max_pixels)
@@ -103,9 +103,9 @@ class Listing:
             )
 
     def _reason_against(self, name: str, path: PurePosixPath) -> str:
-        """Why a path can not name an image of this data set; empty where it can. Folders are looked up once."""
+        """Why a path cannot name an image of this data set; empty if it can. Folders are looked up once."""
         if not path.name or "\0" in name or len(name) > LONGEST_PATH:
-            return "is no path of a file; mend it"
+            return "is no path of a file; correct it"
         if path.is_absolute() or ".." in path.parts:
             return f"is no path below the data root {self.root}; write it without `..` and relative to the root"
         file = self.root / path
@@ -118,13 +118,13 @@ class Listing:
                     self._inside[file.parent] = file.parent.resolve().is_relative_to(self._real_root)
                 inside = self._inside[file.parent]
         except (OSError, RuntimeError, ValueError) as error:  # a name the system does not take, a loop of links
-            return f"is no path of a file ({getattr(error, 'strerror', None) or error}); mend it"
+            return f"is no path of a file ({getattr(error, 'strerror', None) or error}); correct it"
         outside = f"leads out of the data root {self.root} by a symbolic link; put the files themselves there"
         return "" if inside else outside
 
 
 def image_files(folder: Path) -> dict[str, list[str]]:
-    """Names of the image files in a folder by stem, each list sorted; empty where there is no such folder."""
+    """Names of the image files in a folder by stem, each list sorted; empty if there is no such folder."""
     found: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in IMAGE_SUFFIXES:

@@ -23,7 +23,8 @@ def read_voc(settings: DataSettings, problems: Problems) -> Table:
     """Images of the split lists, one id a line; labels from `data.labels`, a file or the folder of XML files.
 
     An id without a line, or without an XML file, is an image with unknown labels. In XML every `<object>` counts,
-    difficult ones too; where nobody names the classes and one is not among VOC's twenty, they are those in the files.
+    difficult ones too. If no classes are given and one in the files is not among VOC's twenty, the classes are those in
+    the files.
     """
     root = settings.root
     splits = [split for split in (settings.train, settings.val) if split]
@@ -34,7 +35,8 @@ def read_voc(settings: DataSettings, problems: Problems) -> Table:
         found = {name for _, shown in names.values() for name in shown}
         classes = class_names(settings, VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found))
     else:
-        names, classes = _names_in_lines(labels, problems), class_names(settings, VOC_CLASSES)
+        names = _names_in_lines(labels, problems)
+        classes = class_names(settings, VOC_CLASSES)
     listing = Listing(settings, classes, problems)
     class_ids = {name: listing.class_ids(shown, where) for name, (where, shown) in names.items()}
     files_in = cache(image_files)
@@ -53,9 +55,10 @@ def _ids(path: Path, problems: Problems) -> list[tuple[str, str]]:
     """(id, where it stands) for each line of a split list."""
     found = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        words, where = line.split(), f"{path}, line {number}"
+        words = line.split()
+        where = f"{path}, line {number}"
         if len(words) > 1:
-            problems.report("row that can not be read", f"{where}: there must be one id in a line, not '{line[:100]}'")
+            problems.report("row that cannot be read", f"{where}: there must be one id in a line, not '{line[:100]}'")
         elif words:
             found.append((words[0], where))
     return found
@@ -64,7 +67,7 @@ def _ids(path: Path, problems: Problems) -> list[tuple[str, str]]:
 def _find_image(
     listing: Listing, name: str, where: str, files_in: Callable[[Path], dict[str, list[str]]]
 ) -> PurePosixPath | None:
-    """Path of an id's image relative to the root, as a JPEG where there is none; None for an id that leads out."""
+    """Path of an id's image relative to the root, with .jpg if there is no file; None if it leads out of the root."""
     path = listing.path(f"JPEGImages/{name}.jpg", where)
     files = files_in(listing.root / path.parent).get(path.stem, []) if path else []
     if path and len(files) > 1:
@@ -82,7 +85,7 @@ def _names_in_lines(path: Path, problems: Problems) -> Names:
             name, *names = line.split()
             where = f"{path}, line {number}"
             if name in found:
-                message = f"{where}: {name} has labels already in {found[name][0]}; put all its classes into one line"
+                message = f"{where}: {name} already has labels in {found[name][0]}; put all its classes into one line"
                 problems.report("duplicate id", message)
             else:
                 found[name] = where, names
@@ -101,27 +104,26 @@ def _names_in_xml(folder: Path, ids: list[str], problems: Problems) -> Names:
             try:
                 found[name] = str(path), object_names(path, state.st_size, state.st_mtime_ns)
             except DataError as error:
-                problems.report("annotation that can not be read", str(error))
+                problems.report("annotation that cannot be read", str(error))
     return found
 
 
 @lru_cache(maxsize=100_000)
 def object_names(path: Path, size: int, mtime_ns: int) -> tuple[str, ...]:
-    """Names of the objects in an XML file, which is read once while size and time of change stay. Raises DataError."""
+    """Names of the objects in an XML file, read again only if size or time of change differ. Raises DataError."""
     try:
         from defusedxml.common import DefusedXmlException
         from defusedxml.ElementTree import ParseError, parse
     except ImportError as error:
         raise LibraryMissing(
-            f"defusedxml reads the XML annotations and can not be imported ({error}). "
-            "Install it: pip install defusedxml"
+            f"defusedxml reads the XML annotations and cannot be imported ({error}). Install it: pip install defusedxml"
         ) from error
     try:
         root = parse(path, forbid_dtd=True).getroot()
     except DefusedXmlException:  # entities could grow to gigabytes; VOC files have none
         raise DataError(f"{path}: it declares a document type or entities, which are not read; delete them") from None
     except (OSError, ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{path} can not be read as XML ({error}); replace it, or delete it") from error
+        raise DataError(f"{path} cannot be read as XML ({error}); replace it, or delete it") from error
     names = [(one.findtext("name") or "").strip() for one in root.findall("object")]
     if root.tag != "annotation" or not all(names):
         raise DataError(f"{path}: not a VOC annotation, in which each <object> of an <annotation> has a <name>")

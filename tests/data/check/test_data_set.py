@@ -108,19 +108,19 @@ def test_everything_wrong_is_told_at_once(data):
     found = check(data, data={"classes": ["cat", "dog"]})
     messages = {problem.kind: problem.message for problem in found.errors}
     assert kinds(found.errors) == [
-        "row that can not be read", "unknown class", "duplicate id", "two images with one stem",
+        "row that cannot be read", "unknown class", "duplicate id", "two images with one stem",
         "outside the data root", "label that contradicts itself",
-        "image that can not be read", "label without image", "mask that can not be used", "mask that can not be used",
-        "label without image", "label without image", "mask that is not there", "training image without labels",
+        "image that cannot be read", "label without image", "mask that cannot be used", "mask that cannot be used",
+        "label without image", "label without image", "missing mask file", "training image without labels",
     ]  # fmt: skip
     table = data / "data.csv"
-    assert messages["image that can not be read"].startswith(f"{data / 'a.png'} can not be read as an image (")
-    assert messages["image that can not be read"].endswith(f"({table}, line 2)")
+    assert messages["image that cannot be read"].startswith(f"{data / 'a.png'} cannot be read as an image (")
+    assert messages["image that cannot be read"].endswith(f"({table}, line 2)")
     assert f"({table}, line 11): there is no file {data / 'gone.png'}; restore it" in [
         problem.message.removeprefix("image gone ").split(", or")[0] for problem in found.errors
     ]
-    assert "(looked for " in messages["mask that is not there"] and "line 12" in messages["mask that is not there"]
-    masks = [problem.message for problem in found.errors if problem.kind == "mask that can not be used"]
+    assert "(looked for " in messages["missing mask file"] and "line 12" in messages["missing mask file"]
+    masks = [problem.message for problem in found.errors if problem.kind == "mask that cannot be used"]
     assert (
         "mask value 7 is neither 0..2 nor 255" in masks[0] and "the mask is (50, 40), its image is (40, 50)" in masks[1]
     )
@@ -133,7 +133,7 @@ def test_what_stops_reading_is_the_last_mistake(data):
     ]
     write(data, ["only,two"])
     found = check(data)
-    assert kinds(found.errors) == ["row that can not be read", "data set that can not be read"]
+    assert kinds(found.errors) == ["row that cannot be read", "data set that cannot be read"]
     assert not found.splits and not found.costs
 
 
@@ -186,7 +186,7 @@ def test_maps_to_be_merged_must_be_there(data, tmp_path):
     found = check(data, refine={"merge_with": [tmp_path / "cams.h5", tmp_path / "nix.h5"]})
     assert [(problem.kind, problem.message) for problem in found.errors] == [
         (
-            "file of maps that is not there",
+            "missing file of maps",
             f"refine.merge_with: there is no file {tmp_path / 'nix.h5'}; make the CAMs of that run first",
         )
     ]
@@ -195,8 +195,8 @@ def test_maps_to_be_merged_must_be_there(data, tmp_path):
 def test_classes_whose_names_are_nearly_alike(data):
     write(data, ["a.png,cat,ma.png,train", "b.png,Cat;é,,train", "c.png,e\u0301,,train", "v.png,cat,mv.png,val"])
     found = check(data, data={"classes": ["cat", "Cat", "é", "e\u0301"]})
-    alike = [one.message for one in found.warnings if one.kind == "classes of nearly one name"]
-    assert len(alike) == 2 and alike[0].startswith("'cat' and 'Cat' differ by case or Unicode form alone; write one")
+    alike = [one.message for one in found.warnings if one.kind == "classes with nearly the same name"]
+    assert len(alike) == 2 and alike[0].startswith("'cat' and 'Cat' differ only in case or Unicode form; use one")
     assert alike[1].startswith("'é' and 'e\u0301' differ")
 
 
@@ -239,7 +239,7 @@ def test_small_images_and_pictures_that_come_twice(data):
     found = check(data)
     assert not found.errors
     assert kinds(found.warnings) == [
-        "image with a side of less than 32 pixels", "picture twice in a split", "picture in two splits",
+        "image with a side of less than 32 pixels", "same image twice in a split", "same image in two splits",
     ]  # fmt: skip
     assert found.warnings[0].message.startswith(f"{data / 'tiny.png'}: 200 x 31 pixels")
     assert found.warnings[1].message == f"{data / 'a.png'} (train) and {data / 'copy.png'} (train), with other labels"
@@ -268,7 +268,7 @@ def test_coco_masks_are_checked_as_well(data):
     found = check(data, data=settings, segmenter={"architecture": "deeplabv2"})
     assert [problem.message for problem in found.errors] == [
         f"{data / 'x.json'}, image 1: the mask is (50, 40), its image is (40, 50) (height, width); "
-        "mend height and width of the entry, or replace the image"
+        "correct height and width of the entry, or replace the image"
     ]
 
 

@@ -116,13 +116,13 @@ def test_a_file_is_read_again_when_it_changes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "can not be read as JSON"),
-        ('{"images": [', "can not be read as JSON"),
-        ("[" * 100_000, "can not be read as JSON"),
-        ("[]", "no images, annotations, categories"),
+        ("", "cannot be read as JSON"),
+        ('{"images": [', "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("[]", "missing: images, annotations, categories"),
         (
             '{"images": [], "categories": {}}',
-            "with the lists images, annotations, categories; no annotations, categories",
+            "with the lists images, annotations, categories; missing: annotations, categories",
         ),
         ('{"images": [], "annotations": [], "categories": []}', "no class is named"),
     ],
@@ -135,7 +135,7 @@ def test_what_is_no_coco_file_is_named(tmp_path, text, complaint):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    reason = r"can not be read \(No such file or directory\); put it there, or set"
+    reason = r"cannot be read \(No such file or directory\); put it there, or set"
     with pytest.raises(DataError, match=rf"instances_train\.json {reason} data\.annotations or data\.train$"):
         table_of(tmp_path)
     write(tmp_path, train=content([(1, "a.jpg")]))
@@ -145,23 +145,23 @@ def test_a_missing_file_is_named(tmp_path):
 
 WRONG = [
     ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": [[0, 0, 1]]}]},
-     "outline that can not be drawn", r"annotations\[0\]: a polygon needs three points"),
+     "outline that cannot be drawn", r"annotations\[0\]: a polygon needs three points"),
     ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": {"size": [4, 5], "counts": "04"}}]},
-     "outline that can not be drawn", r"annotations\[0\]: its run lengths do not fill the image of 5 x 4"),
+     "outline that cannot be drawn", r"annotations\[0\]: its run lengths do not fill the image of 5 x 4"),
     ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": {"size": [5, 4], "counts": [16, 4]}}]},
-     "outline that can not be drawn", r"annotations\[0\]: its run .* size \[5, 4\], the image is \[4, 5\] .*; mend"),
+     "outline that cannot be drawn", r"annotations\[0\]: its run .* size \[5, 4\], the image is \[4, 5\] .*; correct"),
     ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": {"counts": [16, 4]}}]},
-     "outline that can not be drawn", r"annotations\[0\]: its run lengths are for the size \[\], the image"),
+     "outline that cannot be drawn", r"annotations\[0\]: its run lengths are for the size \[\], the image"),
     ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": [[0, 0, 1, 1, float("nan"), 2]]}]},
-     "entry that can not be read", r"annotations\[0\]\.segmentation.*finite"),
+     "entry that cannot be read", r"annotations\[0\]\.segmentation.*finite"),
     ({"annotations": [{"image_id": 9, "category_id": 3}]},
      "label without image", r"annotations\[0\]: there is no image 9 in the file; add it, or delete the annotation"),
     ({"annotations": [{"image_id": 1, "category_id": 4}]},
      "unknown class", r"annotations\[0\]: there is no category 4; add it"),
-    ({"annotations": [{"image_id": 1}]}, "entry that can not be read", r"annotations\[0\]\.category_id: .*; mend it"),
-    ({"annotations": ["x"]}, "entry that can not be read", r"annotations\[0\].*; mend it"),
+    ({"annotations": [{"image_id": 1}]}, "entry that cannot be read", r"annotations\[0\]\.category_id: .*; correct it"),
+    ({"annotations": ["x"]}, "entry that cannot be read", r"annotations\[0\].*; correct it"),
     ({"images": [{"id": 1, "file_name": "a.jpg", "width": 5, "height": 0}]},
-     "entry that can not be read", r"images\[0\]\.height: .*greater"),
+     "entry that cannot be read", r"images\[0\]\.height: .*greater"),
     ({"images": [{"id": 1, "file_name": "../a.jpg", "width": 5, "height": 4}]},
      "outside the data root", r"image 1: 'train/\.\./a\.jpg' is no path below the data root"),
     ({"images": [{"id": 1, "file_name": "/etc/a.jpg", "width": 5, "height": 4}]},
@@ -171,7 +171,7 @@ WRONG = [
      "two images with one stem", "image 2: the id train/a appears twice: for a.png, and for a.jpg in .*image 1; re"),
     ({"categories": [*CATEGORIES, {"id": 3, "name": "eel"}]}, "duplicate id", "the category id 3 appears twice"),
     ({"categories": [{"id": "three", "name": "eel"}, *CATEGORIES]},
-     "entry that can not be read", r"categories\[0\]\.id: .*integer"),
+     "entry that cannot be read", r"categories\[0\]\.id: .*integer"),
 ]  # fmt: skip
 
 

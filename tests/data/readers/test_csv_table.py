@@ -96,9 +96,9 @@ def test_csv_classes_come_from_the_settings_then_a_file_then_the_table(tmp_path)
         (["image,labels", "a.jpg,cat", ",dog"], "line 3: the image cell is empty"),
         (["image,labels", "a.jpg,cat,dog"], "line 2: more or fewer cells than the header"),
         (["image,labels", "a.jpg,cat", "b.jpg"], "line 3: more or fewer cells than the header"),
-        (["image,labels", "a.jpg,cat", '"b.jpg","cat', 'dog"'], "line 3: a line break in a cell; take it out"),
-        (["image,labels", 'a.jpg,"cat', "b.jpg,dog"], "line 2: a line break .* is a quotation mark missing"),
-        (["image,labels,labels", "a.jpg,cat,dog"], "line 1: the column labels appears twice; leave one"),
+        (["image,labels", "a.jpg,cat", '"b.jpg","cat', 'dog"'], "line 3: a line break in a cell; remove it"),
+        (["image,labels", 'a.jpg,"cat', "b.jpg,dog"], "line 2: a line break .* quotation mark that is missing"),
+        (["image,labels,labels", "a.jpg,cat,dog"], "line 1: the column labels appears twice; keep one"),
         (["image,labels, image", "a.jpg,cat,dog"], "line 1: the column image appears twice"),
         (["image,labels", "a\u2028b\vc\x85d.jpg,cat", "b.jpg,cow"], "line 3: unknown class 'cow'"),
         (["image,labels", 'a.jpg,"cat', "x" * 140_000], "data.csv, line .* quotation mark"),
@@ -142,7 +142,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"data.root: there is no folder .*nowhere.* --set data.root=FOLDER"):
         load_table(DataSettings(root=tmp_path / "nowhere"))
     (tmp_path / "data.csv").write_bytes(b"image,labels\n\xff\xfe.jpg,cat\n")
-    with pytest.raises(DataError, match=r"data\.csv can not be read"):
+    with pytest.raises(DataError, match=r"data\.csv cannot be read"):
         load_table(DataSettings(root=tmp_path))
 
 
@@ -178,8 +178,8 @@ def test_csv_with_many_mistakes_tells_them_all_and_keeps_the_rest(tmp_path):
     table = load_table(DataSettings(root=tmp_path), problems)
     assert [sample.id for sample in table.samples] == ["good", "b", "c"]
     assert [(problem.kind, re.search(r"line (\d)", problem.message)[1]) for problem in problems.errors] == [
-        ("row that can not be read", "5"), ("unknown class", "3"), ("outside the data root", "3"),
-        ("row that can not be read", "4"), ("duplicate id", "6"), ("label that contradicts itself", "7"),
+        ("row that cannot be read", "5"), ("unknown class", "3"), ("outside the data root", "3"),
+        ("row that cannot be read", "4"), ("duplicate id", "6"), ("label that contradicts itself", "7"),
     ]  # fmt: skip
     assert "did you mean 'dog'?" in problems.errors[1].message
     with pytest.raises(DataError) as first:

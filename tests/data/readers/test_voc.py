@@ -94,7 +94,7 @@ def test_voc_ids_do_not_lead_out_of_the_root(tmp_path):
 
 def test_voc_lists_and_labels_have_a_line_for_each_image(tmp_path):
     voc_folder(tmp_path, "p1 cat\n\np2 dog\np1 dog\n", train=["p1"])
-    with pytest.raises(DataError, match=r"image_labels\.txt, line 4: p1 has labels already in .*txt, line 1; put all"):
+    with pytest.raises(DataError, match=r"image_labels\.txt, line 4: p1 already has labels in .*txt, line 1; put all"):
         voc_table(tmp_path, val="")
     (tmp_path / "image_labels.txt").write_text("p1 cat\n")
     (tmp_path / "ImageSets/Segmentation/train.txt").write_text("p1\np1 1\n")
@@ -149,10 +149,10 @@ BOMB = '<!DOCTYPE a [<!ENTITY e "{}">{}]><annotation><object><name>&e9;</name></
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("", "can not be read as XML"),
-        ("<annotation><object>", "can not be read as XML"),
-        ("<annotation>\0</annotation>", "can not be read as XML"),
-        ('<?xml version="1.0" encoding="no-such"?><annotation/>', "can not be read as XML"),
+        ("", "cannot be read as XML"),
+        ("<annotation><object>", "cannot be read as XML"),
+        ("<annotation>\0</annotation>", "cannot be read as XML"),
+        ('<?xml version="1.0" encoding="no-such"?><annotation/>', "cannot be read as XML"),
         ("<html/>", "not a VOC annotation"),
         ("<annotation><object/></annotation>", "each <object> of an <annotation> has a <name>"),
         ("<annotation><object><name> </name></object></annotation>", "each <object> of an <annotation> has a <name>"),
