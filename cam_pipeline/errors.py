@@ -2,19 +2,19 @@
 
 UserError              base; the command line prints its message and exits with code 2
   ConfigError          edit the configuration
-  DataError            mend the named image, mask or label file
+  DataError            correct or replace the named image, mask or label file
   WeightsError         give other weights, or other model settings
   StageNotReady        run the named command first
-  DamagedFile          a stored result can not be read: re-make it with --force
+  DamagedFile          a stored result cannot be read: make it again with --force
   LibraryMissing       install the named library, or do without that part
   CannotWrite          make room on the disk, or get the permission to write
   OutOfMemory          lower the named batch size
   WorkerLost           the system killed a worker process: use fewer of them
   RunFolderBusy        another process works in this run folder
   TrainingDiverged     the loss is not finite: lower the learning rate
-  PeerLost             of several processes another is gone: start the same command again
+  PeerLost             another process of the run is gone: start the same command again
 Interrupted            not a mistake: work was saved after Ctrl-C or SIGTERM; exit code 130
-SaidByAnother          of several processes another has said why the run ends
+SaidByAnother          not a mistake: another process of the run has said why it ends
 """
 
 
@@ -31,7 +31,7 @@ class DataError(UserError):
 
 
 class WeightsError(UserError):
-    """Stored weights do not fit the model, or can not be found."""
+    """Stored weights do not fit the model, or cannot be found."""
 
 
 class StageNotReady(UserError):
@@ -39,7 +39,7 @@ class StageNotReady(UserError):
 
 
 class DamagedFile(UserError):
-    """A stored result can not be read or does not have the size its manifest states."""
+    """A stored result cannot be read or does not have the size its manifest states."""
 
 
 class LibraryMissing(UserError):
@@ -51,11 +51,11 @@ class CannotWrite(UserError):
 
 
 class OutOfMemory(UserError):
-    """The memory of the GPU or of the machine does not suffice."""
+    """The GPU or the machine has too little memory."""
 
 
 class WorkerLost(UserError):
-    """A worker process was killed from outside, most often because the memory of the machine did not suffice."""
+    """A worker process was killed from outside, most often because the machine had too little memory."""
 
 
 class RunFolderBusy(UserError):
@@ -86,7 +86,7 @@ LONGEST_LINE = 2000
 
 
 def one_line(text: str) -> str:
-    """A message as a single line of bounded length, without what would move a terminal's cursor."""
+    """A message as a single line of bounded length; characters that cannot be printed are escaped."""
     line = " ".join(part.strip() for part in text.splitlines())
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE // 2]} ... {shown[-LONGEST_LINE // 2 :]}"

@@ -1,1 +1,1 @@
-"""Files, signals, processes and devices: what the computer is, whatever is computed."""
+"""Files, signals, processes and devices, whatever is computed."""

@@ -29,13 +29,13 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_aside(path: Path) -> Iterator["PatientFile"]:
-    """As `written_aside`, but give the open file, for libraries that take a full disk badly (see PatientFile)."""
+    """As `written_aside`, but give the open file, for libraries that handle a full disk badly (see PatientFile)."""
     with written_aside(path) as aside:
         file = PatientFile(aside)
         try:
             yield file
         finally:
-            file.close()  # an error of the disk comes before whatever the library made of it
+            file.close()  # raises the disk's error in place of the library's
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def write_errors_named(path: Path) -> Iterator[None]:
-    """Say CannotWrite for what the system answers to writing `path`, but for a file that is not there."""
+    """Turn system errors about writing `path` into CannotWrite; FileNotFoundError is raised as it is."""
     try:
         yield
     except FileNotFoundError:
@@ -58,9 +58,9 @@ def write_errors_named(path: Path) -> Iterator[None]:
 
 
 def explain(error: OSError, path: Path | None = None) -> str:
-    """One line for an error of the system: which file, what is wrong with it, and what to do.
+    """One line for a system error: which file, what is wrong with it, and what to do.
 
-    `path` is what was being written; without it, nothing is known but the error.
+    `path` is the file that was being written; None: nothing but the error is known.
     """
     where = path if error.filename is None else _plain(error.filename)
     reason = error.strerror or type(error).__name__
@@ -74,12 +74,12 @@ def explain(error: OSError, path: Path | None = None) -> str:
         remedy = "set output.dir to another folder"
     else:
         return f"{where}: {reason}" if where else reason
-    problem = f"{where} can not be written ({reason})" if path is not None else f"{where or 'output'}: {reason}"
+    problem = f"{where} cannot be written ({reason})" if path is not None else f"{where or 'output'}: {reason}"
     return f"{problem}; {remedy}, then start the same command again: finished work is kept"
 
 
 def _plain(name: object) -> object:
-    """The name of a file without what `written_aside` adds to it."""
+    """A file's name without the parts that `written_aside` adds."""
     path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
     if path is None or not path.name.endswith(f".{os.getpid()}.tmp"):
         return name
@@ -87,10 +87,10 @@ def _plain(name: object) -> object:
 
 
 class PatientFile:
-    """A binary file that tells of its first error when asked (`check`, `close`), not when it is written to.
+    """A binary file that raises its first error in `check` and `close`, not while it is written to.
 
-    HDF5 crashes with a segmentation fault when its file can not grow, and PyTorch says "unexpected pos 64 vs 0".
-    Neither is told: what comes after the first error is dropped, and the error itself is raised at the end.
+    If its file cannot grow, HDF5 crashes with a segmentation fault, and PyTorch raises "unexpected pos 64 vs 0". So
+    the error is kept from them: writes after the first error are dropped, and the error is raised at the end.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,7 +123,7 @@ class PatientFile:
         return total
 
     def readinto(self, target: bytearray | memoryview) -> int:
-        """Fill `target`; with zeros where the file ends early, as it does when writes were dropped."""
+        """Fill `target`, with zeros if the file ends early, as it does if writes were dropped."""
         space = memoryview(target).cast("B")
         filled = 0
         while filled < len(space) and (count := self._file.readinto(space[filled:])):
@@ -136,11 +136,11 @@ class PatientFile:
         return self._file.read(size) or b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place."""
+        """Move to an offset."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """The present place."""
+        """The current offset."""
         return self._file.tell()
 
     def truncate(self, size: int) -> int:
@@ -153,7 +153,7 @@ class PatientFile:
         return size
 
     def flush(self) -> None:
-        """Nothing is held back here."""
+        """Do nothing: there is no buffer."""
 
     def _keep(self, error: OSError) -> None:
         error.filename = error.filename or str(self._path)
@@ -161,7 +161,7 @@ class PatientFile:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty when there is none or it can not be read."""
+    """A JSON object from a file; empty if there is none or it cannot be read."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

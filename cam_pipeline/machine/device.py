@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 def pick_device(run: RunSettings) -> torch.device:
-    """The device of `run.device`; of several processes on a machine each has a GPU of its own.
+    """The device of `run.device`; if several processes share a machine, each gets a GPU of its own.
 
-    Raises ConfigError for CUDA without CUDA: there is no silent fall-back.
+    Raises ConfigError if CUDA is asked for but not found: there is no silent fall-back.
     """
     device = torch.device(run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda" and world_size() > 1:
@@ -33,7 +33,7 @@ def pick_device(run: RunSettings) -> torch.device:
 
 
 def _gpu_of_this_process(run: RunSettings, device: torch.device) -> torch.device:
-    """GPU number = number of the process on its machine. Raises ConfigError where there are fewer."""
+    """The GPU with the number of the process on its machine. Raises ConfigError if there are too few GPUs."""
     if device.index is not None:
         raise ConfigError(f"run.device = '{run.device}' names one GPU for {world_size()} processes; write cuda")
     if local_world_size() > torch.cuda.device_count():
@@ -45,10 +45,10 @@ def _gpu_of_this_process(run: RunSettings, device: torch.device) -> torch.device
 
 
 def autocast(run: RunSettings, device: torch.device) -> torch.autocast:
-    """bfloat16 autocast when `run.precision` asks for it and the processor is made for it.
+    """bfloat16 autocast if `run.precision` asks for it and the processor has instructions for it.
 
-    Where it is not, torch computes it by plain loops: a training step that took 2.5 s in float32 took 38 s (a CPU with
-    AVX2). So float32 it is there, which is exact where bfloat16 is not, and a warning says so once.
+    Without them torch uses plain loops: a training step that took 2.5 s in float32 took 38 s (a CPU with AVX2). So
+    float32, which is more exact, is used instead, and a warning says so once.
     """
     enabled = run.precision == "bfloat16" and _computes_in_bfloat16(device.type)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
@@ -56,20 +56,21 @@ def autocast(run: RunSettings, device: torch.device) -> torch.autocast:
 
 @cache
 def _computes_in_bfloat16(device_type: str) -> bool:
-    """Whether torch computes fast in bfloat16 on this machine's processor of that type; a warning where it does not."""
+    """Whether this machine's processor of that type has instructions for bfloat16; logs a warning if not."""
     if device_type == "cuda":
-        found, name = bool(torch.cuda.is_bf16_supported(including_emulation=False)), "GPU"
+        name = "GPU"
+        found = bool(torch.cuda.is_bf16_supported(including_emulation=False))
     else:
         name = "CPU"
         found = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if not found:
-        logger.warning("run.precision = 'bfloat16': this %s is not made for it; computes in float32", name)
+        logger.warning("run.precision = 'bfloat16': this %s has no fast bfloat16, so float32 is used", name)
     return found
 
 
 @contextmanager
 def memory_errors_named(what: str, key: str, value: object) -> Iterator[None]:
-    """Say OutOfMemory, naming the setting that memory grows with, when the GPU's or the machine's does not suffice."""
+    """Turn memory errors of the GPU or the machine into OutOfMemory, naming the setting that memory grows with."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch has a class for the GPU (a RuntimeError), none for the CPU
@@ -78,15 +79,15 @@ def memory_errors_named(what: str, key: str, value: object) -> Iterator[None]:
             raise
         place = "the GPU" if on_gpu else "this machine"
         raise OutOfMemory(
-            f"{what}: the memory of {place} does not suffice; lower {key} (now {value}). Finished work is kept"
+            f"{what}: {place} has too little memory; lower {key} (now {value}). Finished work is kept"
         ) from error
 
 
 @contextmanager
 def compiled(network: nn.Module, run: RunSettings) -> Iterator[None]:
-    """Let the network's forward pass be compiled when `run.compile` asks for it.
+    """Compile the network's forward pass if `run.compile` asks for it.
 
-    Raises ConfigError where torch can not: there may be no compiler.
+    Raises ConfigError if torch cannot: there may be no compiler.
     """
     if not run.compile:
         yield
@@ -99,12 +100,12 @@ def compiled(network: nn.Module, run: RunSettings) -> Iterator[None]:
     except TorchDynamoException as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(
-            f"run.compile: torch can not compile this network ({reason[:160]}); set run.compile=false"
+            f"run.compile: torch cannot compile this network ({reason[:160]}); set run.compile=false"
         ) from (error)
 
 
 def uncompiled(run: RunSettings) -> AbstractContextManager[object]:
-    """Where images come in many sizes, for each of which a compiled network would be compiled again."""
+    """Run a compiled network uncompiled, on images of many sizes: it would be compiled again for each size."""
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager") if run.compile else nullcontext()
     return stance
 
@@ -112,7 +113,7 @@ def uncompiled(run: RunSettings) -> AbstractContextManager[object]:
 def keep_freed_memory() -> None:
     """Have glibc keep the large blocks that a step frees, so that the next step does not wait for cleared pages.
 
-    By default each activation map is mapped and unmapped anew: a quarter of the time of a training step on the CPU.
+    By default each activation map is mapped and unmapped again: a quarter of a training step's time on the CPU.
     Does nothing with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -122,8 +123,8 @@ def keep_freed_memory() -> None:
 
 
 def worker_count(run: RunSettings, processes: int = 1) -> int:
-    """Number of worker processes: as asked, else one for each core, at most 8.
+    """Number of worker processes: `run.workers`, else one per core, at most 8.
 
-    Where `processes` on this machine work at the same time, they share the cores.
+    If `processes` on this machine work at the same time, they share the cores.
     """
     return run.workers or min(max((os.cpu_count() or 1) // processes, 1), 8)

@@ -1,7 +1,7 @@
 """Several processes on one run, started by torchrun: who is who, how they agree, and how they end together.
 
-Without torchrun all of this answers for the one process there is, and torch.distributed is never touched. What
-travels between processes is numbers and JSON: nothing is pickled. See docs/distributed.md.
+Without torchrun there is one process, and torch.distributed is never used. Processes exchange numbers and JSON;
+nothing is pickled. See docs/distributed.md.
 """
 
 import itertools
@@ -35,7 +35,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 LOST = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed out|timeout", re.IGNORECASE
 )
-"""How torch.distributed speaks of a process that is gone; gloo raises no type of its own."""
+"""Words in torch.distributed's errors about a process that is gone; gloo has no error class of its own."""
 
 
 def world_size() -> int:
@@ -44,7 +44,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's number among them, from 0."""
+    """Number of this process, from 0."""
     return _number("RANK", 0) if world_size() > 1 else 0
 
 
@@ -59,7 +59,7 @@ def local_world_size() -> int:
 
 
 def is_first() -> bool:
-    """True in the process that decides, publishes and speaks."""
+    """True in the process that decides, publishes results and prints messages."""
     return rank() == 0
 
 
@@ -70,7 +70,7 @@ def _number(name: str, default: int) -> int:
 
 @dataclass
 class _Group:
-    """The open connections: `store` holds how the run ended, `patient` carries what processes tell each other."""
+    """The open connections: `store` notes how the run ended; `patient` carries all exchanges."""
 
     store: Any
     patient: Any
@@ -83,11 +83,11 @@ _numbers = itertools.count()
 
 @contextmanager
 def group(device: "torch.device") -> Iterator[None]:
-    """Join the other processes of this run, which call this too; all leave together. Alone: nothing happens.
+    """Join the other processes of this run, which call this, too; all leave together. A single process joins none.
 
-    What ends one process ends all, and one of them says why: a mistake or a signal leaves the first process that met
-    it as it is, and the others as SaidByAnother; a process that vanishes leaves the others as PeerLost. The process
-    that is leaving by an error hears no more signals: torchrun sends SIGTERM to the rest as soon as one is gone.
+    An error that ends one process ends all, and one of them reports it: the first process that meets a mistake or a
+    signal raises it, the others raise SaidByAnother. If a process vanishes, the others raise PeerLost. A process that
+    leaves with an error ignores signals: torchrun sends SIGTERM to the rest as soon as one is gone.
     """
     if world_size() == 1:
         yield
@@ -110,14 +110,14 @@ def group(device: "torch.device") -> Iterator[None]:
 
 
 def _join(device: "torch.device") -> _Group:
-    import torch.distributed as dist  # late: --help and one process alone do without
+    import torch.distributed as dist  # late: --help and a single process do not need it
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     missing = [name for name in NEEDED if not os.environ.get(name)]
     if missing:
         raise ConfigError(
-            f"the environment says WORLD_SIZE={world_size()}, but not {missing[0]}; start the processes by torchrun, "
+            f"the environment sets WORLD_SIZE={world_size()}, but not {missing[0]}; start the processes with torchrun, "
             "or unset WORLD_SIZE"
         )
     if device.type == "cuda":
@@ -143,9 +143,9 @@ def _join(device: "torch.device") -> _Group:
 
 
 def exchange(*values: float, stoppable: bool = False) -> list[tuple[float, ...]]:
-    """What each process gave, by rank. All call it together, with as many values; it waits for the slowest.
+    """The values of every process, by rank. All call it with equally many values; it waits for the slowest.
 
-    Only with `stoppable` does a signal end the waiting. Raises SaidByAnother when another process ends.
+    A signal ends the waiting only if `stoppable`. Raises SaidByAnother if another process ends.
     """
     if world_size() == 1:
         return [values]
@@ -164,7 +164,7 @@ def meet(stoppable: bool = False) -> None:
 
 
 def first_before_others(work: Callable[[], T]) -> T:
-    """What `work` gives in each process; the others begin when the first is done, which may tidy up for all."""
+    """The result of `work` in each process. The first process, which may tidy up for all, runs it before the others."""
     if not is_first():
         meet(stoppable=True)
     result = work()
@@ -174,7 +174,7 @@ def first_before_others(work: Callable[[], T]) -> T:
 
 
 def from_first(work: Callable[[], T], stoppable: bool = False) -> T:
-    """What `work` gives in the first process, for all. It travels as JSON: tuples arrive as lists."""
+    """The result of `work` in the first process, for all. It travels as JSON: tuples arrive as lists."""
     if world_size() == 1:
         return work()
     import torch
@@ -190,15 +190,15 @@ def from_first(work: Callable[[], T], stoppable: bool = False) -> T:
 
 
 def check_shares(key: str, count: int) -> None:
-    """Raise ConfigError, naming the key, when so many images can not be divided evenly over the processes."""
+    """Raise ConfigError, naming the key, if `count` images cannot be divided evenly over the processes."""
     if count % world_size():
         raise ConfigError(
-            f"{key} = {count} can not be divided over {world_size()} processes; make it a multiple of {world_size()}"
+            f"{key} = {count} cannot be divided over {world_size()} processes; make it a multiple of {world_size()}"
         )
 
 
 def _wait(work: Any, stoppable: bool) -> None:
-    """Wait for a collective in small steps, so that signals and the end of others are heard meanwhile."""
+    """Wait for a collective in small steps, so that signals and the end of other processes are noticed."""
     pause = 20e-6
     while not work.is_completed():
         raise_if_stopped() if stoppable else _raise_if_ended()
@@ -208,8 +208,9 @@ def _wait(work: Any, stoppable: bool) -> None:
 
 
 def _raise_if_ended() -> None:
-    """Raise SaidByAnother when another process has noted that it ends; looks once a second at most."""
-    here, now = _open[-1], time.monotonic()
+    """Raise SaidByAnother if another process has noted that it ends; checks once a second at most."""
+    here = _open[-1]
+    now = time.monotonic()
     if now - here.looked > SECONDS_BETWEEN_LOOKS:
         here.looked = now
         if here.store.check(["code"]):
@@ -217,18 +218,22 @@ def _raise_if_ended() -> None:
 
 
 def _ending(error: BaseException) -> BaseException:
-    """As what this process ends: it speaks when it is the first to note its end, or has met a fault of the program."""
+    """The error to end with. The first process to end, and any that meets a bug, keeps its own, which is reported.
+
+    The others end with SaidByAnother, which carries the first one's exit code.
+    """
     if isinstance(error, RuntimeError) and _is_lost_peer(error):
         logger.debug("lost: %s", error)
         error = PeerLost(
-            "another process of this run ended without a word; finished work is saved. Start the same command again"
+            "another process of this run ended without a message; finished work is saved. Start the same command again"
         )
     if isinstance(error, SaidByAnother):
         return error
-    stopped, explained = (Interrupted, KeyboardInterrupt), (UserError, OSError, MemoryError)
+    stopped = (Interrupted, KeyboardInterrupt)
+    explained = (UserError, OSError, MemoryError)
     code = 130 if isinstance(error, stopped) else 2 if isinstance(error, explained) else 1
     store = _open[-1].store
-    with suppress(RuntimeError):  # the store has gone with the process that held it: speak
+    with suppress(RuntimeError):  # the store ended with the process that held it: report
         if store.add("ended", 1) == 1:
             store.set("code", str(code))
         elif code != 1:
@@ -245,7 +250,7 @@ def _is_lost_peer(error: RuntimeError) -> bool:
 
 
 def _leave(alive: int) -> None:
-    """Close the connections. The first process may hold the store: it waits until the others need it no more."""
+    """Close the connections. The first process may hold the store, so it waits a while for the others to leave."""
     import torch.distributed as dist
 
     here = _open[-1]

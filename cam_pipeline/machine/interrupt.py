@@ -34,7 +34,7 @@ def raise_if_stopped() -> None:
 
 @contextmanager
 def listening(listener: Callable[[], None]) -> Iterator[None]:
-    """Let `raise_if_stopped` call `listener`, too: it raises when the work should end although no signal came here."""
+    """Let `raise_if_stopped` call `listener`, too, which raises if the work should end without a signal."""
     _listeners.append(listener)
     try:
         yield
@@ -43,7 +43,7 @@ def listening(listener: Callable[[], None]) -> Iterator[None]:
 
 
 def ignore_from_now_on() -> None:
-    """Hear no Ctrl-C and no SIGTERM until the end of this process, which is about to end in order."""
+    """Ignore Ctrl-C and SIGTERM until this process, which is about to end in order, is gone."""
     _deaf.append(True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -75,7 +75,7 @@ def graceful_stop() -> Iterator[None]:
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Where no loop listens (`graceful_stop`), let SIGTERM raise KeyboardInterrupt as Ctrl-C does."""
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does; `graceful_stop` inside takes precedence."""
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -85,11 +85,11 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def child_handler_kept() -> Iterator[None]:
-    """No handler hears of child processes that end inside, and one that is set inside is gone at the end.
+    """Use the default SIGCHLD handler inside, and restore the present one at the end.
 
-    Only the main thread may set handlers; in another nothing changes.
+    Only the main thread may set handlers; in another thread nothing changes.
     """
-    before = signal.getsignal(signal.SIGCHLD)  # None: not set from Python, it could not be put back
+    before = signal.getsignal(signal.SIGCHLD)  # None: not set from Python, so it could not be restored
     if before is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -102,11 +102,11 @@ def child_handler_kept() -> Iterator[None]:
 
 @contextmanager
 def workers_start_deaf() -> Iterator[None]:
-    """Let processes that start inside never hear Ctrl-C and SIGTERM, not even before they can call `ignore_in_worker`.
+    """Block Ctrl-C and SIGTERM for processes that start inside, even before they can call `ignore_in_worker`.
 
-    Signals that come meanwhile reach this process at the end of the block.
+    Signals that arrive meanwhile reach this process at the end of the block.
     """
-    resource_tracker.ensure_running()  # begun inside by joblib, it would unblock the signals (older Pythons)
+    resource_tracker.ensure_running()  # if joblib started it inside, it would unblock the signals (older Pythons)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -115,9 +115,9 @@ def workers_start_deaf() -> Iterator[None]:
 
 
 def ignore_in_worker(*_: object) -> None:
-    """Let a worker process leave Ctrl-C and SIGTERM, which reach the whole group, to the parent that stops it.
+    """Ignore Ctrl-C and SIGTERM in a worker process: they reach the whole group, and the parent stops the worker.
 
-    Nothing changes in the main process, where joblib runs the work of a single worker, nor outside the main thread.
+    Nothing changes in the main process, in which joblib runs the work of a single worker, nor outside the main thread.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if multiprocessing.parent_process() is not None and in_main_thread:

@@ -1,4 +1,4 @@
-"""Work on many images at a time by joblib, on the backend that the user chose."""
+"""Work on many images at a time with joblib, on the backend that the user chose."""
 
 import logging
 import threading
@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-KILLED = "a worker process was killed, for lack of memory or by the CRF itself"
+KILLED = "a worker process was killed, for lack of memory or by a crash of the CRF"
 ALONE = 64
-"""Tasks that run one by one after a loss: any of those in flight may have caused it."""
+"""Number of tasks that run one by one after a worker is lost: any task in flight may have killed it."""
 LOST = ("BrokenProcessPool", "KilledWorker", "WorkerCrashedError")
-"""What loky, Dask and Ray raise when a worker process is gone; by name, as two of them are optional."""
+"""Errors of loky, Dask and Ray about a lost worker process; by name, as two of these libraries are optional."""
 
 
 class Workers:
-    """Worker processes (or threads) for many tasks; a context manager. A task that kills its process is told apart.
+    """Worker processes (or threads) for many tasks; a context manager. A task that kills its process is found.
 
-    `backend` as `run.backend`; a Dask or Ray cluster has workers of its own number.
+    `backend` as in `run.backend`; a Dask or Ray cluster has its own number of workers.
     """
 
     def __init__(self, backend: str, workers: int) -> None:
@@ -48,8 +48,9 @@ class Workers:
     ) -> Generator[Result | None, None, None]:
         """The result of `task(item)()` for every item, in order; None for a task that kills its worker process.
 
-        `task` is called here, shortly before a worker is free; what it returns is pickled. Errors as `joblib_workers`,
-        but WorkerLost only on a cluster (Dask, Ray): here the tasks after a loss are done one by one for a while.
+        `task` is called in this process, shortly before a worker is free; its return value is pickled. Errors as in
+        `joblib_workers`, but WorkerLost only on a cluster (Dask, Ray): loky does the tasks after a loss one by one for
+        a while.
         """
         done = 0
         while done < len(items):
@@ -61,20 +62,20 @@ class Workers:
                 if self.backend != "loky":
                     raise
                 few = items[done : done + ALONE]
-                logger.warning("%s; the next %d images go one by one", KILLED, len(few))
+                logger.warning("%s; the next %d images are done one by one", KILLED, len(few))
                 for found in survived([task(item) for item in few]):
                     done += 1
                     yield found
 
     def _together(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """Results of delayed tasks. After an error of a worker the next call starts new ones."""
+        """Results of delayed tasks. After a worker's error the next call starts new workers."""
         if self._parallel is None:
             self._parallel = self._opened.enter_context(joblib_workers(self.backend, self.workers))
         try:
             with results_of(self._parallel, tasks) as results:
                 yield from results
         except Exception as error:
-            self.__exit__(type(error), error, error.__traceback__)  # says WorkerLost for a lost worker
+            self.__exit__(type(error), error, error.__traceback__)  # raises WorkerLost if a worker is lost
             raise
 
 
@@ -83,7 +84,7 @@ def survived(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result | None]:
     done = 0
     while done < len(tasks):
         try:
-            with joblib_workers("loky", 2) as parallel:  # two, as joblib would take one for this very process
+            with joblib_workers("loky", 2) as parallel:  # two: a single one would be this process
                 for task in tasks[done:]:
                     with results_of(parallel, [delayed(task)()]) as results:
                         found = next(results)
@@ -96,10 +97,10 @@ def survived(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result | None]:
 
 @contextmanager
 def joblib_workers(backend: str, workers: int) -> Iterator[Parallel]:
-    """A `joblib.Parallel` for `results_of`. Backends as in `run.backend`; a cluster has workers of its own number.
+    """A `joblib.Parallel` for `results_of`. Backends as in `run.backend`; a cluster has its own number of workers.
 
-    Raises LibraryMissing for a backend that is not installed, ConfigError where no Dask scheduler answers, WorkerLost
-    when a worker process is gone before its work is done.
+    Raises LibraryMissing for a backend that is not installed, ConfigError if no Dask scheduler answers, WorkerLost if a
+    worker process is gone before its work is done.
     """
     before = set(threading.enumerate())
     try:
@@ -113,7 +114,7 @@ def joblib_workers(backend: str, workers: int) -> Iterator[Parallel]:
             "command again: finished work is kept"
         ) from error
     finally:
-        # The image that a thread is at can not be dropped, and a thread inside the CRF would crash Python's exit.
+        # Threads cannot be stopped half-way through an image, and one inside the CRF would crash Python's exit.
         for thread in set(threading.enumerate()) - before if backend == "threading" else ():
             thread.join()
     if backend == "loky" and workers > 1:
@@ -122,19 +123,19 @@ def joblib_workers(backend: str, workers: int) -> Iterator[Parallel]:
 
 @contextmanager
 def results_of(parallel: Parallel, tasks: Iterable[Any]) -> Iterator[Iterator[Any]]:
-    """The results in the order of the tasks; those that are left when a stop comes are dropped."""
+    """The results in the order of the tasks; results left at the end of the block are dropped."""
     with workers_start_deaf():
         results = parallel(tasks)
     if not parallel.return_generator:
         yield iter(results)
         return
     with warnings.catch_warnings(), closing(results):
-        warnings.filterwarnings("ignore", module="joblib")  # advice to those who leave results
+        warnings.filterwarnings("ignore", module="joblib")  # its advice about results that are not used
         yield results
 
 
 def _parallel(backend: str, workers: int) -> Parallel:
-    # Each worker has a core to itself: with more threads than that, BLAS and torch would wait for one another.
+    # Each worker has one core: with more than one thread each, BLAS and torch would wait for one another.
     threads = {"inner_max_num_threads": 1} if backend == "loky" and workers > 1 else {}
     with parallel_config(backend=_dask_backend() if backend == "dask" else backend, **threads):
         try:
@@ -144,7 +145,7 @@ def _parallel(backend: str, workers: int) -> Parallel:
 
 
 def _started(backend: str, workers: int) -> AbstractContextManager[Any]:
-    """What must run beside the workers: a Dask client; Ray starts by itself."""
+    """A context in which the workers can run: a Dask client; Ray starts by itself."""
     try:
         if backend == "dask":
             return _dask_client(workers)
@@ -160,9 +161,9 @@ def _started(backend: str, workers: int) -> AbstractContextManager[Any]:
 
 
 def _dask_backend() -> Any:
-    """joblib's backend for the Dask client that runs, but one that tells of tasks that Dask has given up.
+    """joblib's backend for the running Dask client, with errors for tasks that Dask has given up.
 
-    joblib's own (1.6) gives such a task an error without telling whoever waits for it, who so waits for ever.
+    joblib's own backend (1.6) does not pass these errors on, so whoever waits for such a task waits forever.
     """
     from joblib._dask import DaskDistributedBackend  # late: optional
 
@@ -189,7 +190,7 @@ def _dask_client(workers: int) -> AbstractContextManager[Any]:
     import dask  # late: optional
     from dask.distributed import Client
 
-    logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of every connection
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # it logs every connection
     address = dask.config.get("scheduler-address", None)
     try:
         if address:

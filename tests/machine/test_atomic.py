@@ -94,7 +94,7 @@ def test_refusal_is_one_line_and_leaves_the_old_content(
         patched.setattr(owner, name, refuse)
         with pytest.raises(CannotWrite) as caught:
             write_text(path, "new")
-    assert str(caught.value).startswith(f"{path} can not be written {words}")
+    assert str(caught.value).startswith(f"{path} cannot be written {words}")
     assert str(caught.value).endswith("finished work is kept")
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == ["note.txt"]
@@ -102,14 +102,14 @@ def test_refusal_is_one_line_and_leaves_the_old_content(
 
 def test_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(CannotWrite, match=rf"{tmp_path}/run can not be written \(File exists\); set output.dir"):
+    with pytest.raises(CannotWrite, match=rf"{tmp_path}/run cannot be written \(File exists\); set output.dir"):
         write_text(tmp_path / "run" / "note.txt", "new")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(CannotWrite, match=rf"{tmp_path}/note.txt can not be written \(Permission denied\)"):
+    with pytest.raises(CannotWrite, match=rf"{tmp_path}/note.txt cannot be written \(Permission denied\)"):
         write_text(tmp_path / "note.txt", "new")
     tmp_path.chmod(0o700)
     assert names_in(tmp_path) == []
@@ -156,7 +156,7 @@ def test_patient_file_reads_zeros_where_nothing_was_written(tmp_path: Path) -> N
 def test_error_of_the_disk_comes_before_what_a_library_made_of_it(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"old")
-    with pytest.raises(CannotWrite, match="x can not be written"), file_aside(path) as file:
+    with pytest.raises(CannotWrite, match="x cannot be written"), file_aside(path) as file:
         file._keep(OSError(errno.ENOSPC, "No space left on device"))
         raise RuntimeError("unexpected pos 64 vs 0")
     assert path.read_bytes() == b"old"

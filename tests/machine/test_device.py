@@ -72,7 +72,7 @@ def test_a_processor_without_bfloat16_is_told_of_once(has_bfloat16, caplog):
         assert not caplog.messages or precision == "bfloat16"
         autocast(RunSettings(precision=precision), torch.device("cpu"))
     assert _computes_in_bfloat16("cuda") == has_bfloat16
-    line = "run.precision = 'bfloat16': this {} is not made for it; computes in float32"
+    line = "run.precision = 'bfloat16': this {} has no fast bfloat16, so float32 is used"
     assert caplog.messages == ([] if has_bfloat16 else [line.format("CPU"), line.format("GPU")])
 
 
@@ -110,7 +110,7 @@ def test_a_network_that_can_not_be_compiled_is_one_line(monkeypatch):
     from torch._dynamo.exc import TorchDynamoException
 
     monkeypatch.setattr(nn.Module, "compile", lambda self: None)
-    line = r"^run\.compile: torch can not compile this network \(no compiler was found\); set run\.compile=false$"
+    line = r"^run\.compile: torch cannot compile this network \(no compiler was found\); set run\.compile=false$"
     with pytest.raises(ConfigError, match=line), compiled(nn.Linear(2, 2), RunSettings(compile=True)):
         raise TorchDynamoException("\nno compiler was found\nmore\n")
 

@@ -26,7 +26,9 @@ SMALL_PARTS = {
 }
 SAVE_CHECKPOINT = "cam_pipeline.training.trainer.save_checkpoint"
 STEP = "cam_pipeline.training.trainer.Trainer._step"
-LOST = "Error: another process of this run ended without a word; finished work is saved. Start the same command again"
+LOST = (
+    "Error: another process of this run ended without a message; finished work is saved. Start the same command again"
+)
 
 
 # One process alone
@@ -68,7 +70,7 @@ def test_shares_must_be_even(environment: pytest.MonkeyPatch) -> None:
     distributed.check_shares("train_cls.batch_size", 6)
     with pytest.raises(
         ConfigError,
-        match=r"train_cls\.batch_size = 8 can not be divided over 3 processes; make it a multiple of 3",
+        match=r"train_cls\.batch_size = 8 cannot be divided over 3 processes; make it a multiple of 3",
     ):
         distributed.check_shares("train_cls.batch_size", 8)
 
@@ -244,7 +246,7 @@ def test_a_batch_that_can_not_be_divided_is_refused_before_the_first_stage(
 ) -> None:
     ended = together(commands, "run", "-c", "tiny.toml", "--set", f"{key}=7", folder=workspace)
     assert codes(ended) == [2, 2]
-    assert spoken(ended) == [f"Error: {key} = 7 can not be divided over 2 processes; make it a multiple of 2"]
+    assert spoken(ended) == [f"Error: {key} = 7 cannot be divided over 2 processes; make it a multiple of 2"]
     assert {path.name for path in (workspace / "run").iterdir()} <= {"lock"}
 
 
@@ -320,7 +322,7 @@ def test_a_signal_to_the_one_that_waits_stops_the_one_that_works(commands: Any, 
     ended = together(commands, *arguments, folder=finished, patch=slow, at=waiting)
     assert codes(ended) == [130, 130]
     assert spoken(ended) == [
-        "Interrupted: stopped by SIGTERM; finished work is saved. The same command goes on from there."
+        "Interrupted: stopped by SIGTERM; finished work is saved. The same command resumes from there."
     ]
     assert "refine_cams: starts" in ended[0].stderr and not (finished / "run" / "scores.h5").exists()
 
@@ -367,7 +369,7 @@ def test_an_incomplete_environment_is_refused(commands: Any, workspace: Path) ->
     ended = commands.run("train-cls", "-c", "tiny.toml", folder=workspace, environment=alone)
     assert ended.code == 2
     assert spoken([ended]) == [
-        "Error: the environment says WORLD_SIZE=2, but not MASTER_ADDR; start the processes by torchrun, "
+        "Error: the environment sets WORLD_SIZE=2, but not MASTER_ADDR; start the processes with torchrun, "
         "or unset WORLD_SIZE"
     ]
     assert not (workspace / "run").exists()

@@ -66,7 +66,7 @@ def test_command_goes_on_when_there_is_room_again(
     last = ended.stderr.splitlines()[-1]
     before, after = file.split("{}")
     assert last.startswith(f"Error: {before}")
-    assert f"{after} can not be written (File too large); raise the largest file size allowed" in last
+    assert f"{after} cannot be written (File too large); raise the largest file size allowed" in last
     assert last.endswith("then start the same command again: finished work is kept")
     assert not list((finished / "run").rglob(".*.tmp"))
     again = commands.run(command, "-c", "tiny.toml", folder=finished)
@@ -115,7 +115,7 @@ def test_small_file_system(
     assert codes.count(2) >= 3 and set(codes) == {0, 2}, list(zip(codes, said, strict=True))
     for code, line in zip(codes, said, strict=True):
         assert len(line.splitlines()) == (code == 2), line
-        assert code == 0 or "can not be written (No space left on device); free some space, then" in line
+        assert code == 0 or "cannot be written (No space left on device); free some space, then" in line
     assert differences(workspace / "kept", undisturbed / "run") == []
 
 
@@ -127,7 +127,7 @@ def test_run_folder_that_may_only_be_read(own_file_systems: list[str], finished:
     done = subprocess.run([*own_file_systems, script], cwd=finished, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["2", "2", "2"], done.stderr
     line = (
-        "Error: run/lock can not be written (Read-only file system); get the permission, or set output.dir to another "
+        "Error: run/lock cannot be written (Read-only file system); get the permission, or set output.dir to another "
         "folder, then start the same command again: finished work is kept"
     )
     assert done.stderr.splitlines() == [line] * 3

@@ -86,7 +86,7 @@ def test_torn_checkpoint_and_part_are_dropped_with_a_warning(
     run(commands, workspace, signal_at=signal_at(SAVE_CHECKPOINT, "train_cls-", 4))
     tear(workspace, "train_cls-*/checkpoint.pt")
     ended = run(commands, workspace, signal_at=signal_at(WRITE_PART, "refine_cams-", 3))
-    assert "checkpoint.pt can not be read and is ignored" in ended.stderr
+    assert "checkpoint.pt cannot be read and is ignored" in ended.stderr
     tear(workspace, "refine_cams-*/part-00001.h5")
     ended = run(commands, workspace, signal_at=signal_at(SAVE_CHECKPOINT, "train_seg-", 6))
     assert "part-00001.h5 is dropped and made again" in ended.stderr
@@ -129,7 +129,7 @@ def test_killed_force_goes_on_without_force(
 
 # Ctrl-C and SIGTERM
 
-SAVED = "finished work is saved. The same command goes on from there."
+SAVED = "finished work is saved. The same command resumes from there."
 
 
 @pytest.mark.parametrize("send", ["SIGINT", "SIGTERM"])
