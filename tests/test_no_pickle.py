@@ -130,7 +130,7 @@ def test_malicious_model(mistake: Callable[..., str], finished: Path, name: str,
     more = ("--set", "cam.flip=false") if command == "make-cams" else ("--force",)
     line = mistake(command, *more)
     assert line.startswith(f"run/{name}.safetensors is damaged or no cam-pipeline model (")
-    assert "re-make it with --force" in line
+    assert "make it again with --force" in line
     assert not (finished / "victim").exists()
 
 
@@ -142,6 +142,6 @@ def test_malicious_checkpoint(commands: Any, workspace: Path) -> None:
     malicious(checkpoint, workspace / "victim")
     ended = commands.run(*again, folder=workspace)
     assert ended.code == 0, ended.stderr
-    ignored = [line for line in ended.stderr.splitlines() if "checkpoint.pt can not be read and is ignored" in line]
+    ignored = [line for line in ended.stderr.splitlines() if "checkpoint.pt cannot be read and is ignored" in line]
     assert len(ignored) == 1
     assert not (workspace / "victim").exists()

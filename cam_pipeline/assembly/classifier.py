@@ -12,7 +12,7 @@ from cam_pipeline.store.checkpoints import load_model
 def new_classifier(
     settings: ClassifierSettings, num_classes: int, sides: bool = False, comparison: bool = False
 ) -> Classifier:
-    """The classifier that the settings describe, with its starting weights, and with SFC's layers where asked for.
+    """The classifier that the settings describe, with its starting weights, and with SFC's layers if asked for.
 
     Errors: see `build_classifier`, `Classifier.add_calibration`.
     """
@@ -39,7 +39,7 @@ def new_classifier(
 
 
 def load_classifier(settings: ClassifierSettings, path: Path, classes: tuple[str, ...]) -> Classifier:
-    """A trained classifier, in evaluation mode. Raises WeightsError when made for other classes or another backbone."""
+    """A trained classifier, in evaluation mode. Raises WeightsError if made for other classes or another backbone."""
     stored = load_model(path)
     check_classes(stored, classes, path)
     learned = [any(key.startswith(f"calibration.{name}.") for key in stored.state) for name in ("sides", "comparison")]

@@ -1,4 +1,4 @@
-"""Whether a network fits the crops and classes that it is to be used with."""
+"""Checks that a network fits its crops and classes."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from cam_pipeline.store.checkpoints import StoredModel
 
 @torch.no_grad()
 def check_crop(network: PretrainedHalf, crop: int, key: str) -> None:
-    """Raise ConfigError, naming the key `key`, when a network on the CPU can not take crops of this size."""
+    """Raise ConfigError, naming `key`, if a network on the CPU cannot take crops of this size."""
     try:
         network.eval()(torch.zeros(1, 3, crop, crop))
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -19,6 +19,7 @@ def check_crop(network: PretrainedHalf, crop: int, key: str) -> None:
 
 
 def check_classes(stored: StoredModel, classes: tuple[str, ...], path: Path) -> None:
+    """Raise WeightsError if a stored network was made for other classes."""
     made_for = tuple(stored.metadata["classes"])
     if made_for != classes:
         raise WeightsError(

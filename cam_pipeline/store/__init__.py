@@ -1,1 +1,1 @@
-"""What lasts on disk: HDF5 artefacts, models and checkpoints; all written to the side and renamed."""
+"""Files that last: HDF5 artefacts, models and checkpoints; all written to the side and renamed."""

@@ -1,4 +1,4 @@
-"""cams.h5: maps of the present classes, on the feature grid of scale 1, or that of the largest scale (ADR 8)."""
+"""cams.h5: maps of the present classes, on the feature grid of scale 1 or of the largest scale (ADR 8)."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ class CamStore(RecordStore):
 
     @property
     def calibrated(self) -> bool:
-        """Whether prototype maps and backgrounds lie beside the maps."""
+        """Whether the file also holds prototype maps and backgrounds."""
         with damage_named(f"{self.file.filename} is damaged"):
             return "calibration" in self.file
 
@@ -58,7 +58,7 @@ class CamStore(RecordStore):
 
 
 def cam_record(stored: StoredCam) -> Record:
-    """The record that `read` gives back: float16 maps, each divided by its peak, which is kept beside it."""
+    """The record that `read` gives back: float16 maps, each divided by its peak, and the peaks."""
     maps, peaks = _in_parts(stored.cam)
     arrays = {"cams": maps}
     attributes = {
@@ -75,11 +75,11 @@ def cam_record(stored: StoredCam) -> Record:
 
 
 def _in_parts(maps: Tensor) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Maps (n, h, w) divided by their peaks (n,), and these."""
+    """Maps (n, h, w) divided by their peaks, and the peaks (n,)."""
     peaks = maps.flatten(1).amax(dim=1) if maps.numel() else maps.new_zeros(len(maps))
     return (maps / peaks.clamp(min=LEAST)[:, None, None]).numpy().astype(np.float16), peaks.numpy()
 
 
 def _from_parts(maps: NDArray[np.float16], peaks: NDArray[np.float32]) -> Tensor:
-    """What `_in_parts` took apart."""
+    """The maps (n, h, w) that `_in_parts` divided."""
     return torch.from_numpy(maps.astype(np.float32) * np.asarray(peaks, dtype=np.float32)[:, None, None])

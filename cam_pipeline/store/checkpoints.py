@@ -38,7 +38,7 @@ class StoredModel:
             first = str(error).splitlines()[1:3]
             reason = " ".join(line.strip() for line in first)
             raise WeightsError(
-                f"{path} does not fit the model of this config: {reason} Re-make it with --force"
+                f"{path} does not fit the model of this config: {reason} Make it again with --force"
             ) from error
 
 
@@ -52,7 +52,7 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> Non
 
 
 def checksum(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """CRC-32 of everything that a model file says; safetensors itself has none."""
+    """CRC-32 of the tensors and metadata of a model file; safetensors itself has no checksum."""
     total = zlib.crc32(json.dumps(dict(metadata)).encode())
     for key in sorted(state):
         facts = f"{key} {state[key].dtype} {tuple(state[key].shape)}"
@@ -62,7 +62,7 @@ def checksum(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
 
 
 def load_model(path: Path) -> StoredModel:
-    """Read what `save_model` wrote. Raises DamagedFile when it is no such file, or not as it was written."""
+    """Read a model that `save_model` wrote. Raises DamagedFile if the file is none, or has changed since."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["cam-pipeline"])
@@ -75,37 +75,39 @@ def load_model(path: Path) -> StoredModel:
             raise ValueError("its checksum is wrong")
         return StoredModel(state, metadata)
     except FileNotFoundError:
-        raise DamagedFile(f"there is no file {path}; re-make it with --force") from None
+        raise DamagedFile(f"there is no file {path}; make it again with --force") from None
     except Exception as error:  # damaged bytes make the readers raise almost anything
         reason = str(error) or type(error).__name__
-        raise DamagedFile(f"{path} is damaged or no cam-pipeline model ({reason}); re-make it with --force") from error
+        raise DamagedFile(
+            f"{path} is damaged or no cam-pipeline model ({reason}); make it again with --force"
+        ) from error
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write a training checkpoint: tensors, numbers and strings in dicts and lists."""
     with file_aside(path) as aside:
-        torch.save(dict(state), cast(IO[bytes], aside))  # all that it asks of a file is `write` and `flush`
+        torch.save(dict(state), cast(IO[bytes], aside))  # it needs only `write` and `flush`
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The last checkpoint; None, with a warning, when it is damaged; None when there is none."""
+    """The last checkpoint; None if there is none or, with a warning, if it is damaged."""
     if not path.is_file():
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # torch.load looks at no checksum
+            broken = archive.testzip()  # torch.load checks no checksum
         if broken:
             raise ValueError(f"wrong checksum of {broken}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return state
     except Exception as error:  # damaged bytes make the reader raise almost anything
-        logger.warning("%s can not be read and is ignored (%s); training starts over", path, error)
+        logger.warning("%s cannot be read and is ignored (%s); training starts over", path, error)
         return None
 
 
 @contextmanager
 def checkpoint_fits(path: Path) -> Iterator[None]:
-    """Say DamagedFile for a checkpoint that can be read but belongs to another training (or to another program)."""
+    """Raise DamagedFile if a readable checkpoint turns out to be of another training (or another program)."""
     try:
         yield
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

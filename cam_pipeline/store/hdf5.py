@@ -25,7 +25,7 @@ FORMAT_VERSION = 2  # since 2: text of fixed length everywhere, a checksum for `
 
 @dataclass(frozen=True)
 class Record:
-    """What is stored of one image: arrays by kind (`cams`, `labels`, ...) and small attributes."""
+    """The stored data of one image: arrays by kind (`cams`, `labels`, ...) and small attributes."""
 
     name: str
     arrays: Mapping[str, np.ndarray[Any, Any]]
@@ -39,16 +39,16 @@ def key_of(name: str) -> str:
 
 @contextmanager
 def damage_named(what: str) -> Iterator[None]:
-    """Say DamagedFile for what HDF5 and h5py raise at damaged bytes: according to the place, almost anything."""
+    """Turn errors of HDF5 and h5py about damaged bytes, which can be almost any kind, into DamagedFile."""
     try:
         yield
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFile(f"{what}; re-make it with --force") from error
+        raise DamagedFile(f"{what}; make it again with --force") from error
 
 
 @contextmanager
 def open_file(path: Path, kind: str) -> Iterator[h5py.File]:
-    """Open an artefact for reading. Raises DamagedFile when it is no HDF5 file of this kind and version."""
+    """Open an artefact for reading. Raises DamagedFile if it is no HDF5 file of this kind and version."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     with damage_named(f"{path} is damaged or no HDF5 file"):
@@ -60,15 +60,15 @@ def open_file(path: Path, kind: str) -> Iterator[h5py.File]:
         if (found, version) != (f"cam-pipeline/{kind}", FORMAT_VERSION):
             raise DamagedFile(
                 f"{path} is not a {kind} file of version {FORMAT_VERSION} "
-                f"(found: {found}, version {version}); re-make it with --force"
+                f"(found: {found}, version {version}); make it again with --force"
             )
         yield file
 
 
 def text_attribute(file: h5py.File, name: str) -> str:
-    """A text among the root attributes. Only text of fixed length is read.
+    """A root attribute that is a text of fixed length.
 
-    Text of variable length lies in a heap without a checksum, over whose damage HDF5 can loop for ever.
+    Text of variable length is stored in a heap without a checksum; if that is damaged, HDF5 can loop forever.
     """
     if file.attrs.get_id(name).dtype.kind != "S":
         raise TypeError(f"the attribute {name} is no text of fixed length")
@@ -76,7 +76,7 @@ def text_attribute(file: h5py.File, name: str) -> str:
 
 
 def _fixed(texts: Sequence[str]) -> np.ndarray[Any, Any]:
-    """UTF-8 texts as an array of a type of fixed length."""
+    """Texts in UTF-8 as an array of a fixed-length type."""
     encoded = [text.encode() for text in texts]
     longest = max((len(text) for text in encoded), default=1)
     return np.array(encoded, dtype=f"S{max(1, longest)}")
@@ -84,7 +84,8 @@ def _fixed(texts: Sequence[str]) -> np.ndarray[Any, Any]:
 
 def read_record(file: h5py.File, kinds: Sequence[str], name: str) -> Record:
     """The named arrays of one image. Raises UserError for an unknown image, DamagedFile for an unreadable one."""
-    key, damaged = key_of(name), f"{file.filename} is damaged at image {name}"
+    key = key_of(name)
+    damaged = f"{file.filename} is damaged at image {name}"
     with damage_named(damaged):
         known = f"{kinds[0]}/{key}" in file
     if not known:
@@ -96,13 +97,13 @@ def read_record(file: h5py.File, kinds: Sequence[str], name: str) -> Record:
 
 
 def names_in(file: h5py.File) -> list[str]:
-    """Ids of all images, in the order of the data set. Raises DamagedFile when they can not be read."""
+    """Ids of all images, in the order of the data set. Raises DamagedFile if they cannot be read."""
     with damage_named(f"{file.filename} is damaged"):
         return [bytes(name).decode() for name in file["names"][()]]
 
 
 def classes_in(file: h5py.File) -> tuple[str, ...]:
-    """Class names; background first where the file's labels have one. Raises DamagedFile when they can not be read."""
+    """Class names; background first if the file's labels have one. Raises DamagedFile if they cannot be read."""
     with damage_named(f"{file.filename} is damaged"):
         names = json.loads(text_attribute(file, "classes"))
         if not isinstance(names, list):
@@ -135,7 +136,7 @@ def write_artefact(
 ) -> None:
     """Create an artefact in one step: `fill` writes record by record, then the index and root attributes are added.
 
-    Raises CannotWrite when the disk is full.
+    Raises CannotWrite if the disk is full.
     """
     with file_aside(path) as aside, h5py.File(aside, "w", libver="latest") as file:
         for _ in fill(file):
@@ -147,7 +148,7 @@ def write_artefact(
 
 
 def write_progress(folder: Path, done: int, total: int, unit: str) -> None:
-    """Leave a note for `status` on how far a stage has come."""
+    """Note for `status` how much of a stage is done."""
     write_text(folder / "progress.json", json.dumps({"done": done, "total": total, "unit": unit}))
 
 
@@ -157,7 +158,7 @@ def artefact_attributes(classes: Sequence[str], fingerprint: str, config_toml: s
 
 
 class RecordStore:
-    """Read access to one artefact; a context manager. Subclasses say what an image's record is."""
+    """Read access to one artefact; a context manager. Subclasses define how an image's record is read."""
 
     kind: str
 
@@ -169,6 +170,6 @@ class RecordStore:
     @classmethod
     @contextmanager
     def open(cls, path: Path | str) -> Iterator[Self]:
-        """Open `path`. Raises UserError when it does not exist, DamagedFile when it is no such artefact."""
+        """Open `path`. Raises UserError if it does not exist, DamagedFile if it is no such artefact."""
         with open_file(Path(path), cls.kind) as file:
             yield cls(file)

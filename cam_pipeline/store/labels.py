@@ -36,7 +36,7 @@ def label_record(name: str, labels: UInt8, confidence: UInt8) -> Record:
 
 
 class LabelReader:
-    """Calls give the labels of the i-th name; each loading process opens the file itself (handles survive no fork)."""
+    """The labels of the i-th name, by a call. Each loading process opens the file itself: handles survive no fork."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path, self.names = path, names

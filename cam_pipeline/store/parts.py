@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class PartWriter:
-    """Grow an artefact in closed part files beside `output`; the last act joins them.
+    """Grow an artefact in closed part files beside `output`; `join` then copies them into it.
 
-    The images are cut into parts once and for all (`chunks`), so that a part holds the same whether or not an earlier
-    run was killed. A part that can not be read is dropped with a warning and made again.
+    `chunks` fixes the images of every part, so a part has the same content whether or not an earlier run was killed. A
+    part that cannot be read is dropped with a warning and made again.
     """
 
     def __init__(self, output: Path, kind: str, attributes: Mapping[str, Any], chunks: Sequence[Sequence[str]]) -> None:
@@ -103,8 +103,8 @@ def write_parts(
 ) -> None:
     """Make and store the parts that are not finished, with progress under `title`.
 
-    `make` gives the records of the part of a number, one by one: between two of them a stop is honoured. `numbers` are
-    the parts of this process; None: all.
+    `make` takes a part's number and gives its records one by one; a stop is possible between two records. `numbers`
+    are the parts of this process; None: all.
     """
     own = range(len(writer.chunks)) if numbers is None else list(numbers)
     pending = [number for number in own if number not in writer.finished]

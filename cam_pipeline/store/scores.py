@@ -13,8 +13,8 @@ from cam_pipeline.store.hdf5 import Record, RecordStore, damage_named, read_reco
 class StoredScores:
     """`scores` (1 + n, H, W) float32 in 0..1, background first; `class_ids` names the other channels (1-based).
 
-    `labels`: complete label maps (H, W) uint8 made otherwise: `unrefined`, before kernel and CRF, and with
-    `refine.band` also `high` and `low`, refined with a higher and a lower background score.
+    `labels`: other complete label maps (H, W) uint8: `unrefined`, before kernel and CRF, and with `refine.band` also
+    `high` and `low`, refined with a higher and a lower background score.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ScoreStore(RecordStore):
 
     @property
     def background(self) -> float:
-        """The background score that they were made with. Raises DamagedFile where there is none."""
+        """The background score that the scores were made with. Raises DamagedFile if there is none."""
         with damage_named(f"{self.file.filename} is damaged"):
             return float(self.file.attrs["background"])
 

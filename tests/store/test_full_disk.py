@@ -80,7 +80,7 @@ def test_stored_results_go_on_when_there_is_room_again(tmp_path: Path) -> None:
         seen.add(stopped if said else "done")
         if said:
             assert said.startswith(f"{folder}/")
-            assert "can not be written (File too large); raise the largest file size allowed" in said
+            assert "cannot be written (File too large); raise the largest file size allowed" in said
             assert not (folder / "pseudo_labels.h5").exists()
             kept = sorted(path.name for path in folder.iterdir() if path.name != "progress.json")
             assert kept in ([], ["part-00000.h5"], ["part-00000.h5", "part-00001.h5"])
@@ -99,7 +99,7 @@ def test_old_result_stays_when_the_new_one_has_no_room(tmp_path: Path) -> None:
     path = tmp_path / "pseudo_labels.h5"
     before = path.read_bytes()
     said = limited(len(before) - 1, lambda: writer_in(tmp_path).join(NAMES))
-    assert said.startswith(f"{path} can not be written (File too large)")
+    assert said.startswith(f"{path} cannot be written (File too large)")
     assert path.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
 
@@ -111,7 +111,7 @@ def test_old_checkpoint_stays_when_the_new_one_has_no_room(tmp_path: Path, share
     before = path.read_bytes()
     limit = int(share * len(before))
     said = limited(limit, lambda: save_checkpoint(path, {"step": 2, "weights": torch.rand(5000)}))
-    assert said.startswith(f"{path} can not be written (File too large)")
+    assert said.startswith(f"{path} cannot be written (File too large)")
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
     loaded = load_checkpoint(path)
@@ -123,6 +123,6 @@ def test_old_model_stays_when_the_new_one_has_no_room(tmp_path: Path) -> None:
     save_model(path, nn.Linear(50, 50), {"classes": ["cat"]})
     before = path.read_bytes()
     said = limited(len(before) // 2, lambda: save_model(path, nn.Linear(50, 50), {"classes": ["dog"]}))
-    assert said.startswith(f"{path} can not be written (File too large)")
+    assert said.startswith(f"{path} cannot be written (File too large)")
     assert path.read_bytes() == before
     assert load_model(path).metadata == {"classes": ["cat"]}

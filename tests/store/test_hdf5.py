@@ -230,7 +230,7 @@ def test_unknown_image(tmp_path: Path) -> None:
 
 def test_other_kind_is_named(tmp_path: Path) -> None:
     path = finish(tmp_path)
-    message = r"not a scores file of version 2 \(found: cam-pipeline/cams, version 2\); re-make it with --force"
+    message = r"not a scores file of version 2 \(found: cam-pipeline/cams, version 2\); make it again with --force"
     with pytest.raises(DamagedFile, match=message), open_file(path, "scores"):
         pass
 
@@ -239,7 +239,7 @@ def test_other_version_is_named(tmp_path: Path) -> None:
     path = finish(tmp_path)
     with h5py.File(path, "a") as file:
         file.attrs["version"] = 1
-    message = r"not a cams file of version 2 \(found: HDF5 file, version 1\); re-make it with --force"
+    message = r"not a cams file of version 2 \(found: HDF5 file, version 1\); make it again with --force"
     with pytest.raises(DamagedFile, match=message), open_file(path, "cams"):
         pass
 

@@ -214,7 +214,7 @@ def test_truncated_file_is_damaged(kind: str, kept: float, request: pytest.Fixtu
     path: Path = request.getfixturevalue(kind)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole)) if kept == 0.5 else int(kept)])
-    with pytest.raises(DamagedFile, match=rf"{path.name} is damaged or no HDF5 file; re-make it with --force"):
+    with pytest.raises(DamagedFile, match=rf"{path.name} is damaged or no HDF5 file; make it again with --force"):
         read_all(kind, path)
 
 
@@ -227,5 +227,5 @@ def test_changed_bytes_of_an_image_are_found(kind: str, request: pytest.FixtureR
     content = bytearray(path.read_bytes())
     content[where + 5] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(DamagedFile, match=r"is damaged at image x/2; re-make it with --force"):
+    with pytest.raises(DamagedFile, match=r"is damaged at image x/2; make it again with --force"):
         read_all(kind, path)
