@@ -27,10 +27,11 @@ def extract_cams(config: Config, inputs: Inputs, output: Output) -> None:
     """Write a CAM for every image of `cam.splits`; parts finished by an earlier run are kept.
 
     Images that share a grid share a forward pass. The batches are the same in every run, so that a map never depends
-    on where an earlier run was stopped. If nobody said what an image shows, the classifier's prediction is taken.
-    Of N processes each makes every Nth part; the first joins them.
+    on where an earlier run was stopped. If an image has no labels, the classifier's prediction is used.
+    Each of N processes makes every Nth part; the first joins them.
     """
-    table, settings = inputs.table, config.cam
+    table = inputs.table
+    settings = config.cam
     samples = table.split(*settings.splits)
     check_files(samples)
     device = pick_device(config.run)

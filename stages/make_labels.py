@@ -20,7 +20,7 @@ IMAGES_PER_PART = 256
 
 
 def make_labels(config: Config, inputs: Inputs, output: Output) -> None:
-    """Write labels and per-pixel confidence for every image that has scores; say which lost a class that they show."""
+    """Write labels and per-pixel confidence for every image that has scores; log the images that lost a class."""
     with ScoreStore.open(inputs["refine_cams"]) as scores:
         classes = ("background", *scores.classes)
         attributes = artefact_attributes(classes, output.fingerprint, to_toml(config), ignore_index=IGNORE_INDEX)
@@ -39,8 +39,8 @@ def make_labels(config: Config, inputs: Inputs, output: Output) -> None:
         write_parts("make_labels", writer, labels)
         writer.join(scores.names)
     if lost:
-        what = "images have no pixel of a class that they show, the first"
-        remedy = "a lower refine.background leaves more to the classes"
+        what = "images have no pixel of a class that they show, the first is"
+        remedy = "a lower refine.background gives classes more pixels"
         logger.info("make_labels: %d of %d %s %s; %s", len(lost), seen, what, lost[0], remedy)
 
 

@@ -14,7 +14,7 @@ IMAGES_PER_PART = 256
 
 
 def merge_cams(config: Config, inputs: Inputs, output: Output) -> None:
-    """Write the mean map of every image that this run has maps of."""
+    """Write mean maps for every image that this run has maps of."""
     with opened_together(inputs["extract_cams"], config.refine.merge_with) as stores:
         own = stores[0]
         attributes = artefact_attributes(own.classes, output.fingerprint, to_toml(config))

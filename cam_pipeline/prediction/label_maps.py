@@ -38,7 +38,8 @@ def predict_labels(segmenter: Segmenter, samples: Sequence[Sample], config: Conf
 @torch.inference_mode()
 def predict_image(segmenter: Segmenter, pixels: UInt8, config: Config) -> Tensor:
     """The complete label map (H, W) uint8 of one image (H, W, 3), as `predict_labels` gives it for a file."""
-    device, height, width = segmenter.normalize.mean.device, pixels.shape[0], pixels.shape[1]
+    device = segmenter.normalize.mean.device
+    height, width = pixels.shape[:2]
     grid = grid_size(height, width, segmenter.multiple, config.segmenter.max_side)
     batch = resize_to_grid(to_tensor(pixels), grid, segmenter.multiple)[None]
     with autocast(config.run, device):

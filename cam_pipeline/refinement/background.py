@@ -1,4 +1,4 @@
-"""The background score where the config leaves it open: chosen without masks, or on the masks of a small split."""
+"""The background score, if the config leaves it open: chosen without masks, or on the masks of a small split."""
 
 import json
 import logging
@@ -39,18 +39,18 @@ from cam_pipeline.store.scores import ScoreStore
 logger = logging.getLogger(__name__)
 
 SIZE_POWER = 0.75
-"""Otsu's criterion (1) favours objects that fill half an image, contrast alone (0) single cells. Chosen on generated
-images with objects of three sizes (docs/results/background-score.md)."""
+"""Exponent of the sizes in Otsu's criterion: 1 favours objects that fill half an image, 0 (contrast alone) single
+cells. Chosen on generated images with objects of three sizes (docs/results/background-score.md)."""
 TOP = 0.8
-"""The score is the middle of all that have this share of the best one's praise. The best itself is decided by a few
-images where the curve is flat. Chosen on generated images and on `val` of voc-mini
+"""Scores whose value reaches this share of the best value are averaged. The best score itself is unstable: where the
+curve is flat, a few images decide it. Chosen on generated images and on `val` of voc-mini
 (docs/results/background-score.md)."""
 STRIDE = 0.1
-"""How far apart scores are that are looked at with refinement; .06 finds nothing better."""
+"""Spacing of the scores that are tried with refinement; 0.06 is no better."""
 
 Measure = Callable[[StoredCam, Sample], Tensor]
 Total = Callable[[Measure, Sequence[Sample]], Tensor]
-"""Gives the sum over images of what a measure says of one."""
+"""Gives the sum of a measure over images."""
 
 
 class ImagesLost(Exception):
@@ -69,7 +69,7 @@ def settled(
     num_labels: int,
     folder: Path,
 ) -> RefineSettings:
-    """The settings with a number for the background score. A chosen one is noted in `folder`: it is chosen once.
+    """The settings with a number as background score. A chosen score is noted in `folder`, so it is chosen once.
 
     `samples` are the images of `cams`. Errors as `choose_background`.
     """
@@ -113,19 +113,21 @@ def _chosen(
                 return choose_background(settings, [one for one in samples if one.id not in lost], num_labels, total)
             except ImagesLost as error:
                 lost |= error.names
-                logger.warning("refine_cams: %s; the background score is chosen without the images that do so", KILLED)
+                logger.warning(
+                    "refine_cams: %s; the background score is chosen without the images that cause this", KILLED
+                )
 
 
 def measured(measure: Measure, cam: StoredCam, sample: Sample) -> Tensor:
-    """What a measure says of one image; runs in a worker process."""
+    """The measure of one image; runs in a worker process."""
     ignore_in_worker()
     return measure(cam, sample)
 
 
 def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> list[Sample]:
-    """The images that are refined to choose by: evenly spread, and of the named split with masks for `from-split`.
+    """The images that are refined to choose the score: `background_images` of them, evenly spread.
 
-    Raises DataError where there is none.
+    For `from-split` only images with masks of `background_split`. Raises DataError if there is none.
     """
     if settings.background == "from-split":
         samples = [one for one in samples if one.split == settings.background_split and one.mask is not None]
@@ -134,21 +136,23 @@ def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> 
                 f"refine.background = 'from-split': no image of split '{settings.background_split}' has a mask"
             )
     if not samples:
-        raise DataError("refine.background: there are no images to choose it by; set a number")
+        raise DataError("refine.background: there are no images to choose it on; set a number")
     places = np.linspace(0, len(samples) - 1, min(settings.background_images, len(samples)))
     return [samples[place] for place in places.round().astype(int)]
 
 
 def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_labels: int, total: Total) -> float:
-    """The background score in the middle of those after whose refinement `auto` or `from-split` finds much to praise.
+    """The middle of the background scores that do nearly as well as the best (`middle_of_top`).
 
-    `auto`: how much of the images' colours foreground and background explain (`ops.background.explained_variance` with
-    a power below 1, its root): objects differ from what is around them, and a border drawn too wide or too tight
-    mixes both. It needs no masks. `from-split`: mIoU. Either is known of unrefined maps for every score in one
-    pass, which `auto` makes over all `samples`. Refinement moves the middle, most often down: from that of unrefined
-    maps on scores are looked at with it, over those of `images_to_choose_by`.
+    The criterion of `auto` is how well foreground and background explain the images' colours (the root of
+    `ops.otsu.explained_variance` with a power below 1). Objects differ from their surroundings, and an outline too wide
+    or too tight mixes both. It needs no masks. The criterion of `from-split` is mIoU.
 
-    Raises DataError where no map or image tells anything.
+    1. One pass over unrefined maps measures every score: on all `samples` for `auto`, else on `images_to_choose_by`.
+    2. Refinement moves the middle, most often down. So scores around the unrefined middle are measured with
+       refinement, on `images_to_choose_by`.
+
+    Raises DataError if no map separates anything from its surroundings.
     """
     few = images_to_choose_by(settings, samples)
     value_at: Callable[[float], float]
@@ -166,11 +170,13 @@ def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_l
             measure = partial(confusion_when_refined, settings=settings.at(background), num_labels=num_labels)
             return float(mean_iou(total(measure, few)))
 
-    unrefined = dict(zip(THRESHOLDS.tolist()[1:], curve.tolist()[1:], strict=True))  # a background of 0 is none
+    unrefined = dict(
+        zip(THRESHOLDS.tolist()[1:], curve.tolist()[1:], strict=True)
+    )  # a background score of 0 leaves no background
     if not max(unrefined.values()) > 0:
         raise DataError(
-            f"refine.background = '{settings.background}': at none of the images looked at a map tells anything "
-            "from the rest; set a number"
+            f"refine.background = '{settings.background}': no map tried separates anything from its "
+            "surroundings; set a number"
         )
     start = middle_of_top(unrefined)
     if not settings.refines:
@@ -182,10 +188,13 @@ def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_l
 
 
 def middle_of_top(values: Mapping[float, float]) -> float:
-    """The mean of evenly spaced places, each as heavy as its value exceeds `TOP` of the greatest, to two decimals."""
+    """The weighted mean of evenly spaced places, to two decimals.
+
+    The weight of a place is how far its value exceeds `TOP` times the greatest value; other places do not count.
+    """
     least = TOP * max(values.values())
     heavy = {place: value - least for place, value in values.items() if value > least}
-    if not heavy:  # no value is above 0, so that all are as good
+    if not heavy:  # no value is above 0, so all are equally good
         return round(mean(values), 2)
     return round(sum(place * weight for place, weight in heavy.items()) / sum(heavy.values()), 2)
 
@@ -193,7 +202,7 @@ def middle_of_top(values: Mapping[float, float]) -> float:
 def look_around(
     value_at: Callable[[float], float], start: float, stride: float = STRIDE, top: float = TOP
 ) -> dict[float, float]:
-    """Values of the places `stride` apart, to both sides of `start` as far as they have `top` of the greatest seen."""
+    """Values at `start` and every `stride` to both sides, up to a value of at most `top` times the greatest seen."""
     seen = {start: value_at(start)}
     for step in (-stride, stride):
         place = round(start + step, 2)
@@ -208,7 +217,7 @@ def look_around(
 def explained_by_map(cam: StoredCam, sample: Sample, settings: RefineSettings) -> Tensor:
     """How well the unrefined foreground explains an image's colours, at every background score: (T,) >= 0.
 
-    The map is judged on its own grid: what is finer it can not tell.
+    The image is reduced to the map's grid: the map shows nothing finer.
     """
     grid = (cam.cam.shape[-2], cam.cam.shape[-1])
     cells = F.interpolate(to_tensor(sample_image(sample))[None].float(), grid, mode="area")[0]
@@ -245,7 +254,7 @@ def _mask(sample: Sample, num_labels: int) -> Tensor:
 
 
 def background_score(settings: RefineSettings, scores: Path | None) -> float | None:
-    """The background score: the configured number, else that of the file `scores`; None while it is not chosen."""
+    """The background score: the configured number, else the one in the file `scores`; None if not yet chosen."""
     if not isinstance(settings.background, str):
         return settings.background
     if scores is None:

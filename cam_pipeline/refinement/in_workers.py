@@ -25,14 +25,14 @@ def refined_records(
     results = workers.results(cams, lambda cam: partial(refine_image, cam, samples[cam.name], settings))
     for cam, found in zip(cams, results, strict=True):
         if found is None:
-            logger.warning("refine_cams: image %s: %s; it goes unrefined", cam.name, KILLED)
+            logger.warning("refine_cams: image %s: %s; it stays unrefined", cam.name, KILLED)
             plain = settings.model_copy(update={"crf": False, "kernel": "none"})  # in this process, which must not die
             found = refined(cam, partial(sample_image, samples[cam.name]), plain)
         yield score_record(found)
 
 
 def refine_image(cam: StoredCam, sample: Sample, settings: RefineSettings) -> StoredScores:
-    """Everything that labels of one image can be made of; runs in a worker process."""
+    """The refined scores and other label maps of one image; runs in a worker process."""
     ignore_in_worker()
     return refined(cam, partial(sample_image, sample), settings)
 

@@ -1,4 +1,4 @@
-"""From scores to pseudo-labels: which pixels are left undecided."""
+"""From scores to pseudo-labels, some pixels of which stay undecided."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from cam_pipeline.store.scores import StoredScores
 
 
 def pseudo_labels(found: StoredScores, settings: LabelSettings) -> UInt8:
-    """Labels (H, W) uint8 with 255 where `labels.undecided` says so."""
+    """Labels (H, W) uint8 with 255 at the pixels that `labels.undecided` excludes."""
     if settings.undecided == "scores":
         return labels_from_scores(found.scores, found.class_ids, settings.low, settings.high)
     if settings.undecided == "backgrounds":

@@ -26,16 +26,16 @@ ReadImage = Callable[[], UInt8]
 THRESHOLDS = torch.arange(100) / 100
 """Background scores of a sweep: 0, 0.01 ... 0.99."""
 HIGHEST = 0.99
-"""Highest score of a background that leaves the classes anything; the lowest is 1 less this."""
+"""Highest background score in use, as at 1 no class could win; the lowest is 1 - HIGHEST."""
 
 
 def class_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tensor]:
-    """What the present classes score before refinement, (n, H, W) in 0..1, and what to add to the background's score.
+    """Scores of the present classes before refinement, (n, H, W) in 0..1, and (H, W) to add to the background score.
 
-    Of calibrated maps the weighted mean of classifier and prototype maps, and (H, W) the share `background_map` of that
-    of their backgrounds. Of others the maps, and zero. Every map is divided by its maximum first, but for means of
-    several networks' maps, which were made of such. Source: SFC (arXiv 2401.11719), specification section 6: with a
-    background of .2 a class wins where fg > .5 bg + .2.
+    Calibrated maps: the mean of classifier and prototype maps, weighted by `prototype_share`, and `background_map`
+    times the same mean of their backgrounds. Other maps: the maps, and zero. Every map is divided by its maximum first
+    (see `normalize`), except merged maps: they are means of such maps. Source: SFC (arXiv 2401.11719), specification
+    section 6: with a background of .2 a class wins if fg > .5 bg + .2.
     """
     if cam.normalized:
         return resize_cam(cam.cam, cam.size), torch.zeros(cam.size)
@@ -50,9 +50,9 @@ def class_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tens
 
 
 def best_class(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tensor]:
-    """Of every pixel the id (H, W) of its best class before refinement, and the score (H, W) in 0..1 of that.
+    """The id (H, W) of every pixel's best class before refinement, and its score (H, W) in 0..1.
 
-    The class wins where its score exceeds the background score. An image without classes has ids and scores of 0.
+    The class wins if its score exceeds the background score. An image without classes has ids and scores of 0.
     """
     if not cam.class_ids:
         return torch.zeros(cam.size, dtype=torch.long), torch.zeros(cam.size)
@@ -64,8 +64,8 @@ def best_class(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tensor
 def smoothed_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> tuple[Tensor, Tensor]:
     """`class_scores` after local refinement, if `kernel` asks for one.
 
-    The kernels are linear and keep constants (up to a factor, which is taken back), so that the background's constant
-    score needs no part in them. `read_image` as in `refined_scores`.
+    The kernels are linear and, renormalised, keep constants, so the constant background score need not be refined.
+    `read_image` as in `refined_scores`.
     """
     scores, beside = class_scores(cam, settings)
     if settings.kernel == "none" or not cam.class_ids:
@@ -99,12 +99,13 @@ def refined_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSettin
 
 
 def refined(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> StoredScores:
-    """All that labels can be made of: refined scores, labels before refinement, with `band` those of two more scores.
+    """Refined scores and other label maps: before refinement and, with `band`, at two more background scores.
 
-    Arguments and errors as `refined_scores`.
+    Arguments and errors as in `refined_scores`.
     """
     read_image = cache(read_image)
-    background, smoothed = settings.background_score, smoothed_scores(cam, read_image, settings)
+    background = settings.background_score
+    smoothed = smoothed_scores(cam, read_image, settings)
     best, score = best_class(cam, settings)
     labels = {"unrefined": torch.where(score > background, best, 0).to(torch.uint8).numpy()}
     if settings.band:
@@ -122,7 +123,7 @@ def _scores_at(
     read_image: ReadImage,
     settings: RefineSettings,
 ) -> NDArray[np.float32]:
-    """Scores (1 + n, H, W) from what `smoothed_scores` gave."""
+    """Scores (1 + n, H, W) at a background score, from the result of `smoothed_scores`."""
     classes, beside = smoothed
     scores = with_background(classes, background)
     scores[0] += beside
@@ -133,14 +134,14 @@ def _scores_at(
 
 
 def reduction(size: tuple[int, int], settings: RefineSettings) -> float:
-    """Factor (0..1] of both sides by which an image of more than `refine.max_pixels` is reduced for refinement."""
+    """Factor (0..1] for both sides of an image in refinement: below 1 if it exceeds `refine.max_pixels`."""
     return min(1.0, math.sqrt(settings.max_pixels / (size[0] * size[1])))
 
 
 def _crf(
     image: UInt8, probabilities: NDArray[np.float32], factor: float, settings: RefineSettings
 ) -> NDArray[np.float32]:
-    """Dense CRF, of a large image at a reduced size: distances in its kernels shrink alike."""
+    """Dense CRF. A large image is reduced for it by `factor`, and so are the distances in its kernels."""
     kernels: dict[str, Any] = {key: value for key, value in settings if key.startswith(("gaussian_", "bilateral_"))}
     if factor == 1:
         return dense_crf(image, probabilities, iterations=settings.crf_iterations, **kernels)

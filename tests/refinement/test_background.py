@@ -94,7 +94,7 @@ def test_maps_that_say_nothing_choose_nothing(image: tuple[StoredCam, Sample], h
     empty = StoredCam("a", torch.zeros(1, 4, 6), (1,), SIZE)  # of a class that the image does not show
     if how == "from-split":
         Image.fromarray(np.full(SIZE, 2, np.uint8)).save(image[1].mask)
-    with pytest.raises(DataError, match=rf"refine\.background = '{how}': at none of the images .* set a number"):
+    with pytest.raises(DataError, match=rf"refine\.background = '{how}': no map tried separates .* set a number"):
         choose(RefineSettings(background=how, crf=False), empty, image[1])
 
 
@@ -142,7 +142,7 @@ def test_images_are_spread_evenly_and_of_the_named_split() -> None:
         Sample("t", Path("x"), "train", (), Path("m")),
     ]
     assert [sample.id for sample in images_to_choose_by(by_masks, masked)] == ["m"]
-    with pytest.raises(DataError, match="there are no images to choose it by; set a number"):
+    with pytest.raises(DataError, match="there are no images to choose it on; set a number"):
         images_to_choose_by(RefineSettings(background="auto"), [])
 
 

@@ -91,10 +91,10 @@ def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(
     output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f")
     module.refine_cams(config, inputs(config, extract_cams=tmp_path / "cams.h5"), output)
     assert (
-        "image c: a worker process was killed, for lack of memory or by the CRF itself; it goes unrefined"
+        "image c: a worker process was killed, for lack of memory or by a crash of the CRF; it stays unrefined"
         in caplog.text
     )
-    assert ("chosen without the images that do so" in caplog.text) == (background == "auto")
+    assert ("chosen without the images that cause this" in caplog.text) == (background == "auto")
     with ScoreStore.open(output.path) as store:
         assert list(store.names) == names
         assert [bool((store.read(name).scores == store.read("a").scores).all()) for name in names] == [
