@@ -134,7 +134,7 @@ def test_merged_maps_are_read_from_all_their_runs(commands: Any, finished: Path)
     )
     with pytest.raises(
         ConfigError,
-        match=r"it makes scores\.h5 from extract_cams, but merge_cams was used; mend it, or run cam-pipeline make-cams",
+        match=r"scores\.h5 is made from extract_cams, but was made from merge_cams; correct it, or run cam-pipeline",
     ):
         open_run(finished / "run", device="cpu")
 

@@ -1,4 +1,4 @@
-"""The stage engine: what a stage is, when its result is current, and how it is run so that it can be resumed."""
+"""The stage engine: stages, whether their results are current, and how they are run and resumed."""
 
 from cam_pipeline.pipeline.run import Pipeline
 from cam_pipeline.pipeline.stage import STAGES, Inputs, Output, Stage, load_stages

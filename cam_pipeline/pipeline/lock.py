@@ -14,14 +14,14 @@ from cam_pipeline.machine.atomic import write_errors_named
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run folder. Raises RunFolderBusy, naming the holder, when another process does.
+    """Hold a run folder. Raises RunFolderBusy, naming the holder, if another process holds it.
 
-    The lock is the kernel's and belongs to this process alone: it ends with it, however it ends.
+    The kernel keeps the lock for this process alone and releases it when the process ends, however it ends.
     """
     path = folder / "lock"
     with write_errors_named(path):
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b", buffering=0)  # nothing is held back, so that closing it can not fail
+        file = path.open("a+b", buffering=0)  # unbuffered, so closing it cannot fail
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,7 +33,7 @@ def held(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise CannotWrite(
-                f"{path} can not be locked ({error.strerror}); set output.dir to a folder on another file system"
+                f"{path} cannot be locked ({error.strerror}); set output.dir to a folder on another file system"
             ) from error
         with write_errors_named(path):
             file.seek(0)

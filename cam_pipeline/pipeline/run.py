@@ -28,7 +28,7 @@ from cam_pipeline.version import __version__
 logger = logging.getLogger(__name__)
 
 KEPT_PARTIALS = 2
-"""For how many other settings a stage's interrupted work is kept when a result is made: they may come back."""
+"""Number of other settings whose interrupted work is kept when a stage is done: they may come back."""
 
 
 class Pipeline(Results):
@@ -37,7 +37,7 @@ class Pipeline(Results):
     def run(self, names: Iterable[str], force: bool = False, announce: Callable[[str], None] = logger.info) -> None:
         """Run the named stages that are not current, in order; what they need must be current or among them.
 
-        With `force` the named stages are made anew and get new run ids, so that everything behind them becomes stale.
+        With `force` the named stages are made again and get new run ids, so all that is made from them becomes stale.
         """
         names = list(names)
         keep_freed_memory()
@@ -50,7 +50,7 @@ class Pipeline(Results):
         return group(pick_device(self.config.run)) if world_size() > 1 else nullcontext()
 
     def _prepare(self, names: list[str], force: bool) -> None:
-        """Before the first stage: what can be known to be wrong, and the config in the run folder."""
+        """Before the first stage: write the config into the run folder, and raise what is known to be wrong."""
         for key in (self.stages[name].divides for name in names if self.stages[name].divides):
             check_shares(key, self.config.pick((key,))[key])
         write_text(self.folder / "config.toml", to_toml(self.config))
@@ -59,7 +59,7 @@ class Pipeline(Results):
         self._check_later(names[1:], force)
 
     def _check_later(self, names: list[str], force: bool) -> None:
-        """Raise UserError for what these stages would stop at after the ones before them have worked for hours."""
+        """Raise the UserError at which one of these stages would stop after the earlier ones have worked for hours."""
         checks = {name: check for name in names if (check := self.stages[name].check)}
         states = self.states(checks)
         for name, check in checks.items():
@@ -67,8 +67,9 @@ class Pipeline(Results):
                 check(self.config)
 
     def _run_stage(self, name: str, force: bool, announce: Callable[[str], None]) -> None:
-        """Make one stage's result if need be. The first process decides and publishes; the others follow."""
-        stage, state = self.stages[name], self._decide(name, force, announce) if is_first() else None
+        """Make one stage's result unless it is current. The first process decides and publishes; the others follow."""
+        stage = self.stages[name]
+        state = self._decide(name, force, announce) if is_first() else None
         fingerprint = from_first(lambda: state.fingerprint if state else "", stoppable=True)
         if not fingerprint:
             return
@@ -84,7 +85,7 @@ class Pipeline(Results):
             announce(f"{name}: done in {time.monotonic() - started:.0f} s -> {self.path(name)}")
 
     def _decide(self, name: str, force: bool, announce: Callable[[str], None]) -> State | None:
-        """The state of a stage that has to run, all ready for it; None when its result is current."""
+        """Prepare a stage that has to run, and return its state; None if its result is current."""
         state = self.states([name])[name]
         if state.kind == "current" and not force:
             announce(f"{name}: current, nothing to do ({self.path(name)})")
@@ -107,7 +108,7 @@ class Pipeline(Results):
             shutil.rmtree(folder, ignore_errors=True)
             run_id = f"{state.fingerprint}-{secrets.token_hex(4)}"
             write_text(folder / "run.json", json.dumps({"run_id": run_id}))
-            self._manifest_path(stage.name).unlink(missing_ok=True)  # now a killed `--force` goes on at the next run
+            self._manifest_path(stage.name).unlink(missing_ok=True)  # from now on a killed `--force` can be resumed
         folder.mkdir(parents=True, exist_ok=True)
 
     def _publish(self, stage: Stage, state: State, output: Output, seconds: float) -> None:
@@ -138,5 +139,5 @@ class Pipeline(Results):
 
 
 def _last_change(folder: Path) -> float:
-    """When work in progress was last gone on with."""
+    """Time of the last change to work in progress."""
     return max((path.stat().st_mtime for path in (folder, *folder.iterdir())), default=0.0)

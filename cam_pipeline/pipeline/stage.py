@@ -1,4 +1,4 @@
-"""What a stage is, and which there are."""
+"""Stages: their description, and the list of all."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ STAGES = ("train_cls", "extract_cams", "merge_cams", "refine_cams", "make_labels
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stage reads: the data set, and `results`, the files of the stages that it needs."""
+    """The inputs of a stage: the data set, and `results`, the files of the stages that it needs."""
 
     dataset: Dataset
     results: Mapping[str, Path]
@@ -31,9 +31,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a stage writes: `path` is renamed to its final place when the stage returns.
+    """The outputs of a stage: `path` is renamed to its final name when the stage returns.
 
-    `folder` holds work in progress and outlives a kill; `logs` is kept. `fingerprint` belongs into the file.
+    `folder` holds work in progress and outlives a kill; `logs` is kept. `fingerprint` is to be stored in the file.
     """
 
     path: Path
@@ -52,19 +52,19 @@ class Stage:
 
     name      as in the run folder's manifests
     makes     file name of the result
-    command   what a user types behind `cam-pipeline` to make it
+    command   what a user types after `cam-pipeline` to make it
     run       makes the result
     params    config sections and keys that change the result
-    ignores   keys in `params` that only say how to work
+    ignores   keys in `params` that do not change the result
     needs     stages whose results it reads
     applies   whether a config asks for this stage; if not, nothing may need it
     data      digest of what it reads outside the run folder
     check     raises UserError if the stage would fail with this config; `run` calls it for later stages before the
               first one starts
-    version   raised by hand if the code computes something else
-    shared    of several processes all call `run`, not the first alone
+    version   to be raised if the code computes something else
+    shared    all processes of a run call `run`, not only the first
     divides   name of the batch size that the processes divide among them
-    memory    name of the setting to lower if memory does not suffice
+    memory    name of the setting to lower if there is too little memory
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Whether a stage's result is current, and if not, why.
 
-A result is current when its manifest states the fingerprint that the config and data of today give, and the file has
-the size the manifest states.
+A result is current if its manifest has the fingerprint of the present config and data, and its file has the size in
+the manifest.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from cam_pipeline.pipeline.stage import Stage, load_stages
 
 @dataclass(frozen=True)
 class State:
-    """What `status` shows of a stage. `kind` is current, stale, damaged, partial or missing."""
+    """State of a stage, as `status` shows it. `kind` is current, stale, damaged, partial or missing."""
 
     stage: str
     kind: str
@@ -33,7 +33,7 @@ class State:
 
 @dataclass
 class Results:
-    """What a run folder holds of the stages of one config."""
+    """The results of one config's stages, as its run folder holds them."""
 
     config: Config
     stages: Mapping[str, Stage] = field(default_factory=lambda: load_stages())
@@ -50,7 +50,7 @@ class Results:
         return self.folder / f"{self.stages[name].makes}.manifest.json"
 
     def _manifest(self, name: str) -> dict[str, Any]:
-        """What is stated of a stage's result; empty when there is no manifest that states everything."""
+        """The manifest of a stage's result; empty if there is none, or it is incomplete."""
         manifest = read_json(self._manifest_path(name))
         complete = {"fingerprint", "run_id", "facts", "bytes", "made"} <= manifest.keys()
         return manifest if complete and isinstance(manifest["facts"], dict) else {}
@@ -107,7 +107,8 @@ class Results:
 
     def _compare(self, name: str, fingerprint: str, facts: Mapping[str, Any], partial: Path) -> tuple[str, str]:
         """Kind and reason of a stage's state, by its own manifest alone."""
-        manifest, path = self._manifest(name), self.path(name)
+        manifest = self._manifest(name)
+        path = self.path(name)
         if manifest and path.is_file() and manifest["fingerprint"] == fingerprint:
             size = path.stat().st_size
             if size != manifest["bytes"]:
@@ -124,10 +125,10 @@ class Results:
         return self.folder / "partial" / f"{name}-{fingerprint}"
 
     def made_with(self) -> Config:
-        """The config with which the results in the run folder were made, which need not be the one of today.
+        """The config that the results in the run folder were made with, which may differ from the present one.
 
-        Files, and settings that no result depends on, are those of today. Raises ConfigError for results of an older
-        version, and for results made from others than today's config says (`_check_sources`).
+        Files, and settings that no result depends on, are those of the present config. Raises ConfigError for results
+        of another version, and for results made from other inputs than this config says (`_check_sources`).
         """
         values = self.config.model_dump(mode="json")
         manifests = {name: found for name in self.stages if (found := self._manifest(name))}
@@ -148,14 +149,16 @@ class Results:
 
     def _check_sources(self, name: str, facts: Mapping[str, Any], made_with: Config) -> None:
         """Raise ConfigError if a result was made from other results, or more or fewer files, than a config says."""
-        stage, config_file = self.stages[name], self.folder / "config.toml"
+        stage = self.stages[name]
+        config_file = self.folder / "config.toml"
         if not stage.applies(made_with):
             return  # left from an earlier config; nothing is made from it
-        remedy = f"mend it, or run cam-pipeline {stage.command}"
+        remedy = f"correct it, or run cam-pipeline {stage.command}"
         then, now = _table(facts, "needs").keys(), {*stage.needs(made_with)}
         if then != now:
             raise ConfigError(
-                f"{config_file}: it makes {stage.makes} from {', '.join(now)}, but {', '.join(then)} was used; {remedy}"
+                f"{config_file}: {stage.makes} is made from {', '.join(now)}, "
+                f"but was made from {', '.join(then)}; {remedy}"
             )
         for key, count in made_with.pick(stage.params).items():
             used = _table(facts, "params").get(key)
@@ -166,7 +169,7 @@ class Results:
                 )
 
     def ensure(self, name: str) -> Path:
-        """Path of a current result. Raises StageNotReady, naming the command to run, when it is not current."""
+        """Path of a current result. Raises StageNotReady, naming the command to run, if it is not current."""
         state = self.states([name])[name]
         if state.kind != "current":
             raise StageNotReady(
@@ -189,21 +192,21 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
                     return f"{section}.{key} was {old.get(key)}, is {item}"
         elif old != value:
             return f"{section} was {old}, is {value}"
-    if before.get("data") != now["data"]:  # what is read of it is a matter of the settings, too
+    if before.get("data") != now["data"]:  # after the settings, which decide what data is read
         return "the data changed"
     for need, run_id in now["needs"].items():
         if _table(before, "needs").get(need) != run_id:
-            return f"{need} was made anew or will be"
+            return f"{need} was made again or will be"
     return "its inputs have changed"
 
 
 def _table(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A table among stored facts; empty where there is none."""
+    """A table among stored facts; empty if there is none."""
     found = facts.get(key)
     return found if isinstance(found, dict) else {}
 
 
 def run_id_of(partial: Path, fingerprint: str) -> str:
-    """The run id that `--force` noted in the folder of work in progress; else the fingerprint."""
+    """The run id that `--force` noted in the folder of work in progress, else the fingerprint."""
     noted = read_json(partial / "run.json").get("run_id")
     return noted if isinstance(noted, str) and noted else fingerprint

@@ -78,7 +78,7 @@ def test_folder_is_made(tmp_path: Path) -> None:
 
 def test_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("not a folder")
-    message = r"run can not be written .*; set output\.dir to another folder"
+    message = r"run cannot be written .*; set output\.dir to another folder"
     with pytest.raises(CannotWrite, match=message), held(tmp_path / "run"):
         pass
     assert (tmp_path / "run").read_text() == "not a folder"
@@ -91,7 +91,7 @@ def test_file_system_without_locks_is_not_taken_for_a_busy_folder(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    with pytest.raises(CannotWrite, match=r"lock can not be locked .*on another file system"), held(tmp_path):
+    with pytest.raises(CannotWrite, match=r"lock cannot be locked .*on another file system"), held(tmp_path):
         pass
 
 
@@ -112,4 +112,4 @@ def test_folder_that_can_not_be_written_to(
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CannotWrite) as caught, held(tmp_path):
         pass
-    assert f"{tmp_path}/lock can not be written {words}" in str(caught.value)
+    assert f"{tmp_path}/lock cannot be written {words}" in str(caught.value)

@@ -214,7 +214,7 @@ def test_change_taken_back_after_a_run_gives_the_first_results_again(baked: Bake
 def test_reason_names_the_setting(baked: Bakery) -> None:
     assert baked.reason("mill", "refine.background=0.4") == "refine.background was 0.25, is 0.4"
     assert baked.reason("bake", "run.seed=3") == "run.seed was 0, is 3"
-    assert baked.reason("bake", "refine.background=0.4") == "mill was made anew or will be"
+    assert baked.reason("bake", "refine.background=0.4") == "mill was made again or will be"
 
 
 def test_reason_names_a_new_version(baked: Bakery) -> None:
@@ -387,7 +387,7 @@ def test_force_makes_everything_behind_it_stale(baked: Bakery) -> None:
     assert baked.run(names=("grow",), force=True) == ["grow"]
     assert baked.manifest("grow")["run_id"] != old
     assert baked.kinds() == {"grow": "current", "mill": "stale", "bake": "stale"}
-    assert baked.reason("mill") == "grow was made anew or will be"
+    assert baked.reason("mill") == "grow was made again or will be"
     assert baked.run() == ["mill", "bake"]
     assert baked.run() == []
 
@@ -782,7 +782,7 @@ def test_memory_that_does_not_suffice_names_the_key_and_loses_nothing(
     bakery.run(names=("grow",))
     before = bakery.files()
     bakery.stages["mill"] = dataclasses.replace(bakery.stages["mill"], run=run, memory="cam.batch_size")
-    line = rf"^mill: the memory of {place} does not suffice; lower cam\.batch_size \(now \d+\)\. Finished work is kept$"
+    line = rf"^mill: {place} has too little memory; lower cam\.batch_size \(now \d+\)\. Finished work is kept$"
     with pytest.raises(OutOfMemory, match=line):
         bakery.run(names=("mill",))
     after = bakery.files()
