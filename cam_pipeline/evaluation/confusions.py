@@ -27,7 +27,7 @@ from cam_pipeline.store.scores import ScoreStore
 
 
 def with_masks(samples: Iterable[Sample], every: int = 1) -> list[Sample]:
-    """The first of every `every` samples, those that have a mask. Raises DataError when none has."""
+    """Those with a mask among the first of every `every` samples. Raises DataError if there is none."""
     chosen = [sample for sample in list(samples)[::every] if sample.mask is not None]
     if not chosen:
         raise DataError("no image of this split has a mask, so there is nothing to compare with")
@@ -42,7 +42,7 @@ def target_labels(sample: Sample, table: Table) -> Tensor:
 def cam_sweep(path: Path, table: Table, samples: Sequence[Sample], settings: RefineSettings) -> Tensor:
     """Exact confusion of the CAMs at every background score of THRESHOLDS, in one pass: (T, K, K).
 
-    Uses of `settings` what `refinement.scores.class_scores` reads.
+    Uses the settings that `refinement.scores.class_scores` reads.
     """
     num_labels = 1 + len(table.classes)
     total = torch.zeros(num_labels, num_labels, len(THRESHOLDS) + 1, dtype=torch.int64)
@@ -62,12 +62,14 @@ def _confusion_of(
     `predict` gives an image's complete map and how many of its pixels were undecided.
     """
     num_labels = 1 + len(table.classes)
-    total, undecided, pixels = torch.zeros(num_labels, num_labels, dtype=torch.int64), 0, 0
+    total = torch.zeros(num_labels, num_labels, dtype=torch.int64)
+    undecided = pixels = 0
     with track(f"evaluate {title}", len(samples)) as progress:
         for sample in samples:
             labels, ignored = predict(sample)
             total += confusion_matrix(labels, target_labels(sample, table), num_labels)
-            undecided, pixels = undecided + ignored, pixels + labels.numel()
+            undecided += ignored
+            pixels += labels.numel()
             progress.advance()
     return total, 1 - undecided / pixels
 
@@ -84,7 +86,7 @@ def scores_confusion(path: Path, table: Table, samples: Sequence[Sample]) -> Ten
 
 
 def labels_confusion(labels: Path, scores: Path, table: Table, samples: Sequence[Sample]) -> tuple[Tensor, float]:
-    """Confusion and coverage of the pseudo-labels; undecided pixels count with the best channel of their scores."""
+    """Confusion and coverage of the pseudo-labels; undecided pixels get the best channel of their scores."""
     with LabelStore.open(labels) as store, ScoreStore.open(scores) as score_store:
 
         def predict(sample: Sample) -> tuple[Tensor, int]:

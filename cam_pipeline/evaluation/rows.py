@@ -37,7 +37,7 @@ from cam_pipeline.refinement.background import background_score
 from cam_pipeline.refinement.scores import THRESHOLDS
 
 TITLES = {"refine_cams": "refined", "make_labels": "pseudo-label", "train_seg": "segmenter"}
-"""Rows of a report, by the stage whose result they are of; before them CAM, see `titles_of`."""
+"""Titles of a report's rows, by the stage that made the result; the CAM goes before them, see `titles_of`."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Row:
     def figures(
         self, classes: Sequence[str], seed: int, groups: Mapping[str, Sequence[int]] | None = None
     ) -> dict[str, Any]:
-        """Everything of this row as plain numbers in 0..1; None for a class neither predicted nor present.
+        """All figures of this row as plain numbers in 0..1; None for a class neither predicted nor present.
 
-        `groups`: classes, numbered from 0 without background, whose mean IoU is given beside that of all.
+        `groups`: classes, numbered from 0 without background; the mean IoU of each group is given, too.
         """
         iou = iou_per_class(self.confusion)
         of_groups = {name: float(iou[1:][list(ids)].nanmean()) for name, ids in (groups or {}).items()}
@@ -88,7 +88,7 @@ def _used(settings: RefineSettings) -> str:
 
 
 def titles_of(config: Config) -> dict[str, str]:
-    """The rows of a report, by the stage whose result they are of."""
+    """The titles of a report's rows, by the stage that made the result."""
     return {config.refine.maps_from: "CAM", **TITLES}
 
 
@@ -119,8 +119,8 @@ def evaluate(
     """Rows for all `results` (stage name -> file) that can be compared: CAM, refined, pseudo-label, segmenter.
 
     Without `split`, CAMs, scores and labels are compared on the training split and the segmenter on the validation
-    split. `every` keeps the first of every so many images. `oracle` adds the CAM at its best background score.
-    `left_out` tells of the others. Raises DataError when no image is of `split`.
+    split. `every` = N keeps the first of every N images. `oracle` adds the CAM at its best background score.
+    `left_out` says why rows are missing. Raises DataError if no image is in `split`.
     """
     rows: list[Row] = []
     of_labels, of_segmenter = _compared_splits(config, table, split)
@@ -156,16 +156,17 @@ def left_out(
     split: str = "",
     every: int = 1,
 ) -> list[str]:
-    """Why rows are missing from what `evaluate` gives, a line each.
+    """Why rows are missing from the result of `evaluate`, one line each.
 
-    `ready`: the stages that have a result; `not_ready`: those of the run that have none, and why. The rest as there.
+    `ready`: stages that have a result; `not_ready`: the other stages of the run, and why they have none. Other
+    arguments as in `evaluate`.
     """
     of_labels, of_segmenter = _compared_splits(config, table, split)
     every_title = titles_of(config)
     lines = [f"{title}: {not_ready[stage]}" for stage, title in every_title.items() if stage in not_ready]
     titles = ", ".join(title for stage, title in every_title.items() if stage in ready and stage != "train_seg")
     if titles and of_labels not in config.cam.splits:
-        lines.append(f"{titles}: no maps are made of split '{of_labels}'; name it in cam.splits")
+        lines.append(f"{titles}: no maps are made for split '{of_labels}'; name it in cam.splits")
     elif titles and not _samples_of(table, of_labels, every):
         lines.append(f"{titles}: {_no_mask(of_labels, every)}")
     if "train_seg" in ready and not _samples_of(table, of_segmenter, every):
@@ -174,14 +175,14 @@ def left_out(
 
 
 def _compared_splits(config: Config, table: Table, split: str) -> tuple[str, str]:
-    """On which splits labels and the segmenter are compared where `split` was asked for, which must exist."""
+    """The splits on which labels and the segmenter are compared. Raises DataError if no image is in `split`."""
     if split:
         table.split(split)
     return split or config.data.train, split or config.data.val or config.data.train
 
 
 def _samples_of(table: Table, split: str, every: int) -> list[Sample]:
-    """As `with_masks`, but of a split that may have no masks, or no images."""
+    """As `with_masks`, but for one split; empty if it has no masks or no images."""
     try:
         return with_masks((sample for sample in table.samples if sample.split == split), every)
     except DataError:
@@ -189,4 +190,4 @@ def _samples_of(table: Table, split: str, every: int) -> list[Sample]:
 
 
 def _no_mask(split: str, every: int) -> str:
-    return f"no image{f' of every {every}' if every > 1 else ''} of split '{split}' has a mask"
+    return f"no image of split '{split}'{f' (the first of every {every})' if every > 1 else ''} has a mask"

@@ -44,7 +44,7 @@ IGNORE_COLOR = (224, 224, 224)
 HATCH_COLOR = (150, 150, 150)
 
 CAM_OPACITY, LABEL_OPACITY = 0.9, 0.65
-"""Share of the class colour where a CAM is 1, and within a label region."""
+"""Share of the class colour at a CAM of 1, and within a label region."""
 
 FADING = 0.4
 """How much contrast the grey copy of the image keeps; the rest is white."""
@@ -52,7 +52,7 @@ FADING = 0.4
 
 @dataclass(frozen=True, eq=False)
 class SheetRow:
-    """What is shown of one image; a step that is None leaves its place empty.
+    """One row of the sheet: an image and its steps; the place of a step that is None stays empty.
 
     image (H, W, 3) uint8; label maps (H, W) of integers, 0 background, 1..C classes, 255 ignore; cam
     (n, h, w) float on any grid, with the n class ids of its channels, clipped to 0..1 for drawing.

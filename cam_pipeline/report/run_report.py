@@ -1,4 +1,4 @@
-"""All current results -> numbers (evaluation.json) and pictures (contact sheet). Makes nothing that others need."""
+"""All current results -> numbers (evaluation.json) and pictures (contact sheet). No stage needs them."""
 
 import json
 from collections.abc import Mapping
@@ -18,15 +18,16 @@ from cam_pipeline.report.run_sheet import run_sheet
 def evaluate_run(
     pipeline: Pipeline, *, force: bool = False, split: str = "", every: int = 1, oracle: bool = False
 ) -> Mapping[str, Any]:
-    """Compare the current results with masks, and draw them; arguments as `evaluation.evaluate`.
+    """Compare the current results with masks, and draw them; arguments as in `evaluation.rows.evaluate`.
 
-    The answer of an earlier call is given again where question, results and masks are the same, unless `force`.
-    "left_out" of it says why rows are missing. Raises StageNotReady when nothing was made that could be looked at, or
-    nothing that could be compared on the split asked for.
+    The report of an earlier call is returned again if arguments, settings, results and data are the same, unless
+    `force`. Its "left_out" says why rows are missing. Raises StageNotReady if there is no result, or none that can be
+    compared on the given split.
     """
     of_all = pipeline.states(["train_seg"])
     states = {name: state for name, state in of_all.items() if state.kind == "current"}
-    config, path = pipeline.config, pipeline.folder / "evaluation.json"
+    config = pipeline.config
+    path = pipeline.folder / "evaluation.json"
     table = pipeline.dataset.table
     run_ids = {name: state.run_id for name, state in states.items()}
     settings = config.pick(("refine", "segmenter.max_side", "run.precision"))
@@ -48,7 +49,7 @@ def evaluate_run(
     run_sheet(config, table, results, sheet)
     classes = ("background", *table.classes)
     counts = image_labels(table.split(config.data.train), len(table.classes)).sum(dim=0).int().tolist()
-    groups = frequency_groups(counts) if any(counts) else {}  # nobody said what the training images show
+    groups = frequency_groups(counts) if any(counts) else {}  # no training image has a label
     report = {
         "key": key,
         "rows": [row.figures(classes, config.run.seed, groups) for row in rows],
@@ -62,7 +63,7 @@ def evaluate_run(
 
 
 def _data(pipeline: Pipeline, table: Table, split: str) -> str:
-    """Digest of the images and masks that are compared with; not all stages know of them."""
+    """Digest of the images and masks to compare with; the stages' run ids do not cover all of them."""
     splits = (split or pipeline.config.data.train, split or pipeline.config.data.val)
     samples = [sample for sample in table.samples if sample.split in splits and sample.mask is not None]
     digest = pipeline.dataset.digest(samples, masks=True)

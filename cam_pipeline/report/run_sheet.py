@@ -21,7 +21,7 @@ from cam_pipeline.store.labels import LabelStore
 
 
 def run_sheet(config: Config, table: Table, results: Mapping[str, Path], path: Path, rows: int = 8) -> None:
-    """Draw image, CAM, pseudo-label, segmenter's prediction and truth of `rows` images spread over the first CAM split.
+    """Draw image, CAM, pseudo-label, segmenter's prediction and mask of `rows` images spread over the first CAM split.
 
     `results` maps stage names to files; steps without a file are left out.
     """

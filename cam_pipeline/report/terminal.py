@@ -1,4 +1,4 @@
-"""What commands print on a terminal: the findings of `check-data`, and evaluations, as text and tables."""
+"""Output on a terminal: the findings of `check-data`, and evaluations, as text and tables."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,15 +16,15 @@ from cam_pipeline.data.check.problems import Problem
 from cam_pipeline.errors import one_line
 
 SHOWN = 10
-"""Problems of one kind that are shown unless all are asked for."""
+"""Number of problems of one kind that are shown, unless all are asked for."""
 MOST_SPLITS = 6
-"""Splits that fit beside each other; those that the config uses come first."""
+"""Number of splits that fit beside each other; those that the config uses come first."""
 MANY_LABELS = 5
-"""Images with as many labels or more share a row."""
+"""Images with this many labels or more share a row."""
 
 
 def problem_lines(problems: Iterable[Problem], every: bool) -> Iterator[tuple[str, str]]:
-    """(indent, line): problems by kind, in the order of their first; of a kind not more than SHOWN, unless `every`."""
+    """(indent, line): problems by kind, in the order of first appearance; at most SHOWN of a kind, unless `every`."""
     groups: dict[str, list[str]] = {}
     for problem in problems:
         groups.setdefault(problem.kind, []).append(problem.message)
@@ -57,7 +57,7 @@ def number_table(found: DataCheck) -> Table:
     """Images by number of labels, by split."""
     splits = found.splits[:MOST_SPLITS]
     grid = Table(box=box.SIMPLE, padding=(0, 1))
-    grid.add_column("images with so many labels")
+    grid.add_column("images by number of labels")
     for split in splits:
         grid.add_column(Text(split.name), justify="right")
     for number in range(MANY_LABELS):
@@ -78,7 +78,7 @@ def size_lines(sizes: Sequence[tuple[int, int]]) -> Iterator[str]:
 
 
 def cost_table(found: DataCheck) -> Table:
-    """What a run does."""
+    """A run's steps and how much each does."""
     grid = Table("a run", "does", box=box.SIMPLE, padding=(0, 1))
     for name, amount in found.costs:
         grid.add_row(name, amount)
@@ -86,13 +86,13 @@ def cost_table(found: DataCheck) -> Table:
 
 
 def console() -> Console:
-    """Where tables are printed: as wide as the terminal, and wide enough for them where there is none."""
+    """The console for tables: as wide as the terminal, or wide enough for them if there is none."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=max(120, terminal.width))
 
 
 def show_check(found: DataCheck, every: bool, quiet: bool) -> None:
-    """Print what `check_data` found: the contents first, as what is wrong should stand where the eye is."""
+    """Print what `check_data` found: the contents first, and mistakes last, next to the prompt."""
     if found.splits and not quiet:
         wide = console()
         wide.print(class_table(found), number_table(found))
@@ -111,7 +111,7 @@ def show_check(found: DataCheck, every: bool, quiet: bool) -> None:
 def show(report: Mapping[str, Any]) -> None:
     """Print an evaluation as a table, in percent."""
     seeds = ", ".join(sorted({str(row["seed"]) for row in report["rows"]}))
-    grid = Table(box=box.SIMPLE, padding=(0, 1), caption=f"percent of the complete label map; seed {seeds}")
+    grid = Table(box=box.SIMPLE, padding=(0, 1), caption=f"in percent, on complete label maps; seed {seeds}")
     grid.add_column("map", no_wrap=True)
     for name in ("mIoU", "prec.", "recall", "FP", "FN", "decided", "backgr."):
         grid.add_column(name, justify="right", no_wrap=True)
@@ -131,7 +131,7 @@ def show(report: Mapping[str, Any]) -> None:
 def show_classes(report: Mapping[str, Any]) -> None:
     """Print the IoU of every class for every map, in percent, and its mean over frequent and rare classes.
 
-    Groups of one or two classes would only say the same again.
+    The groups are left out if one has only one or two classes: they would only repeat those rows.
     """
 
     def percent(values: list[float | None]) -> list[str]:
@@ -146,11 +146,11 @@ def show_classes(report: Mapping[str, Any]) -> None:
         count = report["training_images"].get(name, "")
         grid.add_row(Text(name), str(count), *percent([row["IoU"][name] for row in rows]))
     grid.add_section()
-    grid.caption = "images: of the training split."
+    grid.caption = "images: number in the training split."
     if min(map(len, report["groups"].values()), default=0) > 2:
         for group, names in report["groups"].items():
             counts = [report["training_images"][name] for name in names]
             means = percent([row["groups"][group] for row in rows])
             grid.add_row(f"{group} ({len(names)})", f"{min(counts)}-{max(counts)}", *means)
-        grid.caption += " head, tail: the quarter of classes with most, with fewest"
+        grid.caption += " head, tail: the quarters of classes with most and with fewest of them"
     console().print(grid)

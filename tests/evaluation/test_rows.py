@@ -301,7 +301,7 @@ def test_evaluate_leaves_out_what_it_can_not_compare_and_says_why(table, results
     ]
     assert left_out(CONFIG, table, results, {}) == []
     assert left_out(CONFIG, table, results, {}, split="val") == [
-        "CAM, refined, pseudo-label: no maps are made of split 'val'; name it in cam.splits"
+        "CAM, refined, pseudo-label: no maps are made for split 'val'; name it in cam.splits"
     ]
     bare = replace(table, samples=tuple(replace(sample, mask=None) for sample in table.samples))
     assert evaluate(CONFIG, bare, results) == []
@@ -310,7 +310,7 @@ def test_evaluate_leaves_out_what_it_can_not_compare_and_says_why(table, results
         "segmenter: no image of split 'val' has a mask",
     ]
     assert left_out(CONFIG, replace(table, samples=(bare.samples[0], *table.samples[1:])), results, {}, every=2) == [
-        "CAM, refined, pseudo-label: no image of every 2 of split 'train' has a mask"
+        "CAM, refined, pseudo-label: no image of split 'train' (the first of every 2) has a mask"
     ]
     no_val = replace(table, samples=table.samples[:2])
     assert [row.map for row in evaluate(CONFIG, no_val, results)] == ["CAM", "refined", "pseudo-label"]
