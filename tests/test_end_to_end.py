@@ -200,8 +200,8 @@ def test_what_is_not_current_is_named_and_not_on_the_picture(commands: Any, eval
     ended = commands.run("evaluate", "-c", "tiny.toml", "--set", "refine.background=0.9", folder=evaluated)
     assert ended.code == 0, ended.stderr
     assert [row["map"] for row in figures(evaluated / "run")] == ["CAM"]
-    assert re.search(r"^No figure of refined: stale \(refine.background was .*, is 0.9\)$", ended.stdout, re.M)
-    assert "No figure of segmenter: stale (make_labels was made anew or will be)" in ended.stdout
+    assert re.search(r"^No figures for refined: stale \(refine.background was .*, is 0.9\)$", ended.stdout, re.M)
+    assert "No figures for segmenter: stale (make_labels was made again or will be)" in ended.stdout
     assert (evaluated / "run/report/contact_sheet.png").read_bytes() != before
 
 
@@ -230,8 +230,8 @@ def test_evaluation_without_masks_draws(commands: Any, evaluated: Path) -> None:
     assert ended.code == 0, ended.stderr
     assert figures(evaluated / "run") == [] and sheet.is_file()
     assert ended.stdout.splitlines() == [
-        "No figure of CAM, refined, pseudo-label: no image of split 'train' has a mask",
-        "No figure of segmenter: no image of split 'val' has a mask",
+        "No figures for CAM, refined, pseudo-label: no image of split 'train' has a mask",
+        "No figures for segmenter: no image of split 'val' has a mask",
         "Pictures: run/report/contact_sheet.png",
     ]
     ended = commands.run("evaluate", "-c", "tiny.toml", "--split", "val", folder=evaluated)

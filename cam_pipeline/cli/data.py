@@ -14,14 +14,14 @@ DEMO_IMAGES = (500, 120)
 
 
 @click.command("check-data")
-@click.option("--all", "every", is_flag=True, help="List all mistakes, not the first ten of each kind.")
+@click.option("--all", "every", is_flag=True, help="List all mistakes, not only the first ten of each kind.")
 @run_options(force=False)
 def check_data(options: Options, every: bool) -> None:
-    """Open every image and mask, build both networks; list what is wrong, what there is, what a run costs.
+    """Open every image and mask and build both networks; list mistakes, contents and the cost of a run.
 
     Nothing is written.
 
-    Exit code 2 when a run would fail, or evaluate after it at a mask. A split without any masks is a warning.
+    Exit code 2 if a run would fail, or evaluate after it because of a mask. A split without masks is a warning.
 
     Example: cam-pipeline check-data -c my.toml
     """
@@ -31,7 +31,8 @@ def check_data(options: Options, every: bool) -> None:
     from cam_pipeline.report.terminal import show_check
     from cam_pipeline.training.dry_run import check_networks
 
-    config, problems = options.load(), AllProblems()
+    config = options.load()
+    problems = AllProblems()
     check_networks(config, problems)
     found = check_data(config, worker_count(config.run), problems)
     show_check(found, every, quiet=options.quiet)
@@ -57,7 +58,7 @@ def demo(options: Options) -> None:
     root = config.folder / "data"
     if any(setting.partition("=")[0].strip() == "data.root" for setting in options.overrides):
         raise UserError(
-            "demo generates its own images: data.root can not be set; your own images go to cam-pipeline run"
+            "demo generates its own images, so data.root cannot be set; for your images use cam-pipeline run"
         )
     options = replace(options, overrides=(*options.overrides, f"data.root={json.dumps(str(root))}"))
     if is_first():

@@ -10,7 +10,7 @@ from cam_pipeline.machine.atomic import explain
 from cam_pipeline.machine.interrupt import sigterm_as_ctrl_c
 
 NO_MEMORY = (
-    "the memory is not enough; use fewer --workers, a smaller train_cls.batch_size, train_seg.batch_size or "
+    "too little memory; use fewer --workers, a smaller train_cls.batch_size, train_seg.batch_size or "
     "cam.batch_size, or a smaller cam.max_side, then start the same command again"
 )
 
@@ -33,13 +33,13 @@ class Commands(click.Group):
         except UserError as error:
             raise Mistake(one_line(str(error))) from error
         except OSError as error:
-            if error.errno in (None, errno.EPIPE):  # a closed pipe is click's to deal with
+            if error.errno in (None, errno.EPIPE):  # click handles a closed pipe
                 raise
             raise Mistake(one_line(explain(error))) from error
         except MemoryError as error:
             raise Mistake(NO_MEMORY) from error
         except (Interrupted, KeyboardInterrupt) as error:
             click.echo(
-                f"Interrupted: {str(error) or 'stopped at once'}. The same command goes on from there.", err=True
+                f"Interrupted: {str(error) or 'stopped at once'}. The same command resumes from there.", err=True
             )
             ctx.exit(130)

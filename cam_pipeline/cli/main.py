@@ -15,7 +15,7 @@ from cam_pipeline.version import __version__
 def main() -> None:
     """From image-level labels to pixel pseudo-labels and a segmenter.
 
-    Every command takes a config, runs what is not current, and goes on where it was stopped.
+    Every command takes a config, runs what is not current, and resumes where it was stopped.
 
     Example: cam-pipeline demo
     """

@@ -61,19 +61,20 @@ def run_options(
 
         call.__doc__, call.__name__ = command.__doc__, command.__name__
         call.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
-        # A default of None counts as given for click, so that `required` would be without effect.
+        # click takes a default of None for a given value, so `required` would have no effect.
         given: dict[str, Any] = {"default": default_config, "show_default": True} if default_config else {}
         decorators = [
             click.option("-c", "--config", required=not default_config, metavar="FILE", **given,
                          help="TOML file, or the name of a shipped config."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
             click.option("--device", metavar="DEVICE", help="auto, cpu or cuda[:n]."),
-            click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Worker processes; 0: one a core."),
-            click.option("-v", "--verbose", is_flag=True, help="Say more."),
-            click.option("--quiet", is_flag=True, help="Say only what is wrong."),
+            click.option("--workers", type=click.IntRange(min=0), metavar="N",
+                         help="Worker processes; 0: one per core, at most 8."),
+            click.option("-v", "--verbose", is_flag=True, help="Print more."),
+            click.option("--quiet", is_flag=True, help="Print only what is wrong."),
         ]  # fmt: skip
         if force:
-            decorators.append(click.option("--force", is_flag=True, help="Make it anew even if it is current."))
+            decorators.append(click.option("--force", is_flag=True, help="Make it again even if it is current."))
         for option in reversed(decorators):
             call = option(call)
         return call
@@ -86,8 +87,9 @@ def configure_output(verbose: bool, quiet: bool) -> None:
     from cam_pipeline.machine.progress import set_quiet
 
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    if not is_first():  # what the first of several processes says is true of all
-        quiet, level = True, logging.DEBUG if verbose else logging.ERROR
+    if not is_first():  # the first process speaks for all
+        quiet = True
+        level = logging.DEBUG if verbose else logging.ERROR
     set_quiet(quiet)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("cam_pipeline").setLevel(level)

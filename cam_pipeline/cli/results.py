@@ -13,12 +13,12 @@ from cam_pipeline.errors import one_line
     help="Split to compare on; default: training split for labels, validation split for the segmenter.",
 )
 @click.option("--every", type=click.IntRange(min=1), default=1, metavar="N", help="Use the first of every N images.")
-@click.option("--oracle", is_flag=True, help="Add the CAM at the background score that is best on these very masks.")
+@click.option("--oracle", is_flag=True, help="Add the CAM at the background score that is best on these masks.")
 @run_options()
 def evaluate(options: Options, split: str, every: int, oracle: bool) -> None:
     """Compare CAMs, pseudo-labels and the segmenter with masks; writes evaluation.json and a contact sheet.
 
-    What can not be compared, for want of masks or because it is not current, is named. Pictures need no masks.
+    Lists what could not be compared, and why (no masks, or not current). Pictures need no masks.
 
     Example: cam-pipeline evaluate -c my.toml --oracle
     """
@@ -32,5 +32,5 @@ def evaluate(options: Options, split: str, every: int, oracle: bool) -> None:
         show_classes(report)
         click.echo(f"Numbers: {pipeline.folder / 'evaluation.json'}")
     for line in report["left_out"]:
-        click.echo(f"No figure of {one_line(line)}")
+        click.echo(f"No figures for {one_line(line)}")
     click.echo(f"Pictures: {report['sheet']}")

@@ -209,9 +209,7 @@ def test_full_disk_without_a_file_name_says_what_to_do() -> None:
 def test_too_little_memory_names_the_keys() -> None:
     result = ended_by(MemoryError())
     assert result.exit_code == 2
-    assert result.stderr.startswith(
-        "Error: the memory is not enough; use fewer --workers, a smaller train_cls.batch_size"
-    )
+    assert result.stderr.startswith("Error: too little memory; use fewer --workers, a smaller train_cls.batch_size")
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -241,7 +239,7 @@ def test_our_own_mistakes_keep_their_traceback(error: Exception) -> None:
 def test_stop_is_130_and_says_how_to_go_on(error: BaseException, words: str) -> None:
     result = ended_by(error)
     assert result.exit_code == 130
-    assert result.stderr == f"Interrupted: {words}. The same command goes on from there.\n"
+    assert result.stderr == f"Interrupted: {words}. The same command resumes from there.\n"
 
 
 # The module as a program
