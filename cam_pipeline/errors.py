@@ -75,7 +75,7 @@ class Interrupted(Exception):
 
 
 class SaidByAnother(Exception):
-    """Another process of this run has said why it ends; this one ends with the same exit code and says nothing."""
+    """Another process of this run has reported why it ends; this one ends silently with the same exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__("another process of this run has said why it ends")

@@ -176,6 +176,6 @@ def _known_size(path: Path, max_pixels: int, _bytes: int, _changed: int) -> tupl
 def _size_in(path: Path, max_pixels: int) -> tuple[int, int]:
     with opened(path, max_pixels) as image:
         if image.format == "PNG" or (image.format == "TIFF" and _orientation(image) != 1):
-            image.load()  # a PNG may tell its orientation at its end; newer versions of Pillow turn a TIFF upright here
+            image.load()  # a PNG may have its orientation at its end; newer versions of Pillow turn a TIFF upright here
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)

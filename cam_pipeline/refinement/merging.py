@@ -37,14 +37,14 @@ def opened_together(own: Path, others: Sequence[Path]) -> Iterator[list[CamStore
 def merged(cams: Sequence[StoredCam]) -> StoredCam:
     """The mean of several networks' maps of one image (`ops.cam.mean_cam`), on the finest of their grids.
 
-    Classes are those of the first; a class that other networks do not have is averaged over those that have it. The
-    maps of a single network are returned as they are. Raises ValueError for calibrated maps.
+    The classes are the first network's; each is averaged over the networks that have it. The maps of a single network
+    are returned as they are. Raises ValueError for calibrated maps.
     """
     first = cams[0]
     if len(cams) == 1:
         return first
     if any(cam.prototype is not None for cam in cams):
-        raise ValueError(f"calibrated maps cannot be merged, and those of image {first.name} are")
+        raise ValueError(f"calibrated maps cannot be merged: image {first.name} has some")
     rows, columns = max((cam.cam.shape[-2:] for cam in cams), key=math.prod)
     maps = [first.cam.new_zeros(0, rows, columns)]
     for class_id in first.class_ids:

@@ -1,4 +1,4 @@
-"""pseudo_labels.h5: what a segmenter trains on."""
+"""pseudo_labels.h5: the labels that a segmenter trains on."""
 
 import os
 from collections.abc import Sequence

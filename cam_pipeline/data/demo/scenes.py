@@ -145,8 +145,8 @@ def place_object(
 ) -> list[Floats] | None:
     """Coverages (H, W) of a body and the shapes of its part, somewhere in the image; None if there is no room.
 
-    MIN_VISIBLE of the part's corners lie in the image, and as much of every region in `taken` stays in sight:
-    maps (H, W) of what is still seen, as shares of the region's first size, that is with a sum of at most 1.
+    At least MIN_VISIBLE of the part's corners lie in the image, and at least as much of every region in `taken` stays
+    visible. These are maps (H, W) of visible pixels, divided by the region's first size, so their sum is at most 1.
     """
     outlines = [BODIES[(class_id - 1) % len(BODIES)], *(outline for outline, _ in PARTS[class_id - 1])]
     for _ in range(PLACEMENT_TRIES):

@@ -42,7 +42,7 @@ def draw_image(
 
 
 def plan_labels(seed: int, split: str, count: int) -> list[tuple[int, ...]]:
-    """Class ids of `count` images. Of every 20, BLOCK_COUNTS show each class; no image has a class twice."""
+    """Class ids of `count` images. BLOCK_COUNTS of every 20 show each class; no image has a class twice."""
     tokens = np.repeat(np.arange(1, len(CLASS_NAMES) + 1), BLOCK_COUNTS)
     plan: list[tuple[int, ...]] = []
     while len(plan) < count:

@@ -58,7 +58,7 @@ Outline = tuple[int, Region | None]  # category, and its region (labelled by the
 
 @dataclass
 class CocoFile:
-    """A file's content, checked entry by entry, and what was found wrong."""
+    """A file's content, checked entry by entry, and its mistakes."""
 
     categories: dict[int, str] = field(default_factory=dict)
     images: dict[Key, Image] = field(default_factory=dict)
