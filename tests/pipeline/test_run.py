@@ -242,7 +242,7 @@ def test_stage_with_other_needs_is_stale(baked: Bakery) -> None:
         baked.stages["bake"], run=lambda config, inputs, output: output.path.touch()
     )
     state = baked.pipeline().states(["bake"])["bake"]
-    assert (state.kind, state.reason) == ("stale", "what it needs is other than before")
+    assert (state.kind, state.reason) == ("stale", "its inputs have changed")
 
 
 def test_failed_remake_keeps_the_old_result_under_its_old_config(baked: Bakery) -> None:
