@@ -31,7 +31,7 @@ class SfcSettings(Section):
     distribution_weights: Annotated[bool, COMPARES_MAPS] = Field(
         True, description="weigh classes by the distance of their image counts from the others'; false: all alike"
     )
-    background_over: Annotated[Literal["present", "all"], IfAbove("sfc.prototype_weight", 0)] = Field(
+    background_over: Annotated[Literal["present", "all"], COMPARES_MAPS] = Field(
         "present",
         description="the background map is 1 minus the maximum over these classes; `all`: as in the released code",
     )

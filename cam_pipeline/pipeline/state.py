@@ -100,8 +100,8 @@ class Results:
     def _compare(self, name: str, fingerprint: str, facts: Mapping[str, Any], partial: Path) -> tuple[str, str]:
         """Kind and reason of a stage's state, by its own manifest alone."""
         manifest, path = self._manifest(name), self.path(name)
-        made_with = self._that_matter(manifest["facts"]) if manifest else {}
-        if manifest and path.is_file() and fingerprint_of(made_with) == fingerprint:
+        made_from = self._that_matter(manifest["facts"]) if manifest else {}
+        if manifest and path.is_file() and fingerprint_of(made_from) == fingerprint:
             size = path.stat().st_size
             if size != manifest["bytes"]:
                 return "damaged", f"{path} has {size} bytes, its manifest says {manifest['bytes']}"
@@ -110,7 +110,7 @@ class Results:
         if {"done", "total", "unit"} <= progress.keys():
             return "partial", f"{progress['done']} of {progress['total']} {progress['unit']} done"
         if manifest and path.is_file():
-            return "stale", explain_change(made_with, facts)
+            return "stale", explain_change(made_from, facts)
         return "missing", "not made yet"
 
     def _that_matter(self, facts: Mapping[str, Any]) -> dict[str, Any]:
