@@ -2,17 +2,23 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cam_pipeline.errors import one_line
 from cam_pipeline.machine.distributed import is_first
 
 if TYPE_CHECKING:
     from cam_pipeline.config import Config
     from cam_pipeline.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+FEW = 5
+"""Settings without effect that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,13 @@ class Options:
     quiet: bool = False
 
     def load(self) -> "Config":
-        """The resolved config."""
+        """The resolved config; warns of settings that were given in vain."""
         from cam_pipeline.config import load_config
 
-        return load_config(self.config, self.overrides)
+        config = load_config(self.config, self.overrides)
+        if is_first():
+            warn_of(config.in_vain())
+        return config
 
     def pipeline(self) -> "Pipeline":
         """The stages of the config."""
@@ -79,6 +88,14 @@ def run_options(
         return call
 
     return decorate
+
+
+def warn_of(in_vain: Sequence[str]) -> None:
+    """Say of a few settings each, of the others how many, that they have no effect."""
+    for line in in_vain[:FEW]:
+        logger.warning("%s", one_line(line))
+    if len(in_vain) > FEW:
+        logger.warning("and %d more settings have no effect", len(in_vain) - FEW)
 
 
 def configure_output(verbose: bool, quiet: bool) -> None:
