@@ -18,9 +18,10 @@ from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample
 from cam_pipeline.models.classifier import Classifier, build_classifier
 from cam_pipeline.refinement.labels import pseudo_labels
+from cam_pipeline.refinement.merging import merged
 from cam_pipeline.refinement.scores import refined
 from cam_pipeline.stages.train_cls import _bank, _class_weights
-from cam_pipeline.store.cams import StoredCam, merged
+from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.training.objectives.image_loss import image_loss
 from cam_pipeline.training.objectives.sfc import layers_of_sfc
 
