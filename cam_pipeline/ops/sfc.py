@@ -38,7 +38,7 @@ def distribution_weights(counts: Tensor, extra: float = 0.0) -> Tensor:
 
 
 def bank_appearances(image_labels: Tensor, steps: int, draws: int, blank: bool = False) -> float:
-    """How often a class appears more in an epoch of `steps`, on average, through `draws` from an image bank a step.
+    """Mean number of extra appearances per class and epoch that an image bank adds with `draws` in each of `steps`.
 
     image_labels (N, C) 0/1. A draw takes each slot alike and shows every class of the image there: steps * draws *
     (mean over slots of the labels of an image with that class), divided by the classes that share them. There is a slot

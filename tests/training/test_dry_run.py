@@ -56,7 +56,7 @@ def test_networks_that_can_be_had(settings):
 )
 def test_networks_that_can_not_be_had(settings, complaint):
     [(kind, message)] = found(**settings)
-    assert kind == "network that can not serve" and re.fullmatch(complaint, message) and "\n" not in message
+    assert kind == "network that cannot serve" and re.fullmatch(complaint, message) and "\n" not in message
 
 
 def test_names_and_weights_files_are_looked_up(tmp_path):
