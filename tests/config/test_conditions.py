@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from cam_pipeline.config import FILES, Config, load_config, shipped_configs, to_toml
+from cam_pipeline.config import FILES, Config, ObjectiveSettings, load_config, shipped_configs, to_toml
 from cam_pipeline.config.__main__ import reference
 from cam_pipeline.config.conditions import AnyOf, Condition, If, IfAbove, IfNot, conditions_of, only_if
 from cam_pipeline.config.section import Section
@@ -160,6 +160,11 @@ def test_condition_names_keys_and_values_that_exist(path: str) -> None:
         else:
             valid = getattr(section_of(condition.key).model_validate({key: condition.value}), key)
             assert (valid, type(valid)) == (condition.value, type(condition.value))
+
+
+@pytest.mark.parametrize("name", ObjectiveSettings.model_fields)
+def test_section_of_an_objective_matters_if_that_is_on(name: str) -> None:
+    assert conditions_of(Config.model_fields[name]) == [If(f"objectives.{name}", True)]
 
 
 @pytest.mark.parametrize("path", CONDITIONAL)

@@ -15,15 +15,13 @@ from torch import nn
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, DataSettings
 from cam_pipeline.data.readers import load_table
-from cam_pipeline.data.table import Sample
 from cam_pipeline.models.classifier import Classifier, build_classifier
 from cam_pipeline.refinement.labels import pseudo_labels
 from cam_pipeline.refinement.merging import merged
 from cam_pipeline.refinement.scores import refined
-from cam_pipeline.stages.train_cls import _bank, _class_weights
 from cam_pipeline.store.cams import StoredCam
-from cam_pipeline.training.objectives.image_loss import image_loss
-from cam_pipeline.training.objectives.sfc import layers_of_sfc
+from cam_pipeline.training.loss import Loss
+from cam_pipeline.training.objectives import classifier_objectives
 
 REFINE = {
     "normalize": ["max", "minmax"],
@@ -82,6 +80,8 @@ ACR = {
     "affinity_weight": [0.0, 0.5],
     "ramp": [0.0, 0.9],
 }
+SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 2}
+"""A transformer that is built in no time."""
 Result = list[np.ndarray[Any, Any]]
 
 
@@ -155,8 +155,7 @@ def test_refinement_and_labels() -> None:
 @cache
 def transformer() -> Classifier:
     torch.manual_seed(0)
-    arguments = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 64}
-    found = build_classifier("vit_tiny_patch16_224", 3, arguments=arguments, pooling="class_token")
+    found = build_classifier("vit_tiny_patch16_224", 3, arguments=SMALL | {"img_size": 64}, pooling="class_token")
     nn.init.normal_(found.head.weight)
     for block in found.backbone.blocks:
         nn.init.normal_(block.attn.qkv.weight, std=0.3)
@@ -183,27 +182,25 @@ def test_reading_of_maps() -> None:
 # Training
 
 
-LABELS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
-
-
 def loss_and_gradients(config: Config) -> Result:
-    """What a training step learns from, and what the image bank draws."""
+    """What a training step learns from, and which views join the batches."""
     torch.manual_seed(0)
-    arguments = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 48}
-    network = build_classifier("vit_tiny_patch16_224", 3, arguments=arguments, pooling="class_token")
-    if any(layers_of_sfc(config)):
-        network.add_calibration(*layers_of_sfc(config))
-    shown = torch.tensor([[1.0, 0.0, 0.0]] * 20 + [[0.0, 1.0, 0.0]] * 9 + [[0.0, 1.0, 1.0]] * 2)
+    network = build_classifier("vit_tiny_patch16_224", 3, arguments=SMALL | {"img_size": 48}, pooling="class_token")
+    labels = torch.tensor([[1.0, 0.0, 0.0]] * 20 + [[0.0, 1.0, 0.0]] * 9 + [[0.0, 1.0, 0.0]] * 2)
+    objectives = classifier_objectives(network, config, labels)
     images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(6))
-    boxes = torch.tensor([[0, 0, 48, 48], [0, 0, 32, 48]])
-    loss = image_loss(network, config, _class_weights(shown, config))(images, LABELS, boxes, 0.3)
+    batch = {
+        "image": (255 * images).to(torch.uint8),
+        "index": torch.tensor([0, 1]),
+        "labels": torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]),
+        "box": torch.tensor([[0, 0, 48, 48], [0, 0, 32, 48]]),
+    }
+    loss = Loss(network, objectives)(batch, 0.3)["loss"]
     loss.backward()
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    bank = _bank([Sample("a", Path("a.png"), "train", (2,))], 3, config)
-    if bank:
-        bank.update([(0, 0)])
-    drawn = np.array(bank.draw(3) if bank else [])
-    return [loss.detach().numpy(), drawn, *(gradient.numpy() for gradient in gradients)]
+    more = [one.more_views(iter([[(0, 0)], [(0, 20)]])) for one in objectives if one.more_views]
+    drawn = [np.array(views) for steps in more for views in steps]
+    return [loss.detach().numpy(), *(gradient.numpy() for gradient in gradients), *drawn]
 
 
 @pytest.mark.parametrize(("section", "values"), [("sfc", SFC), ("acr", ACR)])
