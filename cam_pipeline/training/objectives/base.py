@@ -1,8 +1,8 @@
-"""What an objective is: a part of what a network is trained for, which adds named terms to the loss.
+"""What an objective is: something a network is trained for, which adds named terms to the loss.
 
-In a training step the network sees the images and, behind them, the views that objectives add. Every objective then
-gives its terms, and the trainer minimises the sum of all terms. A method for the classifier is an objective in a file
-of its own with a line in `OBJECTIVES` (training/objectives/__init__.py); a smallest one:
+In each step the network sees the images of a batch and, behind them, the views that objectives add. Then every
+objective gives its terms, and the trainer minimises the sum of all terms. A method for the classifier is an objective
+in a file of its own, with a line in `OBJECTIVES` (training/objectives/__init__.py). A minimal one:
 
     class ToyObjective(Objective):
         def __init__(self, classifier: Classifier, config: Config, labels: Tensor) -> None:
@@ -29,11 +29,11 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Terms:
-    """Terms of the loss that share a weight: together they add `weight` times their sum.
+    """Terms of the loss that share a weight. Together they add `weight` times their sum.
 
-    `values` maps each term's name, as the history shows it, to a scalar, or to (B,) with a value for each image; of the
-    latter the mean counts. Names start with the method's, as in "toy.size". Weights that differ between the terms are
-    already in the values; `weight` is what they share, such as a ramp.
+    `values` maps the name of each term to a scalar, or to (B,) with a value for each image, whose mean then counts. The
+    history shows `weight` times the term under this name, which begins with the method's, as in "toy.size". What weighs
+    one term alone is already in its value; `weight` is for what the terms share, such as a ramp.
     `items` is the number of items, in this process, that the values are means over. Unset: the images of the batch.
     All processes must give the same names in the same order.
     """
@@ -45,13 +45,13 @@ class Terms:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What the network saw in a step and what it returned, for one objective.
+    """What the network saw in a step and what it returned, as one objective is shown it.
 
     `batch` has "image" (B, 3, H, W) uint8, "index" (B,), "box" (B, 4), and "labels" (B, C) or "mask" (B, H, W).
     `output` is what the network returned for all views: the images, then the views that objectives added.
     `progress` is the share of all training steps that are done.
-    `sizes` are the numbers of images and of the views of each objective that added some; `own` is this objective's
-    place among them.
+    `sizes` has the number of images, then the number of views of each objective that added some; `own` is this
+    objective's place in it.
     """
 
     batch: Batch
@@ -71,35 +71,35 @@ class ForwardPass:
 
 
 class Objective(ABC):
-    """A part of what a network is trained for.
+    """Something a network is trained for.
 
-    An objective is made before the network is placed on its device, and may give the network layers of its own then.
-    What must survive a restart, such as a moving average of weights, belongs in the network, as a buffer or as a module
-    without gradients: checkpoints hold the network, not the objectives.
+    An objective is made before the network is placed on its device and before its optimiser. It may then give the
+    network layers of its own. What must survive a restart, such as a moving average of weights, belongs in the network
+    too, as a buffer or as a module without gradients: checkpoints hold the network, not the objectives.
     """
 
     taps: Sequence[AbstractContextManager[object]] = ()
-    """Open while the network sees the views; they keep what it does not return (AttentionTap, LevelTap)."""
+    """Are open while the network sees the views, and keep what it does not return (AttentionTap, LevelTap)."""
 
     more_views: MoreViews | None = None
-    """Views that the sampler puts into every batch beside its own."""
+    """Views that the sampler puts into every batch beside its own (an image bank)."""
 
     main_weight: float = 1.0
-    """Weight of the main term (classification) beside this objective: 1/2 for a mean over two scales, say."""
+    """Weight of the classification of the images beside this objective, such as 1/2 for a mean over two scales."""
 
     def added_views(self, images: Tensor) -> Tensor | None:
-        """Views that join the images (B, 3, H, W) in the same forward pass; of the same size, any number of them.
+        """Views of the size of the images (B, 3, H, W) that join them in the same forward pass. None: no views.
 
-        An objective that needs another pass, such as one at half the size, runs the network in `terms`.
+        An objective that needs a pass of another size runs the network again in `terms`.
         """
         return None
 
     @abstractmethod
     def terms(self, seen: ForwardPass) -> list[Terms]:
-        """The terms of the loss of a batch, with gradients."""
+        """The terms that the objective adds to the loss of a batch, with gradients."""
 
     def after_step(self) -> None:
-        """Called after every optimiser step."""
+        """Called after every optimiser step, for a moving average of the weights, say."""
         return None
 
 
