@@ -118,7 +118,7 @@ class Malicious:
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, write):
     path, mark = tmp_path / "w.pth", tmp_path / "executed"
     write({"weight": torch.zeros(1), "evil": Malicious(mark)}, path)
-    with pytest.raises(WeightsError, match=r"w\.pth can not be read as weights"):
+    with pytest.raises(WeightsError, match=r"w\.pth cannot be read as weights"):
         read_weights(path)
     assert not mark.exists()
 
@@ -136,7 +136,7 @@ def test_files_without_weights_are_named(tmp_path):
         ("empty.safetensors", b""),
     ]:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(WeightsError, match=f"{name} can not be read as weights") as caught:
+        with pytest.raises(WeightsError, match=f"{name} cannot be read as weights") as caught:
             read_weights(tmp_path / name)
         assert "\n" not in str(caught.value)
     for value in ([torch.zeros(1)], {"epoch": 3, "weight": torch.zeros(1)}, torch.zeros(2)):
@@ -151,7 +151,7 @@ def test_timm_models_by_name():
     with pytest.raises(ConfigError, match=r"timm has no model 'resnt50'; near: .*resnet50"):
         create_timm("resnt50", "none", {})
     with pytest.raises(
-        WeightsError, match=r"pretrained weights of 'test_resnet' can not be had .* set weights to a file"
+        WeightsError, match=r"pretrained weights of 'test_resnet' cannot be loaded .* set weights to a file"
     ):
         create_timm("test_resnet", "pretrained", {})  # tests run without network (HF_HUB_OFFLINE)
 
@@ -166,8 +166,8 @@ def test_the_hub_does_not_tell_each_of_its_attempts(monkeypatch, caplog):
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
     before = [one.level for one in loggers]
     for _ in range(2):
-        with caplog.at_level(logging.INFO), pytest.raises(WeightsError, match=r"can not be had \(no network\)"):
+        with caplog.at_level(logging.INFO), pytest.raises(WeightsError, match=r"cannot be loaded \(no network\)"):
             create_timm("test_vit4", "pretrained", {})
-    assert [record.name for record in caplog.records] == ["cam_pipeline.models.weights"]
+    assert [record.name for record in caplog.records] == ["cam_pipeline.models.backbone"]
     assert "weights of 'test_vit4': from timm's hub" in caplog.text
     assert [one.level for one in loggers] == before
