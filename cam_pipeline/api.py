@@ -39,11 +39,11 @@ from cam_pipeline.store.checkpoints import load_model
 
 @dataclass(frozen=True)
 class Annotation:
-    """What a run makes of one image of H x W pixels that shows n classes.
+    """Results for one image of H x W pixels that shows n classes.
 
-    `names` and `class_ids` (1-based) of the n classes; `probabilities` (n,) in 0..1, what the classifier gives them;
-    `cams` (n, H, W) float32 in 0..1 and `scores` (1 + n, H, W) float32, background first, summing to 1;
-    `labels` (H, W) uint8: 0 background, class ids, 255 undecided.
+    `names` and `class_ids` (1-based) of the n classes; `probabilities` (n,) in 0..1 of the classifier; `cams` (n, H, W)
+    float32 in 0..1; `scores` (1 + n, H, W) float32, background first, summing to 1; `labels` (H, W) uint8: 0
+    background, class ids, 255 undecided.
     """
 
     names: tuple[str, ...]
@@ -61,15 +61,17 @@ class MapReader:
         path = config.folder / "classifier.safetensors"
         if not path.is_file():
             raise StageNotReady(f"{config.folder} holds no classifier. Run: cam-pipeline train-cls")
-        self.config, self.device = config, pick_device(config.run)
+        self.config = config
+        self.device = pick_device(config.run)
         self.classes: tuple[str, ...] = tuple(load_model(path).metadata["classes"])
         self.classifier = load_classifier(config.classifier, path, self.classes)
         self._extractor = CamExtractor(self.classifier, config)
         place(self.classifier, self.device)
 
     def read(self, pixels: UInt8, class_ids: tuple[int, ...] | None) -> tuple[StoredCam, Tensor]:
-        """Maps and class probabilities (C,) of an image (H, W, 3); `class_ids` None: of the classes predicted."""
-        size, stride = (pixels.shape[0], pixels.shape[1]), self.classifier.stride
+        """Maps and class probabilities (C,) of an image (H, W, 3); `class_ids` None: they are predicted."""
+        size = (pixels.shape[0], pixels.shape[1])
+        stride = self.classifier.stride
         grid = grid_size(*size, stride, self.config.cam.max_side)
         batch = image_batch(resize_to_grid(to_tensor(pixels), grid, stride)[None], self.device)
         [found] = self._extractor.extract(batch, [""], [class_ids], [size])
@@ -77,16 +79,17 @@ class MapReader:
 
 
 class TrainedRun:
-    """The networks of a run folder. The data set it was trained on is not needed; its `config` says how maps are made.
+    """The networks of a run folder, without the data set of the training; `config` says how maps are made.
 
-    `classes` are the class names without background, so that `classes[0]` is label 1. Of a run with
-    `refine.merge_with` the run folders of the other maps are needed, too.
+    `classes` are the class names without background, so that `classes[0]` is label 1. A run with `refine.merge_with`
+    also needs the run folders of the other maps.
     """
 
     def __init__(self, config: Config) -> None:
         self._own = MapReader(config)
         self.classifier = self._own.classifier
-        self.config, self.classes = _settled(config), self._own.classes
+        self.config = _settled(config)
+        self.classes = self._own.classes
         self._others = [MapReader(_made_with(path.parent, config.run.device)) for path in config.refine.merge_with]
         for other in self._others:
             if other.classes != self.classes or other.config.cam.calibration != "none":
@@ -96,27 +99,28 @@ class TrainedRun:
     def annotate(self, image: Path | str | UInt8, classes: Sequence[str] | None = None) -> Annotation:
         """Class maps, refined scores and labels of an image file, or of an array (H, W, 3) uint8 RGB.
 
-        `classes` names what the image shows; None: what the classifier predicts (`cam.presence_threshold`, at least
-        the likeliest class); an empty list: only background. Raises DataError for an unknown class or an image that can
-        not be read.
+        `classes`: names of the classes that the image shows; None: those predicted (`cam.presence_threshold`, at least
+        the most probable class); an empty list: only background. Raises DataError for an unknown class or an image that
+        cannot be read.
         """
-        pixels, config = _pixels(image, self.config.data.max_pixels), self.config
+        config = self.config
+        pixels = _pixels(image, config.data.max_pixels)
         known = None if classes is None else tuple(sorted({self._class_id(name) for name in _listed(classes)}))
-        own, chances = self._own.read(pixels, known)
+        own, probabilities = self._own.read(pixels, known)
         stored = merged([own, *(other.read(pixels, own.class_ids)[0] for other in self._others)])
         rows = [class_id - 1 for class_id in stored.class_ids]
         found = refined(stored, lambda: pixels, config.refine)
         return Annotation(
             names=tuple(self.classes[row] for row in rows),
             class_ids=stored.class_ids,
-            probabilities=chances[rows].numpy(),
+            probabilities=probabilities[rows].numpy(),
             cams=class_scores(stored, config.refine)[0].numpy(),
             scores=found.scores,
             labels=pseudo_labels(found, config.labels),
         )
 
     def segment(self, image: Path | str | UInt8) -> UInt8:
-        """The trained segmenter's label map (H, W) uint8, complete. Raises StageNotReady where there is none."""
+        """Complete label map (H, W) uint8 of the trained segmenter. Raises StageNotReady if there is no segmenter."""
         return predict_image(self._segmenter, _pixels(image, self.config.data.max_pixels), self.config).numpy()
 
     @cached_property
@@ -135,7 +139,7 @@ class TrainedRun:
 
 
 def open_run(folder: Path | str, device: str = "auto") -> TrainedRun:
-    """Open a run folder, such as `outputs/demo`. Raises ConfigError or StageNotReady when nothing was trained there."""
+    """Open a run folder, such as `outputs/demo`. Raises ConfigError or StageNotReady if nothing was trained there."""
     return TrainedRun(_made_with(Path(folder), device))
 
 
@@ -150,7 +154,7 @@ def _made_with(folder: Path, device: str) -> Config:
 
 
 def _settled(config: Config) -> Config:
-    """The config with the background score that the run's scores were made with, where it was left open."""
+    """The config, with the background score of the run's scores in place of `auto` or `from-split`."""
     scores = config.folder / "scores.h5"
     background = background_score(config.refine, scores if scores.is_file() else None)
     if background is None:
