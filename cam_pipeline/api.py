@@ -39,11 +39,11 @@ from cam_pipeline.store.checkpoints import load_model
 
 @dataclass(frozen=True)
 class Annotation:
-    """The result of a run for one image of H x W pixels that shows n classes.
+    """Results for one image of H x W pixels that shows n classes.
 
-    `names`, `class_ids` (1-based) and `probabilities` (n,) in 0..1 of the n classes, the last from the classifier;
-    `cams` (n, H, W) float32 in 0..1 and `scores` (1 + n, H, W) float32, background first, summing to 1;
-    `labels` (H, W) uint8: 0 background, class ids, 255 undecided.
+    `names` and `class_ids` (1-based) of the n classes; `probabilities` (n,) in 0..1 of the classifier; `cams` (n, H, W)
+    float32 in 0..1; `scores` (1 + n, H, W) float32, background first, summing to 1; `labels` (H, W) uint8: 0
+    background, class ids, 255 undecided.
     """
 
     names: tuple[str, ...]
@@ -69,7 +69,7 @@ class MapReader:
         place(self.classifier, self.device)
 
     def read(self, pixels: UInt8, class_ids: tuple[int, ...] | None) -> tuple[StoredCam, Tensor]:
-        """Maps of the given classes (None: the predicted ones) and class probabilities (C,) of an image (H, W, 3)."""
+        """Maps and class probabilities (C,) of an image (H, W, 3); `class_ids` None: they are predicted."""
         size = (pixels.shape[0], pixels.shape[1])
         stride = self.classifier.stride
         grid = grid_size(*size, stride, self.config.cam.max_side)
@@ -79,10 +79,10 @@ class MapReader:
 
 
 class TrainedRun:
-    """The networks of a run folder. Its `config` says how maps are made; its data set is not needed.
+    """The networks of a run folder, without the data set of the training; `config` says how maps are made.
 
-    `classes` are the class names without background, so `classes[0]` is label 1. A run with `refine.merge_with` needs
-    the run folders of the other maps, too.
+    `classes` are the class names without background, so that `classes[0]` is label 1. A run with `refine.merge_with`
+    also needs the run folders of the other maps.
     """
 
     def __init__(self, config: Config) -> None:
@@ -99,28 +99,28 @@ class TrainedRun:
     def annotate(self, image: Path | str | UInt8, classes: Sequence[str] | None = None) -> Annotation:
         """Class maps, refined scores and labels of an image file, or of an array (H, W, 3) uint8 RGB.
 
-        `classes` names what the image shows; None: what the classifier predicts (`cam.presence_threshold`, at least
-        the likeliest class); an empty list: only background. Raises DataError for an unknown class, or an image that
+        `classes`: names of the classes that the image shows; None: those predicted (`cam.presence_threshold`, at least
+        the most probable class); an empty list: only background. Raises DataError for an unknown class or an image that
         cannot be read.
         """
         config = self.config
         pixels = _pixels(image, config.data.max_pixels)
         known = None if classes is None else tuple(sorted({self._class_id(name) for name in _listed(classes)}))
-        own, chances = self._own.read(pixels, known)
+        own, probabilities = self._own.read(pixels, known)
         stored = merged([own, *(other.read(pixels, own.class_ids)[0] for other in self._others)])
         rows = [class_id - 1 for class_id in stored.class_ids]
         found = refined(stored, lambda: pixels, config.refine)
         return Annotation(
             names=tuple(self.classes[row] for row in rows),
             class_ids=stored.class_ids,
-            probabilities=chances[rows].numpy(),
+            probabilities=probabilities[rows].numpy(),
             cams=class_scores(stored, config.refine)[0].numpy(),
             scores=found.scores,
             labels=pseudo_labels(found, config.labels),
         )
 
     def segment(self, image: Path | str | UInt8) -> UInt8:
-        """The trained segmenter's label map (H, W) uint8, complete. Raises StageNotReady if there is none."""
+        """Complete label map (H, W) uint8 of the trained segmenter. Raises StageNotReady if there is no segmenter."""
         return predict_image(self._segmenter, _pixels(image, self.config.data.max_pixels), self.config).numpy()
 
     @cached_property
@@ -154,7 +154,7 @@ def _made_with(folder: Path, device: str) -> Config:
 
 
 def _settled(config: Config) -> Config:
-    """The config; a background score left open is the one that the run's scores were made with."""
+    """The config, with the background score of the run's scores in place of `auto` or `from-split`."""
     scores = config.folder / "scores.h5"
     background = background_score(config.refine, scores if scores.is_file() else None)
     if background is None:

@@ -105,7 +105,7 @@ def view_readouts(classifier: Classifier, images: Tensor, class_ids: list[tuple[
 def batch_readouts(
     classifier: Classifier, images: Tensor, class_ids: list[tuple[int, ...]], config: Config
 ) -> dict[str, Tensor]:
-    """Maps (B, C, h, w) of every readout, summed over scales and flips as `multi_scale_cams` does."""
+    """Maps (B, C, h, w) of every readout, summed over scales and flips as `read_maps` does."""
     size = (images.shape[-2] // classifier.stride, images.shape[-1] // classifier.stride)
     total: dict[str, Tensor] = {}
     for view, flipped in scaled_views(images, classifier.stride, config.cam.scales, config.cam.flip):

@@ -3,8 +3,6 @@
 import logging
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.fits import check_crop
@@ -12,7 +10,6 @@ from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
 from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.loading import grid_batches
-from cam_pipeline.data.sfc import ImageBank
 from cam_pipeline.data.table import Sample, check_files, image_labels, labelled, warn_of_absent_classes
 from cam_pipeline.data.views import TrainingViews
 from cam_pipeline.machine.device import autocast, pick_device, worker_count
@@ -20,20 +17,18 @@ from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.ops.metrics import average_precision, f1_score
-from cam_pipeline.ops.sfc import bank_appearances, distribution_weights
 from cam_pipeline.pipeline import Inputs, Output, Stage
 from cam_pipeline.store.checkpoints import save_model
-from cam_pipeline.training.objectives.image_loss import image_loss
-from cam_pipeline.training.objectives.sfc import layers_of_sfc
+from cam_pipeline.training.objectives import OBJECTIVES, classifier_objectives
 from cam_pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 
 def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
-    """Train a multi-label classifier, with the objectives of `objectives`; the weights after the last epoch are kept.
+    """Train a multi-label classifier with the chosen `objectives`. The result is the weights after the last epoch.
 
-    mAP and F1 on the validation split's image-level labels are reported after each epoch; masks are never looked at.
+    Each epoch ends with mAP and F1 on the image-level labels of the validation split. Masks are never read.
     """
     table = inputs.table
     train = labelled(table.split(config.data.train))
@@ -44,28 +39,25 @@ def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
     warn_of_absent_classes(table.classes, train)
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
-    classifier = new_classifier(config.classifier, len(table.classes), *layers_of_sfc(config))
+    classifier = new_classifier(config.classifier, len(table.classes))
+    labels = image_labels(train, len(table.classes))
+    objectives = classifier_objectives(classifier, config, labels)
     check_crop(classifier, config.train_cls.crop, "train_cls.crop")
-    shown = image_labels(train, len(table.classes))
-    loss = image_loss(classifier, config, _class_weights(shown, config))
-    cam_reading(config.cam, classifier)  # what can not be read later is said before training
+    cam_reading(config.cam, classifier)  # raises now, not after training, if these maps are not possible
     place(classifier, device)
-    targets = F.pad(shown, (0, 0, 0, 1)).to(device)  # the row behind the last is that of an empty view (BLANK)
 
-    settings, seed = config.train_cls, config.run.seed
-    views = TrainingViews(train, crop=settings.crop, scale=settings.scale, fill=classifier.normalize.fill, seed=seed)
+    settings, fill = config.train_cls, classifier.normalize.fill
     trainer = Trainer(
         name="train_cls",
         network=classifier,
-        views=views,
-        loss=lambda batch: loss(
-            image_batch(batch["image"], device), targets[batch["index"]], batch["box"], batch["progress"]
+        objectives=objectives,
+        views=TrainingViews(
+            train, crop=settings.crop, scale=settings.scale, fill=fill, seed=config.run.seed, labels=labels
         ),
         report=lambda: validate(classifier, val, config),
         settings=settings,
         run=config.run,
         folder=output.folder,
-        bank=_bank(train, len(table.classes), config),
     )
     trainer.fit()
     if is_first():
@@ -73,28 +65,9 @@ def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
         save_model(output.path, classifier, {"classes": table.classes, "fingerprint": output.fingerprint})
 
 
-def _bank(samples: list[Sample], num_classes: int, config: Config) -> ImageBank | None:
-    """SFC's image bank; None where there is none."""
-    if not (config.objectives.sfc and config.sfc.draws):
-        return None
-    class_ids = [sample.class_ids or () for sample in samples]
-    return ImageBank(class_ids, num_classes, config.sfc.draws, config.run.seed, config.sfc.blank_slots)
-
-
-def _class_weights(shown: Tensor, config: Config) -> Tensor | None:
-    """Weights of SFC's losses by the counts of image labels (N, C); None: all classes alike."""
-    if not (config.objectives.sfc and config.sfc.distribution_weights):
-        return None
-    steps = max(1, len(shown) // config.train_cls.batch_size)
-    added = config.sfc.extra
-    if added is None:
-        added = bank_appearances(shown, steps, config.sfc.draws, config.sfc.blank_slots)
-    return distribution_weights(shown.sum(dim=0), added)
-
-
 @torch.inference_mode()
 def validate(classifier: Classifier, samples: list[Sample], config: Config) -> dict[str, float]:
-    """mAP (mean over classes that occur) and micro F1 at probability 1/2, at scale 1; empty without labelled images."""
+    """mAP (mean over classes that occur) and micro F1 at probability 1/2, at scale 1. Empty without images."""
     if not samples:
         return {}
     device = classifier.head.weight.device
@@ -127,7 +100,7 @@ STAGE = Stage(
     makes="classifier.safetensors",
     command="train-cls",
     run=train_cls,
-    params=("classifier", "objectives", "acr", "sfc", "train_cls", "run.seed", "run.precision"),
+    params=("classifier", "objectives", *sorted(OBJECTIVES), "train_cls", "run.seed", "run.precision"),
     ignores=("train_cls.checkpoint_seconds",),
     data=_data,
     shared=True,

@@ -3,10 +3,8 @@
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.assembly.segmenter import new_segmenter
@@ -20,20 +18,20 @@ from cam_pipeline.data.views import ReadMask, TrainingViews
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.machine.distributed import is_first
-from cam_pipeline.models.placing import image_batch, place
+from cam_pipeline.models.placing import place
 from cam_pipeline.ops.labels import IGNORE_INDEX
-from cam_pipeline.ops.losses import segmentation_loss
 from cam_pipeline.pipeline import Inputs, Output, Stage
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
 from cam_pipeline.training.dry_run import check_weights_file, try_segmenter
+from cam_pipeline.training.objectives.segmentation import SegmentationObjective
 from cam_pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 
 def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
-    """Train a segmenter on the training split; the weights after the last epoch are kept."""
+    """Train a segmenter on the training split. The result is the weights after the last epoch."""
     table = inputs.table
     train = table.split(config.data.train)
     check_files(train)
@@ -46,23 +44,18 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
     check_crop(segmenter, config.train_seg.crop, "train_seg.crop")
     place(segmenter, device)
 
-    def loss(batch: dict[str, Any]) -> Tensor:
-        return segmentation_loss(segmenter(image_batch(batch["image"], device)), batch["mask"])
-
-    settings, seed = config.train_seg, config.run.seed
-    fill = segmenter.normalize.fill
+    settings, fill = config.train_seg, segmenter.normalize.fill
     trainer = Trainer(
         name="train_seg",
         network=segmenter,
+        objectives=[SegmentationObjective()],
         views=TrainingViews(
-            train, crop=settings.crop, scale=settings.scale, fill=fill, seed=seed, read_mask=read_labels
+            train, crop=settings.crop, scale=settings.scale, fill=fill, seed=config.run.seed, read_mask=read_labels
         ),
-        loss=loss,
         report=dict,
         settings=settings,
         run=config.run,
         folder=output.folder,
-        counts=labelled_pixels,
     )
     trainer.fit()
     if is_first():
@@ -70,13 +63,8 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
         save_model(output.path, segmenter, {"classes": table.classes, "fingerprint": output.fingerprint})
 
 
-def labelled_pixels(batch: dict[str, Any]) -> float:
-    """Number of pixels of a batch that the loss is the mean over."""
-    return float((batch["mask"] != IGNORE_INDEX).sum())
-
-
 def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample]) -> ReadMask:
-    """What the segmenter learns from, checked: a function from an index into `train` to labels (H, W)."""
+    """The labels that the segmenter learns from, checked: a function from an index into `train` to labels (H, W)."""
     if config.train_seg.supervision == "masks":
         return partial(_indexed_mask, masked(train), len(table.classes))
     check_coverage(inputs["make_labels"], table, train)
@@ -88,9 +76,9 @@ def _indexed_mask(samples: list[Sample], num_classes: int, index: int) -> UInt8:
 
 
 def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
-    """Before the first step: same classes, every training image labelled, sizes equal; logs the share that is ignored.
+    """Check before the first step that the labels have the same classes, every training image, and its size.
 
-    Raises DataError naming the first image that does not fit.
+    Logs the share of ignored pixels. Raises DataError that names the first image that does not fit.
     """
     with LabelStore.open(path) as store:
         if store.classes != ("background", *table.classes):
@@ -107,7 +95,8 @@ def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
             labels = store.read(sample.id)
             if labels.shape != sample_size(sample):
                 raise DataError(f"{path}: labels of {sample.id} are {labels.shape}, its image is {sample_size(sample)}")
-            ignored, pixels = ignored + int((labels == IGNORE_INDEX).sum()), pixels + labels.size
+            ignored += int((labels == IGNORE_INDEX).sum())
+            pixels += labels.size
     share = ignored / pixels
     if share == 1:
         raise DataError(f"{path}: every pixel is ignored; lower labels.high or raise labels.low")

@@ -141,6 +141,25 @@ def test_checker_is_content(module: str, source: str) -> None:
     assert violations(module, source, is_package=module == "cam_pipeline") == []
 
 
+def test_modules_import_each_other_in_no_circle() -> None:
+    """Also inside a folder: whoever follows the imports comes to an end."""
+    known = dict(modules())
+    imports = {
+        module: {
+            found
+            for _, target in imported(module, path.read_text(), is_package=path.name == "__init__.py")
+            for found in (target, target.rpartition(".")[0])
+            if found in known and found != module and not module.startswith(found + ".")
+        }
+        for module, path in known.items()
+    }
+    left = dict(imports)
+    while free := [module for module, needs in left.items() if not needs & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, sorted(left)
+
+
 def test_contributing_shows_the_floors() -> None:
     assert f"```{FLOORS}```" in (ROOT / "CONTRIBUTING.md").read_text()
 

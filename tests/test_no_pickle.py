@@ -109,15 +109,13 @@ def malicious(path: Path, victim: Path) -> Path:
 def test_malicious_weights(mistake: Callable[..., str], finished: Path, name: str, command: str, section: str) -> None:
     malicious(finished / name, finished / "victim")
     line = mistake(command, "--set", f"{section}.weights={name}")
-    assert line.startswith(f"{name} can not be read as weights: ")
+    assert line.startswith(f"{name} cannot be read as weights: ")
     assert not (finished / "victim").exists()
 
 
 def test_malicious_weights_as_a_plain_pickle(mistake: Callable[..., str], finished: Path) -> None:
     (finished / "evil.pth").write_bytes(pickle.dumps(Malice(finished / "victim"), protocol=2))
-    assert mistake("train-cls", "--set", "classifier.weights=evil.pth").startswith(
-        "evil.pth can not be read as weights"
-    )
+    assert mistake("train-cls", "--set", "classifier.weights=evil.pth").startswith("evil.pth cannot be read as weights")
     assert not (finished / "victim").exists()
 
 

@@ -1,1 +1,1 @@
-"""Class activation maps: where they come from, over which views, and what comparing features adds."""
+"""Class activation maps (CAMs): sources, views, propagation, calibration and comparison of cells."""

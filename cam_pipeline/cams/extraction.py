@@ -1,14 +1,15 @@
-"""Class activation maps of images, as the settings ask for them."""
+"""Class activation maps of images, as the settings of a run ask for them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from cam_pipeline.cams.classes import ClassIds, shown_classes
+from cam_pipeline.cams.classes import ClassIds
 from cam_pipeline.cams.likeness import Border, FeatureWalk
-from cam_pipeline.cams.multi_scale import calibrated_cams, multi_scale_cams
-from cam_pipeline.cams.reading import CamReading, Propagation
+from cam_pipeline.cams.multi_scale import Maps, check_reading, read_maps
+from cam_pipeline.cams.reading import AttentionPropagation, CamReading
 from cam_pipeline.config import CamSettings, Config
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.machine.device import autocast
@@ -18,10 +19,11 @@ from cam_pipeline.store.cams import StoredCam
 
 
 class CamExtractor:
-    """Reads the maps of `cam.*` out of a classifier. Raises ConfigError when this classifier does not allow it."""
+    """Reads maps out of a classifier as `cam.*` says. Raises ConfigError if this classifier does not allow it."""
 
     def __init__(self, classifier: Classifier, config: Config) -> None:
-        self.classifier, self.config = classifier, config
+        self.classifier = classifier
+        self.run = config.run
         self.reading = cam_reading(config.cam, classifier)
 
     def extract(
@@ -31,58 +33,65 @@ class CamExtractor:
         class_ids: Sequence[ClassIds | None],
         sizes: Sequence[tuple[int, int]],
     ) -> list[tuple[StoredCam, Tensor]]:
-        """Maps and probabilities (C,) of a batch (B, 3, H, W), in 0..1, resized to whole cells from images of `sizes`.
+        """Maps of the classes shown, and probabilities (C,) of all, for each image of a batch.
 
-        Where nobody knows what an image shows (`class_ids` None), the classifier's prediction is taken.
+        The batch (B, 3, H, W), in 0..1, was resized to whole cells from images of `sizes` (height, width). Unknown
+        classes (`class_ids` None) are predicted.
         """
-        settings = self.config.cam
-        arguments = (settings.scales, settings.flip, self.reading, class_ids, settings.presence_threshold)
-        calibration: Tensor | None = None
-        with autocast(self.config.run, images.device):
-            if self.reading.calibration is None:
-                maps, probabilities = multi_scale_cams(self.classifier, images, *arguments)
-            else:
-                own, prototypes, probabilities = calibrated_cams(self.classifier, images, *arguments)
-                maps, calibration = own[:, 1:], torch.cat([own[:, :1], prototypes], dim=1).float().cpu()
-        found, (maps, probabilities) = [], (maps.float().cpu(), probabilities.cpu())
-        shown = shown_classes(class_ids, probabilities, settings.presence_threshold)
-        for index, (name, present, size) in enumerate(zip(names, shown, sizes, strict=True)):
-            cam = maps[index, [class_id - 1 for class_id in present]]
-            if calibration is None:
-                stored = StoredCam(name, cam, present, size)
-            else:
-                prototype = calibration[index, [1, *(1 + class_id for class_id in present)]]
-                stored = StoredCam(name, cam, present, size, calibration[index, 0], prototype)
-            found.append((stored, probabilities[index]))
-        return found
+        with autocast(self.run, images.device):
+            found = _on_cpu(read_maps(self.classifier, images, self.reading, class_ids))
+        facts = enumerate(zip(names, sizes, found.probabilities, strict=True))
+        return [(_stored(found, index, name, size), own) for index, (name, size, own) in facts]
 
 
 def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
-    """How maps are to be read out of this classifier. Raises ConfigError when it can not be done."""
-    propagation: Propagation | FeatureWalk | None = None
-    if settings.propagate == "features":
-        propagation = FeatureWalk(settings.walk_radius, settings.walk_steps, settings.walk_power)
-    if settings.propagate == "attention":
-        propagation = Propagation(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
-    border = None
-    if settings.border:
-        border = Border(settings.border, settings.border_steps, settings.border_power)
+    """How maps are to be read out of this classifier. Raises ConfigError if it does not allow it."""
     calibration = None
     if settings.calibration == "sfc":
         calibration = Calibration(settings.background_over, settings.seed_background, settings.correlation_steps)
+    border = None
+    if settings.border:
+        border = Border(settings.border, settings.border_steps, settings.border_power)
     reading = CamReading(
+        scales=settings.scales,
+        flip=settings.flip,
         source=settings.source,
         map_function=settings.map_function,
         start_layer=settings.start_layer,
-        propagation=propagation,
+        presence_threshold=settings.presence_threshold,
+        propagation=_propagation(settings),
         calibration=calibration,
         border=border,
         levels=settings.walk_levels,
     )
     try:
-        reading.check(classifier)
+        check_reading(reading, classifier)
     except ValueError as error:
         keys = ["source", "propagate", "calibration", *(["border", "walk_levels"] if reading.compares else [])]
         asked = ", ".join(f"cam.{key} = {getattr(settings, key)!r}" for key in keys)
         raise ConfigError(f"{asked}: this classifier does not allow it: {error}") from error
     return reading
+
+
+def _propagation(settings: CamSettings) -> AttentionPropagation | FeatureWalk | None:
+    """The propagation that `cam.propagate` names, with its settings."""
+    if settings.propagate == "attention":
+        return AttentionPropagation(settings.attention_layers, settings.attention_steps, settings.attention_normalize)
+    if settings.propagate == "features":
+        return FeatureWalk(settings.walk_radius, settings.walk_steps, settings.walk_power)
+    return None
+
+
+def _on_cpu(found: Maps) -> Maps:
+    """The same tensors in float32 on the CPU."""
+    tensors: dict[str, Any] = {name: one.float().cpu() for name, one in vars(found).items() if isinstance(one, Tensor)}
+    return replace(found, **tensors)
+
+
+def _stored(found: Maps, index: int, name: str, size: tuple[int, int]) -> StoredCam:
+    """The record of one image: maps of the classes it shows."""
+    shown = found.class_ids[index]
+    cam = found.maps[index, [class_id - 1 for class_id in shown]]
+    if found.background is None or found.prototype_maps is None:
+        return StoredCam(name, cam, shown, size)
+    return StoredCam(name, cam, shown, size, found.background[index], found.prototype_maps[index, [0, *shown]])

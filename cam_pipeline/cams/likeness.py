@@ -1,4 +1,7 @@
-"""What class maps gain when the features of cells are compared: once for all views, on the finest grid (ADR 8)."""
+"""Spread class maps by feature similarity, and subtract what looks like the border: once, on the finest grid.
+
+The reasons are in docs/decisions, number 8.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from cam_pipeline.ops.cam import normalize_cam, place_features
 
 @dataclass(frozen=True)
 class FeatureWalk:
-    """Propagation of maps by the likeness of features, as `ops.affinity.feature_walk`; `radius` in cells, 0: all."""
+    """Random walk of maps over the similarity of features (`ops.affinity.feature_walk`); `radius` in cells, 0: all."""
 
     radius: int = 0
     steps: int = 1
@@ -22,7 +25,7 @@ class FeatureWalk:
 
 @dataclass(frozen=True)
 class Border:
-    """Background told by the image's border, as `ops.border`: cells within `share` of the shorter side of its edge."""
+    """Background found at the image's border (`ops.border`), a strip of `share` of the shorter side."""
 
     share: float = 0.1
     steps: int = 3
@@ -30,9 +33,11 @@ class Border:
 
 
 def cell_features(levels: Sequence[Tensor], grid: tuple[int, int], offset: float) -> Tensor:
-    """Features (B, D, h, w) by which cells are compared, of a view's `levels`, placed as the network's cells lie.
+    """Features (B, D, h, w) by which the cells of `grid` are compared: all `levels` of a view, placed as cells lie.
 
-    Those of each level are brought to unit length, so that the cosine is nearly the mean of theirs.
+    Each level's vectors have unit length, so that the cosine of two cells is close to its mean over the levels. Levels
+    are outputs of stages, not of the layers that some CNNs add before the classifier: these are positive everywhere,
+    so all cosines would be near 1.
     """
     return place_features(CalibrationHead().side_features(levels, grid), grid, offset)
 
@@ -40,9 +45,10 @@ def cell_features(levels: Sequence[Tensor], grid: tuple[int, int], offset: float
 def compare_cells(
     maps: Tensor, features: Tensor, present: Tensor, walk: FeatureWalk | None, border: Border | None
 ) -> Tensor:
-    """Maps (B, C, h, w) >= 0 after comparing the features (B, D, h, w): (B, C, h, w) >= 0.
+    """Maps (B, C, h, w) >= 0 after cells were compared by features (B, D, h, w): (B, C, h, w) >= 0.
 
-    They walk, and lose what is like the border as far as no class that is `present` (B, C) claims this.
+    First the maps are spread along feature similarity (`walk`). Then what resembles the border is subtracted, except
+    where a class that is `present` (B, C) already covers it.
     """
     if walk is not None:
         maps = feature_walk(maps, features, walk.radius, walk.steps, walk.power)

@@ -1,130 +1,178 @@
-"""Read class activation maps out of a classifier, over scales and flips."""
+"""Class activation maps of images, over scales and flips.
+
+The plain CAM is `read_maps`, `read_view` and `sources.classifier_weights`: every view goes through the classifier, its
+features are weighted by class and summed, negative sums become zero, mirror images are turned back, and the views are
+added. Whatever else a `CamReading` asks for stands behind an `if`, in a function of its own.
+"""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cam_pipeline.cams.classes import ClassIds, class_ranks, presence, shown_classes
+from cam_pipeline.cams.attention import spread_by_attention
+from cam_pipeline.cams.classes import ClassIds, classes_before_maps, presence, shown_classes
 from cam_pipeline.cams.likeness import cell_features, compare_cells
 from cam_pipeline.cams.reading import CamReading
-from cam_pipeline.cams.sources import view_maps
-from cam_pipeline.cams.views import cells_of, finest_view, scaled_views
+from cam_pipeline.cams.sfc import calibrated_maps
+from cam_pipeline.cams.sources import SOURCES, MapsOf
+from cam_pipeline.cams.views import View, cells_of, finest_view, scaled_views
+from cam_pipeline.models.attention import attention_modules, block_indices
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.evaluating import evaluating
-from cam_pipeline.models.levels import LevelTap
-from cam_pipeline.models.sfc import Calibration, CalibrationHead
+from cam_pipeline.models.levels import LevelTap, feature_levels
 from cam_pipeline.ops.cam import normalize_cam, place_view
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Maps of C classes, read from B images.
+
+    `maps` (B, C, h, w) >= 0, not normalised; `probabilities` (B, C) in 0..1, the mean over views; `class_ids`: the
+    1-based classes of every image, predicted from the probabilities if they were unknown. Calibrated maps have a
+    `background` (B, h, w) >= 0 and `prototype_maps` (B, 1 + C, h, w) >= 0, background first; others have None.
+    """
+
+    maps: Tensor
+    probabilities: Tensor
+    class_ids: list[ClassIds]
+    background: Tensor | None = None
+    prototype_maps: Tensor | None = None
+
+
+class ViewMaps(NamedTuple):
+    """Maps of one view, placed on the common grid: `maps` (B, C, h, w) >= 0 and `probabilities` (B, C) in 0..1.
+
+    Calibrated `maps` and `prototype_maps` are (B, 1 + C, h, w), background first. `features` (B, D, h, w): those by
+    which cells are compared, in the finest view only.
+    """
+
+    maps: Tensor
+    probabilities: Tensor
+    prototype_maps: Tensor | None = None
+    features: Tensor | None = None
 
 
 @torch.inference_mode(False)  # else nothing made inside could have a gradient
 @torch.no_grad()
-def multi_scale_cams(
+def read_maps(
     classifier: Classifier,
     images: Tensor,
-    scales: Sequence[float],
-    flip: bool,
     reading: CamReading = CamReading(),  # noqa: B008 (frozen)
     class_ids: Sequence[ClassIds | None] | None = None,
-    threshold: float = 0.5,
-) -> tuple[Tensor, Tensor]:
-    """Class maps and class probabilities of a batch: images (B, 3, H, W) in 0..1, sides multiples of the stride.
+) -> Maps:
+    """Class maps of images (B, 3, H, W) in 0..1, whose sides are multiples of the stride.
 
-    Returns (B, C, h, w) >= 0, the mean of a scale's two views summed over scales, on the grid of scale 1 and placed as
-    the network's cells lie, not normalised; and (B, C) in 0..1, the mean over views. Where features are compared
-    (`models.comparison`), on the grid of the largest scale. Scaled sides are rounded to whole cells, so that every grid
-    covers the image exactly.
-
-    Present classes are the 1-based `class_ids` of each image, or those predicted above `threshold` where they are None.
-    Gradients are taken for them only, and the maps of the others are then zero; only they claim parts of the border.
+    Maps lie on the grid of scale 1, or of the largest scale if cells are compared (ADR 8). `class_ids`: the classes of
+    every image, 1-based; None for an image, or for all, if they are unknown. Gradient maps and calibrated maps are made
+    for the classes of an image only (all others are zero), and only these classes protect border cells.
     """
     images = images.clone() if images.is_inference() else images
-    views, ranks, likely = list(scaled_views(images, classifier.stride, scales, flip)), None, None
-    finest, features = finest_view(views), None
-    grid = cells_of(views[finest][0] if reading.compares else images, classifier.stride)
-    if reading.by_gradient:
-        known, likely = _classes_before_maps(classifier, views, class_ids, threshold)
-        ranks = class_ranks(known, images.device)
-    maps, probabilities = [], []
-    for number, (view, flipped) in enumerate(views):
-        looks = reading.compares and number == finest
-        tap = LevelTap(classifier.backbone, classifier.prefix_tokens) if looks else None
-        with tap or nullcontext():
-            raw, output = view_maps(classifier, view, reading, ranks)
-        if tap is not None:
-            features = cell_features(tap.take(grid)[-reading.levels :], grid, classifier.offset)
-        maps.append(place_view(raw, grid, classifier.offset, flipped))
-        probabilities.append(output.logits.float().sigmoid())
-    chances = torch.stack(probabilities).mean(dim=0) if likely is None else likely  # those that chose the classes
-    merged = torch.stack(maps).sum(dim=0) / (2 if flip else 1)
-    if features is None:
-        return merged, chances
-    shown = shown_classes(class_ids, chances, threshold)
-    present = presence(shown, classifier.head.out_features, images.device)
-    return compare_cells(merged, features, present, reading.walk, reading.border), chances
+    views = scaled_views(images, classifier.stride, reading.scales, reading.flip)
+    finest = finest_view(views) if reading.compares else None
+    grid = cells_of(images if finest is None else finest.images, classifier.stride)
+    shown: list[ClassIds] = []
+    probabilities: Tensor | None = None
+    if SOURCES[reading.source].needs_classes or reading.calibration is not None:
+        shown, probabilities = classes_before_maps(classifier, views, class_ids, reading.presence_threshold)
+
+    seen = [read_view(classifier, view, reading, grid, shown, compare=view is finest) for view in views]
+    maps = over_views([view.maps for view in seen], reading.flip)
+    if probabilities is None:
+        probabilities = torch.stack([view.probabilities for view in seen]).mean(dim=0)
+    found = Maps(maps, probabilities, shown_classes(class_ids, probabilities, reading.presence_threshold))
+
+    if reading.calibration is not None:
+        found = with_prototypes(found, seen, reading.flip)
+    if reading.compares:
+        found = with_cells_compared(found, seen, reading)
+    return found
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def calibrated_cams(
+def read_view(
     classifier: Classifier,
-    images: Tensor,
-    scales: Sequence[float],
-    flip: bool,
+    view: View,
     reading: CamReading,
-    class_ids: Sequence[ClassIds | None] | None = None,
-    threshold: float = 0.5,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Classifier maps and prototype maps with background, and class probabilities; arguments as `multi_scale_cams`.
+    grid: tuple[int, int],
+    class_ids: Sequence[ClassIds],
+    compare: bool,
+) -> ViewMaps:
+    """Maps of one view, placed on `grid` (h, w), and the features by which cells are compared, if `compare`.
 
-    Returns (B, 1 + C, h, w) >= 0 twice, background first, summed over scales as there, and (B, C). The maps of absent
-    classes are zero and have no say in the background or the prototypes. The side features are those that the
-    classifier learned (objective SFC), else its stages' own. A walk spreads the calibrated maps of the classes, and
-    the border takes from them; the backgrounds stay. Source: SFC (AAAI 2024), specification section 6, but every view
-    is calibrated by itself, so that its cells need not coincide with those of the mirrored one.
+    `class_ids` as `cams.sources.MapsOf` takes them. The classifier works in evaluation mode and is left as it came.
     """
-    calibration = reading.calibration or Calibration()
-    images = images.clone() if images.is_inference() else images
-    views = list(scaled_views(images, classifier.stride, scales, flip))
-    finest, compared = finest_view(views), None
-    grid = cells_of(views[finest][0] if reading.compares else images, classifier.stride)
-    known, likely = _classes_before_maps(classifier, views, class_ids, threshold)
-    present = presence(known, classifier.head.out_features, images.device)
-    ranks = class_ranks(known, images.device)
-    head = classifier.calibration or CalibrationHead()
-    owns, prototypes, probabilities = [], [], []
-    for number, (view, flipped) in enumerate(views):
-        with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
-            raw, (features, logits) = view_maps(classifier, view, reading, ranks)
-        levels = tap.take(features.shape[-2:])
-        if reading.compares and number == finest:
-            compared = cell_features(levels[-reading.levels :], grid, classifier.offset)
-        if reading.by_gradient:
-            raw = normalize_cam(raw, eps=0.0)  # gradients may be that small
-        own = head.classifier_maps(raw, classifier.normalize(view), levels[-1], present, calibration)
-        prototype = head.prototype_maps(own, levels, present, calibration)
-        owns.append(place_view(own, grid, classifier.offset, flipped))
-        prototypes.append(place_view(prototype, grid, classifier.offset, flipped))
-        probabilities.append(logits.float().sigmoid())
-    chances = torch.stack(probabilities).mean(dim=0) if likely is None else likely
-    own, prototype = (torch.stack(kind).sum(dim=0) / (2 if flip else 1) for kind in (owns, prototypes))
-    if compared is None:
-        return own, prototype, chances
-    for maps in (own, prototype):
-        maps[:, 1:] = compare_cells(maps[:, 1:], compared, present, reading.walk, reading.border)
-    return own, prototype, chances
-
-
-def _classes_before_maps(
-    classifier: Classifier,
-    views: Sequence[tuple[Tensor, bool]],
-    class_ids: Sequence[ClassIds | None] | None,
-    threshold: float,
-) -> tuple[list[ClassIds], Tensor | None]:
-    """The classes of every image, predicted where unknown, and the probabilities (B, C) that took; None: all known."""
-    if class_ids is not None and None not in class_ids:
-        return [ids or () for ids in class_ids], None
+    if compare or reading.calibration is not None:
+        return read_view_and_levels(classifier, view, reading, grid, class_ids, compare)
     with evaluating(classifier):
-        likely = torch.stack([classifier(view).logits.float().sigmoid() for view, _ in views]).mean(dim=0)
-    return shown_classes(class_ids, likely, threshold), likely
+        raw, output = maps_of(reading)(classifier, view.images, reading, class_ids)  # (B, C, h, w), of either sign
+    # Negative values become zero, a mirror image is turned back, and cells go where they lie in the image (ADR 5).
+    maps = place_view(raw, grid, classifier.offset, view.flipped)
+    return ViewMaps(maps, output.logits.float().sigmoid())
+
+
+def read_view_and_levels(
+    classifier: Classifier,
+    view: View,
+    reading: CamReading,
+    grid: tuple[int, int],
+    class_ids: Sequence[ClassIds],
+    compare: bool,
+) -> ViewMaps:
+    """As `read_view`, if features of several depths are needed: to calibrate maps, or to compare cells."""
+    with evaluating(classifier), LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
+        raw, output = maps_of(reading)(classifier, view.images, reading, class_ids)
+    levels = tap.take(output.features.shape[-2:])
+    features = cell_features(levels[-reading.levels :], grid, classifier.offset) if compare else None
+    probabilities = output.logits.float().sigmoid()
+    place = partial(place_view, size=grid, offset=classifier.offset, flipped=view.flipped)
+    if reading.calibration is None:
+        return ViewMaps(place(raw), probabilities, features=features)
+    if SOURCES[reading.source].any_magnitude:
+        raw = normalize_cam(raw, eps=0.0)
+    maps, prototype_maps = calibrated_maps(classifier, view.images, raw, levels, class_ids, reading.calibration)
+    return ViewMaps(place(maps), probabilities, place(prototype_maps), features)
+
+
+def maps_of(reading: CamReading) -> MapsOf:
+    """The source of maps, with propagation by attention if it is asked for."""
+    source = SOURCES[reading.source].maps_of
+    if reading.attention is None:
+        return source
+    return partial(spread_by_attention, reading.attention, source)
+
+
+def over_views(maps: list[Tensor], flip: bool) -> Tensor:
+    """One map for all views: that of a scale is the mean with its mirror image if `flip`, and scales are added."""
+    return torch.stack(maps).sum(dim=0) / (2 if flip else 1)
+
+
+def with_prototypes(found: Maps, seen: Sequence[ViewMaps], flip: bool) -> Maps:
+    """Calibrated maps with their background apart and the prototype maps of all views beside them."""
+    prototype_maps = over_views([view.prototype_maps for view in seen if view.prototype_maps is not None], flip)
+    return replace(found, maps=found.maps[:, 1:], background=found.maps[:, 0], prototype_maps=prototype_maps)
+
+
+def with_cells_compared(found: Maps, seen: Sequence[ViewMaps], reading: CamReading) -> Maps:
+    """Maps after the cells of the finest view were compared; backgrounds stay as they are."""
+    [features] = [view.features for view in seen if view.features is not None]
+    present = presence(found.class_ids, found.maps.shape[1], features.device)
+    compare = partial(compare_cells, features=features, present=present, walk=reading.walk, border=reading.border)
+    if found.prototype_maps is None:
+        return replace(found, maps=compare(found.maps))
+    background, of_classes = found.prototype_maps.tensor_split([1], dim=1)
+    prototype_maps = torch.cat([background, compare(of_classes)], dim=1)
+    return replace(found, maps=compare(found.maps), prototype_maps=prototype_maps)
+
+
+def check_reading(reading: CamReading, classifier: Classifier) -> None:
+    """Raise ValueError (NoAttention, NoLevels) if this classifier's maps cannot be read so."""
+    if reading.calibration is not None or reading.compares:
+        count = len(feature_levels(classifier.backbone))
+        if reading.compares and reading.levels > count:
+            raise ValueError(f"{reading.levels} stages are to be compared, but the network has {count}")
+    if reading.attention is not None:
+        block_indices(len(attention_modules(classifier)), reading.attention.blocks)
+    SOURCES[reading.source].check(classifier, reading)

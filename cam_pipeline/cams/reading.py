@@ -1,52 +1,52 @@
-"""How maps are read out of a classifier."""
+"""How class maps are read out of a classifier: one record of settings."""
 
 from dataclasses import dataclass
 
 from cam_pipeline.cams.likeness import Border, FeatureWalk
-from cam_pipeline.models.attention import attention_modules, block_indices
-from cam_pipeline.models.classifier import Classifier
-from cam_pipeline.models.levels import feature_levels
 from cam_pipeline.models.sfc import Calibration
 
 
 @dataclass(frozen=True)
-class Propagation:
-    """Propagation of maps by the network's own attention, its mean over `blocks` (none named: all), `steps` times."""
+class AttentionPropagation:
+    """Propagation of maps by the network's own attention (`cams.attention`).
+
+    `blocks`: those whose attention is averaged, negative: from the end, none named: all; `steps`: how many times maps
+    are propagated; `normalize`: as in `ops.acr.propagate_attention`.
+    """
 
     blocks: tuple[int, ...] = ()
     steps: int = 1
     normalize: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CamReading:
-    """How maps are read.
+    """Settings of `cams.multi_scale.read_maps`; the defaults are the plain CAM of the image as it is.
 
-    `source`: `classifier_weights` (CAM) or `class_token_gradient` (ACR: function `map_function` of the attention of the
-    blocks from `start_layer` on, negative: from the end). `propagation`: None, or how maps are propagated.
-    `calibration`: None, or how `calibrated_cams` calibrates them. `border`: None, or how the background is told that is
-    taken away from them.
+    `scales` of the views, and `flip`: also their mirror images. `source`: a name in `cams.sources.SOURCES`;
+    `map_function` and `start_layer` belong to `class_token_gradient`: the function of gradients and attention
+    (`ops.acr.class_token_map`), and the first block read (negative: from the end). `presence_threshold`: an image of
+    unknown classes shows those with a higher probability.
 
-    Walk and border compare the features of the deepest `levels` stages, each brought to unit length, so that the cosine
-    is nearly the mean of theirs. They are not what some CNNs make of the deepest one for the classifier, which is
-    positive everywhere.
+    Extras, all off by default. `propagation`: spread every view's maps by attention, or the sum of all views by feature
+    similarity. `calibration`: read SFC's classifier maps and prototype maps. `border`: subtract what looks like the
+    border. Feature similarity is that of the deepest `levels` stages.
     """
 
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
     source: str = "classifier_weights"
     map_function: str = "grad"
     start_layer: int = -2
-    propagation: Propagation | FeatureWalk | None = None
+    presence_threshold: float = 0.5
+    propagation: AttentionPropagation | FeatureWalk | None = None
     calibration: Calibration | None = None
     border: Border | None = None
     levels: int = 1
 
     @property
-    def by_gradient(self) -> bool:
-        return self.source == "class_token_gradient"
-
-    @property
-    def attention(self) -> Propagation | None:
-        return self.propagation if isinstance(self.propagation, Propagation) else None
+    def attention(self) -> AttentionPropagation | None:
+        return self.propagation if isinstance(self.propagation, AttentionPropagation) else None
 
     @property
     def walk(self) -> FeatureWalk | None:
@@ -54,20 +54,5 @@ class CamReading:
 
     @property
     def compares(self) -> bool:
-        """Whether features are compared."""
+        """True if the features of cells are compared."""
         return self.walk is not None or self.border is not None
-
-    def check(self, classifier: Classifier) -> None:
-        """Raise ValueError (NoAttention for a CNN) when this classifier's maps can not be read so."""
-        if self.calibration is not None or self.compares:
-            count = len(feature_levels(classifier.backbone))
-            if self.compares and self.levels > count:
-                raise ValueError(f"{self.levels} stages are to be compared, but the network has {count}")
-        if not self.by_gradient and self.attention is None:
-            return
-        count = len(attention_modules(classifier))
-        block_indices(count, self.attention.blocks if self.attention else ())
-        if self.by_gradient:
-            block_indices(count, (self.start_layer,))
-            if classifier.pooling != "class_token":
-                raise ValueError("its logits are not read from the class token, so they have no gradient there")

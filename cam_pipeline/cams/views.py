@@ -1,25 +1,27 @@
-"""The views of an image that maps are read from: scales and mirror images."""
+"""Views of images that maps are read from: every scale, and its mirror image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def cells_of(images: Tensor, stride: int) -> tuple[int, int]:
-    """The grid (h, w) of images (B, 3, H, W)."""
-    return images.shape[-2] // stride, images.shape[-1] // stride
+class View(NamedTuple):
+    """`images` (B, 3, H, W) at one scale; `flipped`: mirrored left to right."""
+
+    images: Tensor
+    flipped: bool
 
 
-def finest_view(views: Sequence[tuple[Tensor, bool]]) -> int:
-    """Number of the view with most pixels, the first of these: features are compared in it."""
-    return max(range(len(views)), key=lambda number: views[number][0].shape[-2:].numel())
+def scaled_views(images: Tensor, stride: int, scales: Sequence[float], flip: bool) -> list[View]:
+    """The views of images (B, 3, H, W): one for each scale, followed by its mirror image if `flip`; channels last.
 
-
-def scaled_views(images: Tensor, stride: int, scales: Sequence[float], flip: bool) -> Iterator[tuple[Tensor, bool]]:
-    """Every scale of a batch (B, 3, H, W), sides in whole cells, and each mirrored left to right; channels last."""
-    rows, columns = images.shape[-2] // stride, images.shape[-1] // stride
+    Scaled sides are rounded to whole cells of `stride` pixels, at least one, so that every grid covers the image.
+    """
+    rows, columns = cells_of(images, stride)
+    views = []
     for scale in scales:
         size = (max(1, round(rows * scale)) * stride, max(1, round(columns * scale)) * stride)
         scaled = (
@@ -29,4 +31,15 @@ def scaled_views(images: Tensor, stride: int, scales: Sequence[float], flip: boo
         )
         for flipped in (False, True) if flip else (False,):
             view = scaled.flip(-1) if flipped else scaled
-            yield view.contiguous(memory_format=torch.channels_last), flipped
+            views.append(View(view.contiguous(memory_format=torch.channels_last), flipped))
+    return views
+
+
+def cells_of(images: Tensor, stride: int) -> tuple[int, int]:
+    """Rows and columns (h, w) of the feature grid of images (B, 3, H, W)."""
+    return images.shape[-2] // stride, images.shape[-1] // stride
+
+
+def finest_view(views: Sequence[View]) -> View:
+    """The first of the views with most pixels."""
+    return max(views, key=lambda view: view.images.shape[-2:].numel())

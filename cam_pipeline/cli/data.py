@@ -49,13 +49,13 @@ def demo(options: Options) -> None:
 
     Example: cam-pipeline demo --set output.dir=/tmp/demo
     """
+    from cam_pipeline.config import load_config
     from cam_pipeline.data.demo.synthetic import generate
     from cam_pipeline.machine.interrupt import graceful_stop
     from cam_pipeline.report.run_report import evaluate_run
     from cam_pipeline.report.terminal import show
 
-    config = options.load()
-    root = config.folder / "data"
+    root = load_config(options.config, options.overrides).folder / "data"
     if any(setting.partition("=")[0].strip() == "data.root" for setting in options.overrides):
         raise UserError(
             "demo generates its own images, so data.root cannot be set; for your images use cam-pipeline run"

@@ -2,17 +2,23 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cam_pipeline.errors import one_line
 from cam_pipeline.machine.distributed import is_first
 
 if TYPE_CHECKING:
     from cam_pipeline.config import Config
     from cam_pipeline.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+FEW = 5
+"""Number of settings without effect that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,13 @@ class Options:
     quiet: bool = False
 
     def load(self) -> "Config":
-        """The resolved config."""
+        """The resolved config; warns of given settings that have no effect."""
         from cam_pipeline.config import load_config
 
-        return load_config(self.config, self.overrides)
+        config = load_config(self.config, self.overrides)
+        if is_first():
+            warn_of(config.in_vain())
+        return config
 
     def pipeline(self) -> "Pipeline":
         """The stages of the config."""
@@ -80,6 +89,14 @@ def run_options(
         return call
 
     return decorate
+
+
+def warn_of(in_vain: Sequence[str]) -> None:
+    """Warn of settings without effect: a line for each of the first FEW, then the number of the others."""
+    for line in in_vain[:FEW]:
+        logger.warning("%s", one_line(line))
+    if len(in_vain) > FEW:
+        logger.warning("and %d more settings have no effect", len(in_vain) - FEW)
 
 
 def configure_output(verbose: bool, quiet: bool) -> None:

@@ -4,13 +4,14 @@ from cam_pipeline.config.acr import AcrSettings
 from cam_pipeline.config.cams import CamSettings
 from cam_pipeline.config.classifier import ClassifierSettings, ObjectiveSettings
 from cam_pipeline.config.data import DataSettings
-from cam_pipeline.config.loading import load_config, shipped_configs, to_toml, toml_value
+from cam_pipeline.config.loading import load_config, shipped_configs, to_toml
 from cam_pipeline.config.refinement import LabelSettings, RefineSettings
 from cam_pipeline.config.run import OutputSettings, RunSettings
 from cam_pipeline.config.section import FILES
 from cam_pipeline.config.segmenter import SegmenterSettings
 from cam_pipeline.config.settings import Config
 from cam_pipeline.config.sfc import SfcSettings
+from cam_pipeline.config.toml import toml_value
 from cam_pipeline.config.training import TrainSegSettings, TrainSettings
 
 __all__ = [

@@ -1,10 +1,17 @@
 """Settings of reading class activation maps."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from cam_pipeline.config.conditions import If, IfAbove
 from cam_pipeline.config.section import Scale, Section
+
+BY_GRADIENT = If("cam.source", "class_token_gradient")
+BY_ATTENTION = If("cam.propagate", "attention")
+BY_FEATURES = If("cam.propagate", "features")
+BORDER = IfAbove("cam.border", 0)
+CALIBRATED = If("cam.calibration", "sfc")
 
 
 class CamSettings(Section):
@@ -12,67 +19,73 @@ class CamSettings(Section):
 
     source: Literal["classifier_weights", "class_token_gradient"] = Field(
         "classifier_weights",
-        description="`classifier_weights`: the class's row of the classifier applied to every cell (CAM); "
-        "`class_token_gradient`: gradients of its logit with respect to the class token's attention (ACR; a ViT only)",
+        description="`classifier_weights`: the class's row of the classifier's weights, applied to every cell (CAM); "
+        "`class_token_gradient`: gradients of the class's logit with respect to the class token's attention (ACR; a "
+        "ViT only)",
     )
-    map_function: Literal["grad", "grad_s", "cam_grad", "cam_grad_s"] = Field(
+    map_function: Annotated[Literal["grad", "grad_s", "cam_grad", "cam_grad_s"], BY_GRADIENT] = Field(
         "grad",
-        description="`class_token_gradient` only: with G gradient, A attention, + the positive part, <> the mean over "
-        "heads: <G+>, <G+>^2, <(G A)+>, <(G A)+> <G+>",
+        description="`grad` is <G+>, `grad_s` <G+>^2, `cam_grad` <(G A)+>, `cam_grad_s` <(G A)+> <G+>. G is the "
+        "gradient, A the attention, + the positive part, <> the mean over heads",
     )
-    start_layer: int = Field(
-        -2, description="`class_token_gradient` only: first block that is read, up to the last (-2: the last two)"
+    start_layer: Annotated[int, BY_GRADIENT] = Field(
+        -2, description="first block that is read, up to the last (-2: the last two)"
     )
     propagate: Literal["none", "attention", "features"] = Field(
         "none",
-        description="`attention`: every patch gathers the map from the patches it attends to, a ViT only; `features`: "
-        "every cell gathers it from the cells whose features are alike, a random walk",
+        description="`attention`: every patch gathers the map from the patches it attends to (a ViT only); "
+        "`features`: every cell gathers it from the cells with similar features, a random walk",
     )
-    walk_radius: int = Field(
-        0, ge=0, le=1024, description='`propagate = "features"` only: farthest cells it gathers from; 0: all'
+    walk_radius: Annotated[int, BY_FEATURES] = Field(
+        0, ge=0, le=1024, description="farthest cells that a cell gathers from, in cells; 0: all"
     )
-    walk_power: float = Field(
-        1.0, gt=0, le=100, description='`propagate = "features"` only: power of the cosine between features'
+    walk_power: Annotated[float, BY_FEATURES] = Field(
+        1.0, gt=0, le=100, description="power of the cosine similarity between features"
     )
-    walk_steps: int = Field(1, ge=1, le=100, description='`propagate = "features"` only: how many times')
-    walk_levels: int = Field(
+    walk_steps: Annotated[int, BY_FEATURES] = Field(1, ge=1, le=100, description="random-walk steps")
+    walk_levels: Annotated[int, BY_FEATURES | BORDER] = Field(
         1,
         ge=1,
         le=4,
-        description='`propagate = "features"` and `border` only: features of how many of the backbone\'s stages are '
-        "compared, from the deepest on, all alike",
+        description="number of the backbone's stages whose features are compared, from the deepest on; all count alike",
     )
     border: float = Field(
         0.0,
         ge=0,
         le=0.5,
-        description="above 0: what is like the cells this near to the image's edge, in shorter sides, is taken for "
-        "background, and away from every map; try 0.1 where objects lie inside the frame",
+        description="width of the border strip, as a share of the shorter side. What looks like the strip counts as "
+        "background and is subtracted from every map. 0: off; try 0.1 if objects rarely touch the frame",
     )
-    border_power: float = Field(5.0, gt=0, le=100, description="`border` only: power of the cosine between features")
-    border_steps: int = Field(3, ge=1, le=100, description="`border` only: how far likeness to the edge is passed on")
-    attention_layers: tuple[int, ...] = Field(
-        (), description="`attention` only: blocks whose attention is summed (-1: the last); empty: all"
+    border_power: Annotated[float, BORDER] = Field(
+        5.0, gt=0, le=100, description="power of the cosine similarity between features"
     )
-    attention_steps: int = Field(1, ge=1, le=100, description="`attention` only: how many times")
-    attention_normalize: bool = Field(
-        False, description="`attention` only: divide by what attention goes to patches, so that constants are kept"
+    border_steps: Annotated[int, BORDER] = Field(
+        3, ge=1, le=100, description="random-walk steps that spread similarity to the border"
+    )
+    attention_layers: Annotated[tuple[int, ...], BY_ATTENTION] = Field(
+        (), description="blocks whose attention is averaged (-1: the last); empty: all"
+    )
+    attention_steps: Annotated[int, BY_ATTENTION] = Field(1, ge=1, le=100, description="propagation steps")
+    attention_normalize: Annotated[bool, BY_ATTENTION] = Field(
+        False, description="divide by the attention that goes to patches, so that a constant map stays as it is"
     )
     calibration: Literal["none", "sfc"] = Field(
         "none",
-        description="`sfc`: maps of class prototypes beside the maps of the classifier, and a background map "
-        "(`refine.prototype_share`, `refine.background_map`); also for a classifier trained without `objectives.sfc`",
+        description="`sfc`: also make maps of class prototypes and a background map (`refine.prototype_share`, "
+        "`refine.background_map`). The classifier need not be trained with `objectives.sfc`",
     )
-    background_over: Literal["present", "all"] = Field(
+    background_over: Annotated[Literal["present", "all"], CALIBRATED, If("cam.source", "classifier_weights")] = Field(
         "present",
-        description="`calibration` only: the background map is what these classes leave; `all`: the released code, "
-        "of no effect for maps by gradient, which absent classes have not",
+        description="the background map is 1 minus the maximum over these classes; `all`: as in the released code",
     )
-    seed_background: float = Field(
-        0.3, ge=0, le=1, description="`calibration` only: factor of the background map before seeds are chosen"
+    seed_background: Annotated[float, CALIBRATED] = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="factor of the background map when seeds are chosen; lower means more seeds of classes",
     )
-    correlation_steps: int = Field(
-        2, ge=0, le=100, description="`calibration` only: how many times maps are spread over pixels that look alike"
+    correlation_steps: Annotated[int, CALIBRATED] = Field(
+        2, ge=0, le=100, description="how many times maps are spread over pixels with similar features"
     )
     splits: tuple[str, ...] = Field(("train",), min_length=1, description="splits to make CAMs, scores and labels for")
     scales: tuple[Scale, ...] = Field(
@@ -80,10 +93,11 @@ class CamSettings(Section):
     )
     flip: bool = Field(True, description="add the horizontally flipped view of every scale")
     max_side: int = Field(1024, ge=32, le=65_536, description="larger images are first reduced to this longer side")
-    batch_size: int = Field(16, ge=1, le=1_000_000, description="images per forward pass, each of the same size")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="images per forward pass, all of the same size")
     presence_threshold: float = Field(
         0.5,
         gt=0,
         lt=1,
-        description="an image without labels shows the classes predicted above this, at least the likeliest",
+        description="an image without labels shows the classes whose predicted probability is above this, and at least "
+        "the likeliest class",
     )

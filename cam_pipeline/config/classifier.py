@@ -1,10 +1,13 @@
 """Settings of the classifier, and what it learns."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cam_pipeline.config.conditions import IfNot
 from cam_pipeline.config.section import Positive, Rgb, Section
+
+HYBRID = IfNot("classifier.trunk", "")
 
 
 class ClassifierSettings(Section):
@@ -17,7 +20,7 @@ class ClassifierSettings(Section):
     weights: str = Field(
         "pretrained",
         description="`pretrained` (timm's hub), `none`, or the path of a .pth or .safetensors file "
-        "made for this backbone; `{data.root}` in it stands for `data.root`",
+        "made for this backbone; `{data.root}` in the path stands for `data.root`",
     )
     stride: int = Field(
         0,
@@ -27,29 +30,35 @@ class ClassifierSettings(Section):
     )
     pooling: Literal["patches", "class_token"] = Field(
         "patches",
-        description="what the logits are read from: the mean of the feature map, or the class token of a ViT "
-        '(`cam.source = "class_token_gradient"` needs the latter)',
+        description="what the logits are computed from. `patches`: the mean of the feature map; `class_token`: the "
+        'class token of a ViT, which `cam.source = "class_token_gradient"` needs',
     )
     trunk: str = Field(
         "",
-        description="for a hybrid ViT: the timm CNN whose feature map, at `stride`, gives the tokens of `backbone`, "
+        description="for a hybrid ViT, the timm CNN whose feature map, at `stride`, gives the tokens of `backbone`, "
         "a timm ViT; empty: the backbone's own patches",
     )
-    trunk_args: dict[str, Any] = Field({}, description="as `backbone_args`, for the trunk")
-    trunk_weights: str = Field(
-        "pretrained", description="as `weights`, for the trunk; also a `classifier.safetensors` over the same CNN"
+    trunk_args: Annotated[dict[str, Any], HYBRID] = Field({}, description="as `backbone_args`, for the trunk")
+    trunk_weights: Annotated[str, HYBRID] = Field(
+        "pretrained",
+        description="as `weights`, for the trunk; a `classifier.safetensors` over the same CNN serves, too",
     )
     trunk_lr_factor: float = Field(
-        1.0, ge=0, description="learning rate of the trunk as a multiple of what it would be; 0 freezes it"
+        1.0,
+        ge=0,
+        description="multiplies the learning rate of the trunk, also that of timm's hybrid ViTs; 0 freezes the trunk. "
+        "It must be 1 without a trunk",
     )
     similar_attention: float = Field(
         0.0,
         ge=0,
-        description="for a ViT that starts from `none`: its queries and keys start as this multiple of one random "
-        "projection, so that patches attend to those that look alike; 0: as timm starts them",
+        description="initial scale of attention between similar patches, for a ViT without weights: queries and keys "
+        'share one random projection. 0: timm\'s initialisation. It must be 0 unless `weights = "none"`',
     )
     freeze_batch_norm: bool = Field(
-        False, description="keep BatchNorm statistics as loaded (needed when they were folded, or for tiny batches)"
+        False,
+        description="keep BatchNorm statistics as loaded; needed if they were folded into the weights, or for tiny "
+        "batches",
     )
     mean: Rgb | None = Field(None, description="input mean; unset: from timm's data config of the trunk or backbone")
     std: tuple[Positive, Positive, Positive] | None = Field(
@@ -58,7 +67,7 @@ class ClassifierSettings(Section):
 
 
 class ObjectiveSettings(Section):
-    """What the classifier learns beside which classes an image shows. Each has a section of its own settings."""
+    """What the classifier learns besides the classes of an image. Each objective has a section of its own."""
 
     acr: bool = Field(False, description="all-pairs consistency of attention between two views (ACR); a ViT only")
     sfc: bool = Field(

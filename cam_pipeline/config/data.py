@@ -1,11 +1,15 @@
 """Settings of the data set."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from cam_pipeline.config.conditions import If
 from cam_pipeline.config.section import Section
+
+VOC = If("data.format", "voc")
+COCO = If("data.format", "coco")
 
 
 class DataSettings(Section):
@@ -17,20 +21,23 @@ class DataSettings(Section):
         description="`csv`: a table `image,labels[,mask,split]`; `voc`: JPEGImages/, ImageSets/, SegmentationClass/; "
         "`coco`: a JSON file of annotations for each split; `folders`: a folder of images for each class; docs/data.md",
     )
-    table: str = Field("data.csv", description="`csv` only: the table's file name under `root`")
-    labels: str = Field(
+    table: Annotated[str, If("data.format", "csv")] = Field(
+        "data.csv", description="the table's file name under `root`"
+    )
+    labels: Annotated[str, VOC] = Field(
         "image_labels.txt",
-        description="`voc` only, under `root`: a file of lines `id class class ...`, "
-        "or the folder of XML files (`Annotations`)",
+        description="file of lines `id class class ...` under `root`, or the folder of XML files (`Annotations`)",
     )
-    masks: str = Field("SegmentationClass", description="`voc` only: the folder of masks under `root`")
-    annotations: str = Field(
+    masks: Annotated[str, VOC] = Field("SegmentationClass", description="the folder of masks under `root`")
+    annotations: Annotated[str, COCO] = Field(
         "annotations/instances_{split}.json",
-        description="`coco` only: the JSON file of a split under `root`; `{split}` stands for `train` or `val` below",
+        description="the JSON file of a split under `root`; `{split}` stands for the name of the split",
     )
-    images: str = Field("{split}", description="`coco` only: the folder of a split's images under `root`")
-    negatives: str = Field(
-        "none", description="`folders` only: name of the folder whose images show none of the classes"
+    images: Annotated[str, COCO] = Field(
+        "{split}", description="the folder of a split's images under `root`; `{split}` as in `annotations`"
+    )
+    negatives: Annotated[str, If("data.format", "folders")] = Field(
+        "none", description="name of the folder whose images show none of the classes"
     )
     classes: tuple[str, ...] = Field(
         (),
@@ -39,5 +46,5 @@ class DataSettings(Section):
     train: str = Field("train", description="name of the split to train on")
     val: str = Field("val", description="name of the split to report on; may be empty")
     max_pixels: int = Field(
-        100_000_000, ge=1, description="image and mask files of more pixels are refused before they are decoded"
+        100_000_000, ge=1, description="largest image or mask that is decoded, in pixels; a larger one is refused"
     )

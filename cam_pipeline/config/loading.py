@@ -1,8 +1,7 @@
 """From a TOML file and `--set` overrides to a Config, and back to TOML."""
 
-import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from cam_pipeline.config.data import DataSettings
 from cam_pipeline.config.mistakes import check_plain, explain, shortened
 from cam_pipeline.config.run import OutputSettings
 from cam_pipeline.config.settings import Config
+from cam_pipeline.config.toml import toml_value
 from cam_pipeline.errors import ConfigError
 
 
@@ -40,7 +40,7 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def _content(source: str | Path) -> bytes:
-    """The bytes of a config file or of a shipped config. Raises ConfigError when they can not be had."""
+    """The bytes of a config file or of a shipped config. Raises ConfigError if it cannot be read."""
     path = Path(source)
     try:
         if path.suffix != ".toml" and str(source) in shipped_configs():
@@ -53,11 +53,11 @@ def _content(source: str | Path) -> bytes:
         raise ConfigError(f"there is no config file {source}; give a path, or one of the shipped: {known}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"the config file {source} can not be read ({reason})") from error
+        raise ConfigError(f"the config file {source} cannot be read ({reason})") from error
 
 
 def _parse(content: bytes, source: str) -> dict[str, Any]:
-    """TOML as nested dicts. Raises ConfigError for what is none."""
+    """TOML as nested dicts. Raises ConfigError for anything else."""
     try:
         return tomllib.loads(content.decode("utf-8-sig"))  # a byte order mark, as Notepad writes it, is no part of it
     except RecursionError:
@@ -78,17 +78,6 @@ def to_toml(config: Config) -> str:
     for section, values in config.model_dump(mode="json", exclude_none=True).items():
         lines += [f"[{section}]", *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""]
     return "\n".join(lines)
-
-
-def toml_value(value: Any) -> str:
-    """JSON and TOML write strings, numbers, booleans and lists alike; tables, infinity and the DEL character differ."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{toml_value(key)} = {toml_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    if isinstance(value, float):
-        return repr(value)  # inf and nan are spelt as in TOML
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -114,7 +103,7 @@ def _fill_in_data_root(values: dict[str, Any]) -> None:
     data = values.get("data", {})
     root = data.get("root", DataSettings().root) if isinstance(data, dict) else ""
     if "{data.root}" in str(root):
-        raise ValueError("data.root can not hold {data.root}")
+        raise ValueError("data.root cannot hold {data.root}")
     for section, key in (("classifier", "weights"), ("classifier", "trunk_weights"), ("segmenter", "weights")):
         settings = values.get(section)
         if isinstance(settings, dict) and isinstance(settings.get(key), str):

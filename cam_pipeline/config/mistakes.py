@@ -41,7 +41,7 @@ MUST_BE = {
 
 
 def check_plain(value: Any, key: str = "", depth: int = 0) -> None:
-    """Raise ValueError for what no setting can be, as it would not survive being written and read again."""
+    """Raise ValueError for a value that no setting can have, as it cannot be written and read back."""
     key = shortened(key)
     if depth > DEEPEST:
         raise ValueError(f"{shortened(key)} is nested too deeply")
@@ -54,7 +54,7 @@ def check_plain(value: Any, key: str = "", depth: int = 0) -> None:
             check_plain(item, key, depth + 1)
     elif isinstance(value, str):
         if "\0" in value or not _is_unicode(value):
-            raise ValueError(f"{key} holds a character that is no text, given {shown(value)}")
+            raise ValueError(f"{key} holds a character that is not text, given {shown(value)}")
     elif isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError(f"{key} must be less than 2 to the power of 63, given {shown(value)}")
     elif isinstance(value, float) and not math.isfinite(value) and (math.isnan(value) or depth > 2):
@@ -64,7 +64,7 @@ def check_plain(value: Any, key: str = "", depth: int = 0) -> None:
 
 
 def _is_unicode(text: str) -> bool:
-    """False for what the command line makes of bytes that are no UTF-8."""
+    """False for the text that the command line makes of bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

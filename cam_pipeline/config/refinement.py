@@ -2,87 +2,103 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cam_pipeline.config.conditions import If, IfAbove, IfNot
 from cam_pipeline.config.section import Section
+
+CALIBRATED = If("cam.calibration", "sfc")
+KERNEL = IfNot("refine.kernel", "none")
+CRF = If("refine.crf", True)
+BY_SCORES = If("labels.undecided", "scores")
 
 
 class RefineSettings(Section):
     """From CAMs to per-pixel scores."""
 
-    normalize: Literal["max", "minmax"] = Field(
-        "max", description="what is 0 and what is 1 in a class map: `max`: 0 and its maximum; `minmax`: its minimum too"
+    normalize: Annotated[Literal["max", "minmax"], If("refine.merge_with", ())] = Field(
+        "max",
+        description="what becomes 0 and 1 in a class map. `max`: 0 and the map's maximum; `minmax`: its minimum and "
+        "maximum",
     )
     background: float | Literal["auto", "from-split"] = Field(
         0.35,
-        description="score of the background before the CRF, above 0 and below 1: where objects end; `auto`: amid "
-        "those where the refined objects explain most of the images' colours, without masks; `from-split`: amid those "
-        "where the refined labels agree most with the masks of `background_split`",
+        description="background score before the CRF, above 0 and below 1; higher means smaller objects. `auto`: "
+        "chosen without masks, so that object and surroundings differ most in colour; `from-split`: chosen for the "
+        "best mIoU on the masks of `background_split`",
     )
-    background_images: int = Field(
-        200, ge=1, description="`auto` and `from-split` only: how many images, evenly spread, are refined to choose by"
+    background_images: Annotated[int, If("refine.background", "auto") | If("refine.background", "from-split")] = Field(
+        200, ge=1, description="number of images, evenly spread, that are refined to choose the background score by"
     )
-    background_split: str = Field(
-        "val", min_length=1, description="`from-split` only: the split, one of `cam.splits`, whose masks are looked at"
+    background_split: Annotated[str, If("refine.background", "from-split")] = Field(
+        "val", min_length=1, description="the split, one of `cam.splits`, whose masks decide"
     )
     merge_with: tuple[Path, ...] = Field(
         (),
-        description="`cams.h5` of other runs, of the same images and classes: each map becomes the mean of theirs and "
-        "its own, all divided by their maxima first and not again afterwards (`normalize` has no say)",
+        description="`cams.h5` of other runs, of the same images and classes. Every map is divided by its maximum, "
+        "then averaged over the runs",
     )
     band: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="above 0 every image is refined twice more, with `background` this much higher and lower, for "
+        description="if above 0, every image is refined twice more, with `background` this much higher and lower, for "
         '`labels.undecided = "backgrounds"`',
     )
-    prototype_share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="`cam.calibration` only: share of prototype maps beside the classifier's",
+    prototype_share: Annotated[float, CALIBRATED] = Field(
+        0.5, ge=0, le=1, description="share of the prototype maps in the mean of these and the classifier's maps"
     )
-    background_map: float = Field(
+    background_map: Annotated[float, CALIBRATED] = Field(
         0.5,
         ge=0,
         le=1,
-        description="`cam.calibration` only: this share of the background map is added to `background` (the paper: .5, "
-        "with a background of .2)",
+        description="share of the background map that is added to `background` (the paper: 0.5, with a background of "
+        "0.2)",
     )
     kernel: Literal["none", "color", "par", "varm"] = Field(
         "none",
-        description="local refinement: every pixel repeatedly takes the mean of 48 neighbours that look alike; `color` "
-        "by colour alone, `par` (AFA) and a share of position, `varm` (TSCD) less a share of variation",
+        description="local refinement: every pixel repeatedly becomes the mean of 48 neighbours, weighted by their "
+        "similarity. `color`: of colour alone; `par` (AFA): plus a share of position; `varm` (TSCD): minus a share of "
+        "variation",
     )
-    kernel_iterations: int = Field(10, ge=1, le=1000, description="`kernel` only: how many times")
-    kernel_guide: float = Field(
+    kernel_iterations: Annotated[int, KERNEL] = Field(10, ge=1, le=1000, description="iterations of the kernel")
+    kernel_guide: Annotated[float, KERNEL] = Field(
         0.5,
         gt=0,
         le=1,
-        description="`kernel` only: image size at which it works; the papers halve it, which doubles its reach",
+        description="image scale at which the kernel works; the papers take 0.5, which doubles the kernel's reach",
     )
-    kernel_sigma_floor: float = Field(
+    kernel_sigma_floor: Annotated[float, KERNEL] = Field(
         0.0,
         ge=0,
         le=1,
-        description="`kernel` only: least standard deviation of colour, of 1; 0.008 keeps noise in flat areas unseen",
+        description="least standard deviation of colour, on the 0..1 scale; 0.008 hides noise in flat areas",
     )
-    max_pixels: int = Field(
+    max_pixels: Annotated[int, CRF | KERNEL] = Field(
         2_000_000,
         ge=10_000,
         le=100_000_000,
-        description="larger images go through kernel and CRF at this many pixels, whose memory grows with them",
+        description="larger images are reduced to this many pixels for kernel and CRF, whose memory grows with them",
     )
     crf: bool = Field(True, description="refine the scores with a dense CRF")
-    crf_iterations: int = Field(10, ge=1, le=10_000, description="mean-field iterations")
-    gaussian_sxy: float = Field(3.0, gt=0, description="CRF smoothness kernel: standard deviation in pixels")
-    gaussian_weight: float = Field(3.0, ge=0, description="CRF smoothness kernel: weight")
-    bilateral_sxy: float = Field(50.0, gt=0, description="CRF appearance kernel: standard deviation in pixels")
-    bilateral_srgb: float = Field(5.0, gt=0, description="CRF appearance kernel: standard deviation in grey levels")
-    bilateral_weight: float = Field(10.0, ge=0, description="CRF appearance kernel: weight")
+    crf_iterations: Annotated[int, CRF] = Field(10, ge=1, le=10_000, description="mean-field iterations")
+    gaussian_sxy: Annotated[float, IfAbove("refine.gaussian_weight", 0)] = Field(
+        3.0, gt=0, description="standard deviation of the CRF's smoothness kernel, in pixels"
+    )
+    gaussian_weight: Annotated[float, CRF] = Field(
+        3.0, ge=0, description="weight of the CRF's smoothness kernel; 0: off"
+    )
+    bilateral_sxy: Annotated[float, IfAbove("refine.bilateral_weight", 0)] = Field(
+        50.0, gt=0, description="standard deviation of the CRF's appearance kernel, in pixels"
+    )
+    bilateral_srgb: Annotated[float, IfAbove("refine.bilateral_weight", 0)] = Field(
+        5.0, gt=0, description="standard deviation of the CRF's appearance kernel, in grey levels"
+    )
+    bilateral_weight: Annotated[float, CRF] = Field(
+        10.0, ge=0, description="weight of the CRF's appearance kernel; 0: off"
+    )
 
     @field_validator("background", mode="before")
     @classmethod
@@ -105,7 +121,7 @@ class RefineSettings(Section):
 
     @property
     def background_score(self) -> float:
-        """The number. Raises ValueError where it is still to be chosen (`cam_pipeline.refinement.background`)."""
+        """The number. Raises ValueError if it is still to be chosen (`cam_pipeline.refinement.background`)."""
         if isinstance(self.background, str):
             raise ValueError(f"the background score is still to be chosen ({self.background})")
         return self.background
@@ -125,18 +141,17 @@ class LabelSettings(Section):
 
     undecided: Literal["scores", "agreement", "backgrounds"] = Field(
         "scores",
-        description="which pixels are ignored: `scores`, by `low` and `high`; `agreement`, where refinement changed "
-        "the label; `backgrounds`, what is a class with a low background score alone (`refine.band`)",
+        description="which pixels are ignored. `scores`: as `low` and `high` say; `agreement`: those whose label "
+        "refinement changed; `backgrounds`: those that are a class only with a low background score (`refine.band`)",
     )
-    low: float = Field(
-        0.35, ge=0, le=1, description="`scores` only: pixels whose best class score is below this become background"
+    low: Annotated[float, BY_SCORES] = Field(
+        0.35, ge=0, le=1, description="pixels whose best class score is below this become background"
     )
-    high: float = Field(
+    high: Annotated[float, BY_SCORES] = Field(
         0.55,
         ge=0,
         le=1,
-        description="`scores` only: pixels whose best channel is a class with at least this score keep it; the rest is "
-        "ignored",
+        description="pixels whose best channel is a class with at least this score keep the class. The rest is ignored",
     )
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from cam_pipeline.config.section import Section
 
 
 class RunSettings(Section):
-    """How to compute, not what: of these only `seed` and `precision` make results stale."""
+    """How to compute, not what: only `seed` and `precision` make results stale."""
 
     seed: int = Field(
         0, ge=0, le=2**32 - 1, description="seed of initial weights, order of images, augmentation and dropout"
@@ -25,11 +25,13 @@ class RunSettings(Section):
     )
     backend: Literal["loky", "threading", "dask", "ray"] = Field(
         "loky",
-        description="what runs the CRF, by joblib: `loky` (processes here), `threading`, `dask` (the scheduler at "
-        "DASK_SCHEDULER_ADDRESS, else processes here) or `ray`",
+        description="what runs the CRF, by joblib: `loky` (processes on this machine), `threading`, `dask` (the "
+        "scheduler at DASK_SCHEDULER_ADDRESS, else processes on this machine) or `ray`",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="`bfloat16`: autocast where the processor is made for it, which is faster there"
+        "float32",
+        description="`bfloat16`: autocast, which is faster, if the processor is made for it; else float32, and a "
+        "warning",
     )
     compile: bool = Field(
         False,

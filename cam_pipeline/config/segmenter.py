@@ -11,13 +11,15 @@ class SegmenterSettings(Section):
     """The DeepLab network that learns from the pseudo-labels."""
 
     architecture: Literal["deeplabv3plus", "deeplabv2"] = Field(
-        "deeplabv3plus", description="`deeplabv3plus` (segmentation-models-pytorch) or a DeepLabV2-style ASPP head"
+        "deeplabv3plus",
+        description="`deeplabv3plus` (segmentation-models-pytorch), or `deeplabv2`, an ASPP head in the style of "
+        "DeepLabV2",
     )
     encoder: str = Field("resnet101", description="any timm CNN")
     encoder_args: dict[str, Any] = Field({}, description="extra arguments for `timm.create_model`")
     weights: str = Field("pretrained", description="as `classifier.weights`, for the encoder")
     stride: Literal[8, 16] = Field(
-        16, description="input pixels per cell of the encoder's last feature map (by dilation)"
+        16, description="input pixels per cell of the encoder's last feature map, reached by dilation"
     )
     freeze_batch_norm: bool = Field(False, description="keep the encoder's BatchNorm statistics as loaded")
     mean: Rgb | None = Field(None, description="input mean; unset: from timm's data config of the encoder")
@@ -25,5 +27,5 @@ class SegmenterSettings(Section):
         None, description="input standard deviation; unset: from timm's data config of the encoder"
     )
     max_side: int = Field(
-        1024, ge=32, le=65_536, description="at prediction, larger images are first reduced to this longer side"
+        1024, ge=32, le=65_536, description="for prediction, larger images are first reduced to this longer side"
     )

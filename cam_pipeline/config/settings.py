@@ -2,19 +2,21 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import model_validator
 
 from cam_pipeline.config.acr import AcrSettings
 from cam_pipeline.config.cams import CamSettings
 from cam_pipeline.config.classifier import ClassifierSettings, ObjectiveSettings
+from cam_pipeline.config.conditions import If, conditions_of
 from cam_pipeline.config.data import DataSettings
 from cam_pipeline.config.refinement import LabelSettings, RefineSettings
 from cam_pipeline.config.run import OutputSettings, RunSettings
 from cam_pipeline.config.section import FILES, Section
 from cam_pipeline.config.segmenter import SegmenterSettings
 from cam_pipeline.config.sfc import SfcSettings
+from cam_pipeline.config.toml import toml_value
 from cam_pipeline.config.training import TrainSegSettings, TrainSettings
 from cam_pipeline.errors import ConfigError
 
@@ -25,8 +27,8 @@ class Config(Section):
     data: DataSettings = DataSettings()
     classifier: ClassifierSettings = ClassifierSettings()
     objectives: ObjectiveSettings = ObjectiveSettings()
-    acr: AcrSettings = AcrSettings()
-    sfc: SfcSettings = SfcSettings()
+    acr: Annotated[AcrSettings, If("objectives.acr", True)] = AcrSettings()
+    sfc: Annotated[SfcSettings, If("objectives.sfc", True)] = SfcSettings()
     train_cls: TrainSettings = TrainSettings()
     cam: CamSettings = CamSettings()
     refine: RefineSettings = RefineSettings()
@@ -54,69 +56,53 @@ class Config(Section):
             raise ConfigError("output.dir is not set")
         return self.output.dir
 
-    def _without_effect(self) -> list[str]:
-        """Sections and keys of parts that are off."""
-        idle = [name for name, on in self.objectives if not on]
-        if not self.sfc.draws:
-            idle.append("sfc.blank_slots")
-        if not self.sfc.compares_maps:
-            idle += ["sfc.ramp", "sfc.background_over", "sfc.distribution_weights", "sfc.extra"]
-        elif not self.sfc.distribution_weights:
-            idle.append("sfc.extra")
-        if self.cam.source != "class_token_gradient":
-            idle += ["cam.map_function", "cam.start_layer"]
-        if self.cam.propagate != "attention":
-            idle += ["cam.attention_layers", "cam.attention_steps", "cam.attention_normalize"]
-        if self.cam.propagate != "features":
-            idle += ["cam.walk_radius", "cam.walk_power", "cam.walk_steps"]
-        if not self.cam.border:
-            idle += ["cam.border_power", "cam.border_steps"]
-            if self.cam.propagate != "features":
-                idle.append("cam.walk_levels")
-        if self.cam.calibration == "none":
-            idle += ["refine.prototype_share", "refine.background_map", "cam.correlation_steps"]
-            idle += ["cam.background_over", "cam.seed_background"]
-        if self.refine.background != "from-split":
-            idle.append("refine.background_split")
-        if self.refine.background not in ("auto", "from-split"):
-            idle.append("refine.background_images")
-        idle.append("refine.normalize" if self.refine.merge_with else "refine.merge_with")
-        if self.labels.undecided != "scores":
-            idle += ["labels.low", "labels.high"]
-        if self.refine.kernel == "none":
-            idle += ["refine.kernel_iterations", "refine.kernel_guide", "refine.kernel_sigma_floor"]
-        if not self.classifier.trunk:
-            idle += ["classifier.trunk_args", "classifier.trunk_weights"]
-        return idle
+    def why_idle(self, path: str) -> str:
+        """Why a key (`"refine.crf_iterations"`) has no effect beside the others; empty if it has one."""
+        name, _, key = path.partition(".")
+        section: Section = getattr(self, name)
+        fields = (type(self).model_fields[name], type(section).model_fields[key])
+        reasons = (condition.why_not(self) for field in fields for condition in conditions_of(field))
+        return next(filter(None, reasons), "")
+
+    def idle(self) -> dict[str, str]:
+        """The keys that have no effect beside the others, and why."""
+        paths = [f"{name}.{key}" for name, section in self for key in type(section).model_fields]
+        return {path: reason for path in paths if (reason := self.why_idle(path))}
+
+    def in_vain(self) -> list[str]:
+        """A line for each key that somebody set, as it is not the default, and that has no effect."""
+        lines = []
+        for path, reason in self.idle().items():
+            name, _, key = path.partition(".")
+            section: Section = getattr(self, name)
+            value = getattr(section, key)
+            if value != getattr(type(section)(), key):
+                lines.append(f"{path} = {toml_value(value)} has no effect because {reason}")
+        return lines
 
     def pick(self, paths: Iterable[str], without: Iterable[str] = ()) -> dict[str, Any]:
         """The named sections or keys (`"refine"`, `"run.seed"`), less the keys `without`, as plain data.
 
-        Settings of a part that is off are left out: they change nothing.
+        Keys that have no effect are left out, and so is an empty list of files. A file is stated without its path, a
+        list of files by their number.
         """
-        everything = self.model_dump(mode="json")
-        for path in self._without_effect():
-            section, _, key = path.partition(".")
-            if key:
-                everything[section].pop(key, None)
-            else:
-                everything[section] = {}
-        for path in without:
-            section, key = path.split(".")
-            everything[section].pop(key, None)
-        for section, settings in everything.items():
-            everything[section] = {key: _without_place(key, value) for key, value in settings.items()}
+        everything, left_out = self.model_dump(mode="json"), {*without, *self.idle()}
+        for name, settings in everything.items():
+            for key in FILES & settings.keys():
+                settings[key] = _nameless(settings[key])
+                if settings[key] == 0:
+                    left_out.add(f"{name}.{key}")
+            everything[name] = {key: value for key, value in settings.items() if f"{name}.{key}" not in left_out}
         picked: dict[str, Any] = {}
         for path in paths:
-            value: Any = everything
-            for part in path.split("."):
-                value = value[part]
-            picked[path] = value
+            name, _, key = path.partition(".")
+            if path not in left_out:
+                picked[path] = everything[name][key] if key else everything[name]
         return picked
 
 
-def _without_place(key: str, value: Any) -> Any:
-    """A setting that names files as what counts of it here: whether, or how many; their contents are in the data."""
-    if key not in FILES or value in ("pretrained", "none"):
-        return value
-    return len(value) if isinstance(value, list) else "file"
+def _nameless(files: Any) -> Any:
+    """A setting that names files, without their paths: their number, or that there is one."""
+    if isinstance(files, list):
+        return len(files)
+    return files if files in ("pretrained", "none") else "file"

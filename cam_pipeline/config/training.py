@@ -14,21 +14,21 @@ class TrainSettings(Section):
     batch_size: int = Field(16, ge=1, le=1_000_000, description="images per optimiser step, in total")
     crop: int = Field(256, ge=16, le=16_384, description="side of the square training crop in pixels")
     scale: tuple[Scale, Scale] = Field(
-        (0.9, 1.6), description="the longer image side is resized to this many crops, drawn evenly from the range"
+        (0.9, 1.6), description="the longer image side is resized to this many crop sides, drawn evenly from the range"
     )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser")
     lr: float = Field(0.01, gt=0, description="learning rate of the backbone")
-    head_lr_factor: float = Field(10.0, gt=0, description="the new layers learn this many times faster")
+    head_lr_factor: float = Field(10.0, gt=0, description="multiplies the learning rate of new layers")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum; beta1 of AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay of weights with two or more dimensions")
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of all steps with a linearly rising learning rate")
-    poly_power: float = Field(0.9, ge=0, description="learning rate falls as (1 - step / steps) to this power")
+    warmup: float = Field(0.0, ge=0, lt=1, description="linear warm-up of the learning rate, as a share of all steps")
+    poly_power: float = Field(0.9, ge=0, description="the learning rate falls as (1 - step / steps) to this power")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
     checkpoint_seconds: float = Field(
         60.0,
         ge=0,
         allow_inf_nan=True,
-        description="time between checkpoints; one is always written at the end of an epoch",
+        description="seconds between checkpoints; one is always written at the end of an epoch",
     )
 
     @model_validator(mode="after")

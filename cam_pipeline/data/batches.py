@@ -1,20 +1,23 @@
-"""Batches for training and for prediction; what a batch holds never depends on how many processes load it."""
+"""Batches for training and for prediction. Their content never depends on the number of loading processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from cam_pipeline.data.sfc import ImageBank, Key
+from cam_pipeline.data.views import Key
+
+MoreViews = Callable[[Iterator[list[Key]], int], Iterator[list[Key]]]
+"""Takes the views of all steps, and a step to start with. Gives what that step and each later one shows beside them."""
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of (epoch, index) from step `start` on: each epoch is a new permutation, drawn from (seed, epoch).
+    """Batches of (epoch, index) from step `start` on. Each epoch is a new permutation, drawn from (seed, epoch).
 
-    Every batch is full; the rest of a permutation that fills no batch is left out (all of it, where the data set
-    is smaller than one batch, makes a batch). Of `processes` that share the work, the one numbered `rank` gets its
-    part of each batch: together they see what one alone would see. Views that a `bank` draws come behind a batch.
+    Every batch is full. The last images of a permutation are left out if they do not fill a batch; a data set smaller
+    than one batch is one batch. If several `processes` share the work, the one numbered `rank` gets its part of each
+    batch: together they see what one process alone would see. The views of each of `more` come behind the batch.
     """
 
     def __init__(
@@ -27,34 +30,35 @@ class EpochBatches(Sampler[list[Key]]):
         *,
         rank: int = 0,
         processes: int = 1,
-        bank: ImageBank | None = None,
+        more: Sequence[MoreViews] = (),
     ) -> None:
-        self.count, self.epochs, self.seed, self.start = count, epochs, seed, start
-        self.rank, self.processes, self.bank = rank, processes, bank
+        self.count, self.seed, self.start = count, seed, start
+        self.rank, self.processes, self.more = rank, processes, more
         self.batch_size = min(batch_size, count)
         self.steps_per_epoch = count // self.batch_size
+        self.steps = self.steps_per_epoch * epochs
 
     def __len__(self) -> int:
-        return self.steps_per_epoch * self.epochs - self.start
+        return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[Key]]:
-        if self.bank:
-            self.bank.clear()
-        for step in range(0 if self.bank else self.start, self.steps_per_epoch * self.epochs):
+        added = [more(self._views(0), self.start) for more in self.more]
+        share = self.batch_size // self.processes
+        for views, *others in zip(self._views(self.start), *added, strict=True):
+            again = [key for other in others for key in other]
+            yield views[self.rank * share : (self.rank + 1) * share] + again[self.rank :: self.processes]
+
+    def _views(self, first: int) -> Iterator[list[Key]]:
+        """The views of all processes in each step, from step `first` on."""
+        for step in range(first, self.steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
-            if batch == 0 or step == self.start:
+            if batch == 0 or step == first:
                 order = np.random.default_rng([self.seed, epoch]).permutation(self.count).tolist()
-            views = [(epoch, index) for index in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
-            if self.bank:
-                self.bank.update(views)
-            if step >= self.start:
-                share = self.batch_size // self.processes
-                again = self.bank.draw(step) if self.bank else []
-                yield views[self.rank * share : (self.rank + 1) * share] + again[self.rank :: self.processes]
+            yield [(epoch, index) for index in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
 
 
 def same_size_batches(keys: Sequence[Any], batch_size: int) -> list[list[int]]:
-    """Indices cut into batches whose `keys` are equal, ordered by key and then by index."""
+    """Indices in batches of equal `keys`, ordered by key and then by index."""
     order = sorted(range(len(keys)), key=lambda index: (keys[index], index))
     batches: list[list[int]] = []
     for index in order:

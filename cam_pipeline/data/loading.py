@@ -1,4 +1,4 @@
-"""Batches loaded by worker processes, which end with whoever waits for them."""
+"""Batches loaded by worker processes. The workers end with the process that waits for them."""
 
 import atexit
 import weakref
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class _Reporting(Dataset[Any]):
-    """Gives a user's mistake in place of the items: raised in a worker, its one line would end in a traceback."""
+    """Returns a user's mistake in place of the items. Raised in a worker, it would come with a traceback."""
 
     def __init__(self, items: Dataset[Any]) -> None:
         self.items = items
@@ -43,13 +43,13 @@ _unfinished: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
 
 @atexit.register
 def _end_workers() -> None:
-    """Close what an error left open: at exit, multiprocessing would wait for workers, which ignore its SIGTERM."""
+    """Close loadings that an error left open. At exit, multiprocessing would wait for workers that ignore SIGTERM."""
     for batches in list(_unfinished):
         batches.close()
 
 
 def _load(items: Dataset[Any], batches: Iterable[Any], workers: int, device: torch.device) -> Iterator[Any]:
-    """The collated batches of keys, loaded by processes that end with the iterator, or with this process."""
+    """The items of each batch of keys, collated. The processes that load them end with the iterator or this process."""
     loading = _loading(items, batches, workers, device)
     _unfinished.add(loading)
     return loading
@@ -64,10 +64,10 @@ def _loading(
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=ignore_in_worker,
-        generator=torch.Generator(),  # its own, so that torch's global random state stays untouched
-        pin_memory=device.type == "cuda",  # without need it would take memory of a GPU that others use
+        generator=torch.Generator(),  # its own: torch's global random state stays untouched
+        pin_memory=device.type == "cuda",  # on another device it would take memory of a GPU that others use
     )
-    with child_handler_kept():  # torch's own raises wherever this process is, not here where the batch is missed
+    with child_handler_kept():  # torch's own raises wherever this process is, not here
         iterator = iter(loader)
     processes = list(getattr(iterator, "_workers", ()))
     try:
@@ -81,11 +81,11 @@ def _loading(
 
 
 def _next_batch(iterator: Iterator[Any]) -> Any:
-    """The next batch, None at the end. Raises WorkerLost when a process that loads is gone."""
+    """The next batch, None at the end. Raises WorkerLost if a loading process is gone."""
     try:
         return next(iterator, None)
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # The other two come when it ends while it hands over a batch. What an item raises has another text.
+        # A worker that ends while it hands over a batch raises the other two. Errors of items have another text.
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
             raise
         raise WorkerLost(
@@ -95,7 +95,7 @@ def _next_batch(iterator: Iterator[Any]) -> Any:
 
 
 def _kill(processes: Sequence[BaseProcess]) -> None:
-    """End what is left of the workers, which ignore SIGTERM and may wait for ever for one that is gone."""
+    """Kill the workers that are left: they ignore SIGTERM and may wait for ever for one that is gone."""
     with child_handler_kept():
         for process in processes:
             if process.is_alive():
@@ -106,9 +106,9 @@ def _kill(processes: Sequence[BaseProcess]) -> None:
 def training_batches(
     views: TrainingViews, batches: EpochBatches, workers: int, device: torch.device = CPU
 ) -> Iterator[dict[str, Any]]:
-    """The views of `batches`, collated, on the CPU; they can be brought to `device` fast.
+    """The views of `batches`, collated, on the CPU, in memory from which a copy to `device` is fast.
 
-    Raises DataError for an image or mask that can not be read, WorkerLost when a process that loads is gone.
+    Raises DataError for an image or mask that cannot be read, WorkerLost if a loading process is gone.
     """
     return _load(views, batches, workers, device)
 

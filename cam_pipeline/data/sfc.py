@@ -1,45 +1,48 @@
-"""SFC's image bank: in every step some images are seen again, drawn evenly over classes instead of over images.
+"""SFC's image bank: every step shows some images again, drawn evenly over classes instead of over images.
 
-What is drawn is the very view that last showed a class. As views follow from (seed, epoch, image), the bank holds which
-view it was, not its pixels, and needs no place in a checkpoint (docs/decisions/0007).
+The bank draws exactly the view that last showed a class. A view follows from (seed, epoch, image), so the bank keeps
+the view's key, not its pixels, and a checkpoint need not hold it (docs/decisions/0007).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-Key = tuple[int, int]
-BLANK = -1
-"""In place of an image's index: an empty view, which shows no class."""
+from cam_pipeline.data.views import BLANK, Key
 
 
+@dataclass(frozen=True)
 class ImageBank:
-    """One slot for each class: the view (epoch, index) that last showed it. `class_ids` are 1-based, of every image.
+    """One slot for each class: the view that last showed it. Every step draws `draws` slots, with replacement.
 
-    With `blank`, slots that were never written can be drawn, as in the released code: an empty view without labels.
+    `class_ids` holds the 1-based classes of every image. With `blank`, empty slots can be drawn too, as in the released
+    code: they give an empty view without labels.
     """
 
-    def __init__(
-        self, class_ids: Sequence[tuple[int, ...]], num_classes: int, draws: int, seed: int, blank: bool = False
-    ) -> None:
-        self.class_ids, self.num_classes, self.draws, self.seed, self.blank = class_ids, num_classes, draws, seed, blank
-        self.slots: dict[int, Key] = {}
+    class_ids: Sequence[tuple[int, ...]]
+    num_classes: int
+    draws: int
+    seed: int
+    blank: bool = False
 
-    def clear(self) -> None:
-        """As before the first step."""
-        self.slots.clear()
+    def __call__(self, steps: Iterator[list[Key]], start: int = 0) -> Iterator[list[Key]]:
+        """The views drawn in each step from `start` on. `steps` has the views of every step, from the first one."""
+        slots: dict[int, Key] = {}
+        for step, views in enumerate(steps):
+            slots |= self.shown(views)
+            if step >= start:
+                yield self.draw(slots, step)
 
-    def update(self, views: Sequence[Key]) -> None:
-        """Write every view into the slots of all classes it shows; later ones win."""
-        for view in views:
-            for class_id in self.class_ids[view[1]]:
-                self.slots[class_id] = view
+    def shown(self, views: Sequence[Key]) -> dict[int, Key]:
+        """The last of the views that shows each class."""
+        return {class_id: view for view in views for class_id in self.class_ids[view[1]]}
 
-    def draw(self, step: int) -> list[Key]:
-        """`draws` views, slots drawn evenly and with replacement from (seed, step); none while no slot is written."""
+    def draw(self, slots: Mapping[int, Key], step: int) -> list[Key]:
+        """Views from evenly drawn slots; they follow from (seed, step). None while all slots are empty."""
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(step,)))
         if self.blank:
             drawn = rng.integers(1, self.num_classes + 1, self.draws)
-            return [self.slots.get(int(class_id), (0, BLANK)) for class_id in drawn]
-        written = sorted(self.slots)
-        return [self.slots[written[number]] for number in rng.integers(0, len(written), self.draws)] if written else []
+            return [slots.get(int(class_id), (0, BLANK)) for class_id in drawn]
+        written = sorted(slots)
+        return [slots[written[number]] for number in rng.integers(0, len(written), self.draws)] if written else []

@@ -1,4 +1,4 @@
-"""What networks see of an image: random views for training, whole cells for prediction."""
+"""Images as networks see them: random views for training, whole cells for prediction."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,17 +11,21 @@ from torch.utils.data import Dataset
 from cam_pipeline.data.augment import random_view, transforms
 from cam_pipeline.data.grid import resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_image
-from cam_pipeline.data.sfc import BLANK, Key
 from cam_pipeline.data.table import Sample
 
+Key = tuple[int, int]
+"""Names a view: (epoch, index)."""
+BLANK = -1
+"""Stands in the place of an image's index for an empty view, which shows no class."""
 ReadMask = Callable[[int], UInt8]
 
 
 class TrainingViews(Dataset[dict[str, Any]]):
-    """Random views. An item is asked for by (epoch, index), and depends on (seed, epoch, index) alone.
+    """Random views. An item is asked for by (epoch, index) and depends on (seed, epoch, index) alone.
 
-    Items: `image` (3, crop, crop) uint8, `index` int, `box` (4,) the part that shows the image (top, left, bottom,
-    right) and, where `read_mask` is given, `mask` (crop, crop) uint8. The index BLANK has an empty view and no mask.
+    Items: `image` (3, crop, crop) uint8, `index` int and `box` (4,), the part that shows the image (top, left, bottom,
+    right). With `labels` (N, C), also `labels` (C,); with `read_mask`, also `mask` (crop, crop) uint8. The index BLANK
+    gives an empty view with labels of 0 and without a mask.
     """
 
     def __init__(
@@ -32,10 +36,11 @@ class TrainingViews(Dataset[dict[str, Any]]):
         scale: tuple[float, float],
         fill: tuple[int, int, int],
         seed: int,
+        labels: Tensor | None = None,
         read_mask: ReadMask | None = None,
     ) -> None:
         transforms()  # imported here once, not in every process that loads images
-        self.samples, self.read_mask = samples, read_mask
+        self.samples, self.labels, self.read_mask = samples, labels, read_mask
         self.crop, self.scale, self.fill, self.seed = crop, scale, fill, seed
 
     def __len__(self) -> int:
@@ -44,13 +49,22 @@ class TrainingViews(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = key
         if index == BLANK:
-            empty = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None].repeat(1, self.crop, self.crop)
-            return {"image": empty, "index": BLANK, "box": torch.zeros(4, dtype=torch.int64)}
+            return self._blank()
         image = to_tensor(sample_image(self.samples[index]))
         mask = None if self.read_mask is None else torch.from_numpy(np.array(self.read_mask(index)))
         rng = np.random.default_rng([self.seed, epoch, index])
         view, mask, box = random_view(image, mask, self.crop, self.scale, self.fill, rng)
-        return {"image": view, "index": index, "box": box} | ({} if mask is None else {"mask": mask})
+        item = {"image": view, "index": index, "box": box}
+        if self.labels is not None:
+            item["labels"] = self.labels[index]
+        if mask is not None:
+            item["mask"] = mask
+        return item
+
+    def _blank(self) -> dict[str, Any]:
+        empty = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None].repeat(1, self.crop, self.crop)
+        item = {"image": empty, "index": BLANK, "box": torch.zeros(4, dtype=torch.int64)}
+        return item if self.labels is None else item | {"labels": torch.zeros_like(self.labels[0])}
 
 
 class GridImages(Dataset[Tensor]):

@@ -1,10 +1,10 @@
-"""Look at the attention of a vision transformer while it works: the public attention tap.
+"""Read the attention of a vision transformer during a forward pass.
 
     with AttentionTap(network) as tap:
         network(images)
     first, *others = tap.take()     # (B, N, N) for each block, averaged over heads
 
-Only the blocks that are looked at leave their fused attention, and they are put back afterwards.
+Only the blocks that are read compute attention unfused, and they are put back afterwards.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,21 +20,20 @@ AttentionHook = Callable[[int, Tensor], Tensor | None]
 
 
 class NoAttention(ValueError):
-    """The network has no blocks whose attention between all tokens could be seen."""
+    """The network has no blocks with attention between all tokens."""
 
 
 def attention_modules(network: nn.Module) -> list[nn.Module]:
-    """The attention of every block of a timm ViT, in order; `network` is the ViT or has it as `backbone`.
+    """The attention module of every block of a timm ViT, in order; `network` is the ViT or has it as `backbone`.
 
-    Raises NoAttention for a network without, such as a CNN or a Swin: their attention, if any, is not between all
-    tokens.
+    Raises NoAttention for other networks, such as a CNN or a Swin, whose attention is not between all tokens.
     """
     backbone: Any = getattr(network, "backbone", network)
     blocks: list[Any] = [getattr(block, "attn", None) for block in getattr(backbone, "blocks", ())]
     found: list[nn.Module] = [
         module for module in blocks if hasattr(module, "fused_attn") and hasattr(module, "attn_drop")
     ]
-    # Attention without a fused form mixes heads after the softmax (CaiT); that with a temperature is over channels.
+    # Attention without a fused form mixes heads after the softmax (CaiT); a temperature means attention over channels.
     other = len(found) != len(blocks) or any(
         hasattr(module, name) for module in found for name in ("temperature", "lambda_q1")
     )
@@ -44,9 +43,9 @@ def attention_modules(network: nn.Module) -> list[nn.Module]:
 
 
 def block_indices(count: int, chosen: Sequence[int]) -> list[int]:
-    """Indices of `chosen` blocks of `count`, sorted; negative ones count from the end; none chosen: all.
+    """Sorted indices of the `chosen` among `count` blocks; negative numbers count from the end, none chosen: all.
 
-    Raises ValueError for a block that is not there.
+    Raises ValueError for a number out of range.
     """
     for index in chosen:
         if not -count <= index < count:
@@ -56,10 +55,10 @@ def block_indices(count: int, chosen: Sequence[int]) -> list[int]:
 
 @contextmanager
 def attention_hooked(network: nn.Module, blocks: Sequence[int], hook: AttentionHook) -> Iterator[None]:
-    """Inside, `hook(block, attention)` sees the softmax (B, heads, N, N) of each of `blocks` as it is computed.
+    """Inside, `hook(block, attention)` gets the softmax (B, heads, N, N) of each of `blocks` as it is computed.
 
-    What the hook returns, unless None, takes its place. On leaving, hooks and fused attention are as they were.
-    Raises NoAttention, and ValueError for a block that is not there.
+    A tensor that the hook returns replaces it. On leaving, hooks and fused attention are as they were. Raises
+    NoAttention, and ValueError for a block that is not there.
     """
     modules: list[Any] = attention_modules(network)
     chosen = block_indices(len(modules), blocks)
@@ -83,15 +82,16 @@ def attention_hooked(network: nn.Module, blocks: Sequence[int], hook: AttentionH
 
 @torch.no_grad()
 def attend_to_similar(network: nn.Module, strength: float) -> None:
-    """Let queries and keys of every head start as one random projection: tokens then attend to those like them.
+    """Initialise queries and keys of every head as one random projection, so that tokens attend to similar tokens.
 
     The product of the two weights is `strength` times a projection onto the head's share of the dimensions; biases
-    stay. Prefix tokens start from zero, and so attend to everything alike: else they would attend to themselves, and
-    learn nothing. A variant of the mimetic initialisation of Trockman and Kolter 2023 (arXiv 2305.09828), whose product
-    is the identity plus noise. Raises NoAttention, also for blocks without a common layer for queries, keys and values.
+    stay. Prefix tokens start at zero, so they attend uniformly; otherwise they attend to themselves and never learn.
+    A variant of the mimetic initialisation of Trockman and Kolter 2023 (arXiv 2305.09828), whose product is the
+    identity plus noise. Raises NoAttention, also for blocks without a common layer for queries, keys and values.
     """
     for attention in attention_modules(network):
-        joint, heads = getattr(attention, "qkv", None), int(attention.num_heads)  # type: ignore[arg-type]
+        joint = getattr(attention, "qkv", None)
+        heads = int(attention.num_heads)  # type: ignore[arg-type]
         if not isinstance(joint, nn.Linear) or joint.out_features % (3 * heads):
             raise NoAttention("its blocks have no common layer for queries, keys and values")
         side = joint.out_features // (3 * heads)
@@ -103,7 +103,8 @@ def attend_to_similar(network: nn.Module, strength: float) -> None:
     for name in ("cls_token", "dist_token", "reg_token"):
         if isinstance(getattr(backbone, name, None), nn.Parameter):
             getattr(backbone, name).zero_()
-    positions, patches = getattr(backbone, "pos_embed", None), backbone.patch_embed.num_patches
+    positions = getattr(backbone, "pos_embed", None)
+    patches = backbone.patch_embed.num_patches
     if isinstance(positions, nn.Parameter) and positions.shape[1] > patches:
         positions[:, : backbone.num_prefix_tokens] = 0
 
@@ -111,14 +112,15 @@ def attend_to_similar(network: nn.Module, strength: float) -> None:
 class AttentionTap:
     """Collects the attention of each forward pass made inside `with`.
 
-    `blocks` chooses some (negative: from the end; empty: all); maps are (B, N, N), averaged over heads as soon as they
-    are there, or with `heads=True` (B, heads, N, N). N counts the prefix tokens first, then the patches row by row.
-    Rows sum to 1; dropout of attention is not in them. Gradients flow through them if the forward pass records any.
+    `blocks` chooses some (negative: from the end; empty: all). Maps are (B, N, N), averaged over heads at once, or
+    (B, heads, N, N) with `heads=True`. The N tokens are the prefix tokens, then the patches row by row. Rows sum to 1,
+    as attention dropout comes later. Gradients flow through the maps if the forward pass records any.
     """
 
     def __init__(self, network: nn.Module, blocks: Sequence[int] = (), *, heads: bool = False) -> None:
         self.blocks = block_indices(len(attention_modules(network)), blocks)
-        self._network, self._heads = network, heads
+        self._network = network
+        self._heads = heads
         self._maps: dict[int, Tensor] = {}
         self._open: AbstractContextManager[None] | None = None
 
@@ -133,12 +135,13 @@ class AttentionTap:
         self._open = None
 
     def take(self) -> list[Tensor]:
-        """The maps of the last forward pass, a tensor for each of `blocks`; they are then forgotten here.
+        """The maps of the last forward pass, a tensor for each of `blocks`; the tap then forgets them.
 
-        Raises RuntimeError when there was no complete forward pass since the last call: maps are never those of
+        Raises RuntimeError if no forward pass was completed since the last call, so that maps are never those of
         another input.
         """
-        maps, self._maps = self._maps, {}
+        maps = self._maps
+        self._maps = {}
         if list(maps) != self.blocks:
             raise RuntimeError("no forward pass since the attention was last taken")
         return list(maps.values())
@@ -150,9 +153,9 @@ class AttentionTap:
 
 
 class Affinity:
-    """The mean over some blocks of head-averaged attention between patches (B, N, N), kept as one tensor.
+    """Mean over some blocks of the head-averaged attention between patches: (B, N, N), filled by `see`.
 
-    It is filled by `see`. Row i says from which patches patch i gathers; rows sum to at most 1.
+    Row i holds the weights with which patch i gathers from all patches; it sums to at most 1.
     """
 
     def __init__(self, prefix_tokens: int) -> None:
@@ -170,7 +173,7 @@ class Affinity:
 
     @property
     def mean(self) -> Tensor:
-        """The mean so far. Raises RuntimeError before any block was seen."""
+        """The mean so far. Raises RuntimeError if no block was seen."""
         if self._sum is None:
             raise RuntimeError("no forward pass was seen")
         return self._sum / self._blocks

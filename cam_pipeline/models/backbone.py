@@ -22,11 +22,15 @@ logger = logging.getLogger(__name__)
 
 
 class UnknownArgument(ConfigError):
-    """timm's model does not take one of the arguments given."""
+    """The timm model does not take one of these arguments."""
 
 
 def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """`timm.create_model` with `weights` "pretrained" or anything else (then without). Errors name what to do."""
+    """A timm model, with timm's weights if `weights` is "pretrained", else with random ones.
+
+    Raises UnknownArgument, ConfigError for a model that cannot be built, and WeightsError for weights that cannot be
+    loaded.
+    """
     import timm
 
     check_name(name)
@@ -42,22 +46,22 @@ def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Mod
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         if weights != "pretrained":
-            raise ConfigError(f"timm model '{name}' can not be built: {error}") from error
+            raise ConfigError(f"timm model '{name}' cannot be built: {error}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"the pretrained weights of '{name}' can not be had ({reason}); "
+            f"the pretrained weights of '{name}' cannot be loaded ({reason}); "
             "connect to the network once, or set weights to a file, or to 'none' to start from random weights"
         ) from error
 
 
-@cache  # a network is created anew until its arguments suit it
+@cache  # once, though a network is created again until its arguments suit it
 def _announce(name: str) -> None:
     logger.info("weights of '%s': from timm's hub, or its copy here (takes a minute without a network)", name)
 
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Inside, the hub's library does not report each of its attempts: what they come to is said in one line."""
+    """Inside, the hub's library does not log each of its attempts; the caller reports the outcome in one line."""
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
     levels = [one.level for one in loggers]
     for one in loggers:
@@ -70,7 +74,7 @@ def _quiet_hub() -> Iterator[None]:
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError, with names that are near, unless timm has a model of this name. Nothing is built."""
+    """Raise ConfigError, with similar names, unless timm has a model of this name. Nothing is built."""
     import timm
 
     if not timm.is_model(name.split(".")[0]):
@@ -79,7 +83,10 @@ def check_name(name: str) -> None:
 
 
 def bring_to_stride(network: nn.Module, name: str, stride: int) -> int:
-    """The stride that a backbone has after it was brought to `stride`; 0 or its own: as it is. Raises ConfigError."""
+    """Bring a backbone to `stride` (0: keep its own) and return the stride it has.
+
+    Raises ConfigError for a stride out of reach, and for a backbone bound to one image size.
+    """
     try:
         own_stride = _stride_of(network)
     except ValueError as error:
@@ -94,7 +101,7 @@ def bring_to_stride(network: nn.Module, name: str, stride: int) -> int:
 
 
 def create_for_any_size(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
-    """Create a timm model that takes images of any size: ViT and Swin families must be asked to."""
+    """Create a timm model that takes images of any size; the ViT and Swin families need an argument for that."""
     try:
         for switch in ({"dynamic_img_size": True}, {"strict_img_size": False}):
             try:
@@ -104,12 +111,12 @@ def create_for_any_size(name: str, weights: str, arguments: dict[str, Any]) -> n
         return create_timm(name, weights, arguments)
     except AssertionError as error:
         reason = str(error) or "one of classifier.backbone_args does not suit it"
-        raise ConfigError(f"timm model '{name}' can not be built: {reason}") from error
+        raise ConfigError(f"timm model '{name}' cannot be built: {reason}") from error
 
 
 @torch.no_grad()
 def _stride_of(backbone: nn.Module) -> int:
-    """Input pixels per feature cell: as the patch embedding says, else from a trial input.
+    """Input pixels per feature cell, from the patch embedding or else from a trial input.
 
     Raises ValueError for a backbone bound to one image size, or one that does not cut an image into whole cells.
     """

@@ -1,4 +1,4 @@
-"""One adapter over every timm backbone: feature map, image logits, and the number of prefix tokens."""
+"""Classifier over any timm backbone: images in, feature map and image logits out."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ from cam_pipeline.models.weights import load_backbone
 
 
 class ClassifierOutput(NamedTuple):
-    """`features` (B, D, h, w); `logits` (B, C), before the sigmoid."""
+    """`features` (B, D, h, w) and `logits` (B, C), before the sigmoid."""
 
     features: Tensor
     logits: Tensor
@@ -27,10 +27,11 @@ class ClassifierOutput(NamedTuple):
 class Classifier(PretrainedHalf):
     """A timm backbone with a linear classifier on its average-pooled feature map, or on its class token.
 
-    `head.weight` is (C, D); a class's activation map is its row applied to every cell, so with `pooling` "patches"
-    logits are the maps' means; with "class_token" they are read from the class token after the last norm.
-    `prefix_tokens` is the number of non-patch tokens of a transformer, 0 for a CNN; `stride` input pixels per cell;
-    `offset` by how many cells their centres lie right of and below an even division of the image (`cell_offset`).
+    `head.weight` is (C, D); a class's activation map is its row applied to every cell. With `pooling` "patches" logits
+    are the means of these maps; with "class_token" they are read from the class token after the last norm.
+    `prefix_tokens`: number of tokens before the patches of a transformer, 0 for a CNN. `stride`: input pixels per cell.
+    `offset`: distance in cells by which the cells' centres lie right of and below an even division of the image
+    (`models.stride.cell_offset`).
     """
 
     trunk_lr_factor = 1.0
@@ -52,7 +53,7 @@ class Classifier(PretrainedHalf):
         self.calibration: CalibrationHead | None = None
 
     def add_calibration(self, sides: bool = True, comparison: bool = True) -> None:
-        """Give the classifier layers to learn (objective SFC). Raises ConfigError where there can be none."""
+        """Add the layers that objective SFC learns. Raises ConfigError if the backbone's stages are not known."""
         try:
             levels = feature_levels(self.backbone)
         except NoLevels as error:
@@ -70,7 +71,7 @@ class Classifier(PretrainedHalf):
             yield parameter, factor * (self.trunk_lr_factor if id(parameter) in of_trunk else 1.0)
 
     def train(self, mode: bool = True) -> Self:
-        """As `PretrainedHalf.train`; a trunk that does not learn works as in evaluation."""
+        """As `PretrainedHalf.train`; a trunk that does not learn stays in evaluation mode."""
         super().train(mode)
         trunk = trunk_of(self.backbone)
         if trunk is not None and self.trunk_lr_factor == 0:
@@ -106,17 +107,20 @@ def build_classifier(
 ) -> Classifier:
     """Build a classifier over the timm model `backbone`; arguments as in `config.ClassifierSettings`.
 
-    With a `trunk` the backbone is a ViT that takes the trunk's feature map for its patches; `stride` is the trunk's.
+    With a `trunk` the backbone is a ViT whose patches are the cells of the trunk's feature map; `stride` is the
+    trunk's.
 
-    Raises ConfigError for a backbone that is unknown or bound to one image size, for a stride out of reach, and where
-    there is no class token to pool; WeightsError for weights that do not fit.
+    Raises ConfigError for a backbone that is unknown or bound to one image size, for a stride out of reach, and for a
+    class token that is to be pooled but missing; WeightsError for weights that do not fit.
     """
     check_start(weights, trunk is not None, similar_attention)
+    headless = {"num_classes": 0, **(arguments or {})}
+    cnn: nn.Module | None = None
     if trunk is None:
-        cnn, network = None, create_for_any_size(backbone, weights, {"num_classes": 0, **(arguments or {})})
+        network = create_for_any_size(backbone, weights, headless)
     else:
         cnn, trunk_stride = create_trunk(trunk, stride)
-        network = create_hybrid(backbone, weights, {"num_classes": 0, **(arguments or {})}, cnn, trunk_stride)
+        network = create_hybrid(backbone, weights, headless, cnn, trunk_stride)
     if weights not in ("pretrained", "none"):
         load_backbone(network, Path(weights))
     if similar_attention:
@@ -135,16 +139,21 @@ def build_classifier(
     if trunk is not None:
         classifier.new_transformer = weights == "none"
     if trunk_lr_factor != 1:
-        inside = trunk_of(network)
-        if inside is None:
-            raise ConfigError(f"classifier.trunk_lr_factor: '{backbone}' has no trunk; write 1")
-        classifier.trunk_lr_factor = trunk_lr_factor
-        inside.requires_grad_(trunk_lr_factor > 0)
+        _scale_trunk_lr(classifier, backbone, trunk_lr_factor)
     return classifier
 
 
+def _scale_trunk_lr(classifier: Classifier, name: str, factor: float) -> None:
+    """Multiply the trunk's learning rate by `factor`; 0 freezes it. Raises ConfigError if there is no trunk."""
+    trunk = trunk_of(classifier.backbone)
+    if trunk is None:
+        raise ConfigError(f"classifier.trunk_lr_factor: '{name}' has no trunk; write 1")
+    classifier.trunk_lr_factor = factor
+    trunk.requires_grad_(factor > 0)
+
+
 def check_start(weights: str, hybrid: bool, similar_attention: float) -> None:
-    """Raise ConfigError for weights that the backbone can not start from; `hybrid`: it has a trunk."""
+    """Raise ConfigError for weights that the backbone cannot start from; `hybrid`: it has a trunk."""
     if hybrid and weights == "pretrained":
         raise ConfigError("classifier.weights: timm has no weights for a ViT with a trunk; write 'none', or a file")
     if similar_attention and weights != "none":

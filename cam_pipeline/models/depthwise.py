@@ -7,9 +7,9 @@ from torch import Tensor, nn
 def keep_depthwise_in_float32(network: nn.Module) -> None:
     """Let depthwise convolutions with a stride or dilation compute in float32 while training under autocast.
 
-    On the CPU their bfloat16 backward pass takes three to five times as long as the float32 one (measured with oneDNN
-    as of torch 2.13), a third of a MobileNetV2's training step. What comes out has the type that came in. Without
-    gradients, without autocast and for other convolutions nothing changes. Calling it twice is the same as once.
+    On the CPU their bfloat16 backward pass takes three to five times as long as the float32 one (oneDNN of torch 2.13):
+    a third of a MobileNetV2's training step. Outputs have the dtype of the inputs. Nothing changes without gradients,
+    without autocast and for other convolutions. A second call has no effect.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and _is_slow(module) and not isinstance(module, _InFloat32):
@@ -23,7 +23,7 @@ def _is_slow(convolution: nn.Conv2d) -> bool:
 
 
 class _InFloat32(nn.Module):
-    """Stands before the class of a convolution."""
+    """Mixed in before the class of a convolution."""
 
     def forward(self, images: Tensor) -> Tensor:
         convolved: Tensor

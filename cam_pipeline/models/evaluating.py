@@ -1,4 +1,4 @@
-"""Networks in evaluation mode for a while."""
+"""Evaluation mode for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from torch import nn
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, all of `network` is in evaluation mode; afterwards every module of it is in the mode it came in.
+    """Inside, all of `network` is in evaluation mode; afterwards every module is back in its own mode.
 
-    BatchNorm so learns no statistics from what is only looked at, and dropout takes nothing away.
+    So BatchNorm learns no statistics from images that are only looked at, and dropout removes nothing.
     """
-    came = [(module, module.training) for module in network.modules()]
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         yield
     finally:
-        for module, training in came:
+        for module, training in modes:
             module.training = training

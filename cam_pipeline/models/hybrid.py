@@ -1,4 +1,4 @@
-"""A hybrid vision transformer: the feature map of a CNN, its trunk, gives the tokens."""
+"""Hybrid vision transformers: the tokens are the cells of the feature map of a CNN, the trunk."""
 
 import copy
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from cam_pipeline.models.weights import load_backbone
 
 @dataclass(frozen=True)
 class Trunk:
-    """Which CNN: a timm model by `name`, its `arguments` and `weights` ("pretrained", "none" or a file)."""
+    """Settings of a trunk: `name` of a timm CNN, its `arguments`, and `weights`: "pretrained", "none" or a file."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -40,9 +40,9 @@ class TrunkFeatures(nn.Module):
 
 
 def create_trunk(trunk: Trunk, stride: int) -> tuple[nn.Module, int]:
-    """The CNN with its weights, brought to `stride` unless that is 0, and the stride it has.
+    """The CNN with its weights, brought to `stride` (0: its own), and the stride it has.
 
-    Raises ConfigError and WeightsError as `build_classifier`.
+    Raises ConfigError and WeightsError like `build_classifier`.
     """
     network = create_timm(trunk.name, trunk.weights, {"num_classes": 0, **trunk.arguments})
     if trunk.weights not in ("pretrained", "none"):
@@ -59,7 +59,7 @@ def create_trunk(trunk: Trunk, stride: int) -> tuple[nn.Module, int]:
 
 
 def hybrid_arguments(trunk: nn.Module) -> dict[str, Any]:
-    """What makes a timm ViT take the trunk's features: a token is one cell of them, whatever its name says."""
+    """Arguments with which a timm ViT takes each cell of the trunk's features as a token, whatever its name says."""
     from timm.layers.hybrid_embed import HybridEmbed  # late, see models/backbone.py
 
     return {"embed_layer": partial(HybridEmbed, backbone=TrunkFeatures(trunk)), "patch_size": 1}
@@ -67,7 +67,7 @@ def hybrid_arguments(trunk: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def _stride_of_trunk(network: nn.Module, name: str) -> int:
-    """Input pixels per cell, from a trial input. Raises ConfigError for what is no CNN."""
+    """Input pixels per cell, from a trial input. Raises ConfigError for a network that is no CNN."""
     side = 256
     try:
         with evaluating(network):
@@ -88,7 +88,7 @@ def trunk_of(backbone: nn.Module) -> nn.Module | None:
 
 
 def channels_first(features: Tensor, channels: int) -> Tensor:
-    """(B, D, h, w) of features that some models give as (B, h, w, D)."""
+    """Features (B, D, h, w) with D = `channels`; some models return them as (B, h, w, D)."""
     return features if features.shape[1] == channels else features.permute(0, 3, 1, 2)
 
 
@@ -102,7 +102,7 @@ def create_hybrid(name: str, weights: str, arguments: dict[str, Any], trunk: nn.
             f"classifier.backbone: '{name}' does not take the features of a trunk, or classifier.backbone_args; "
             "take a model of timm's vision_transformer.py"
         ) from None
-    trunk.load_state_dict(own)  # timm starts every layer of a new ViT anew, those of the trunk among them
+    trunk.load_state_dict(own)  # timm initialises all layers of a new ViT, the trunk's included
     patches: Any = network.patch_embed
-    patches.feature_ratio = (stride, stride)  # timm's own is rounded where `img_size` is no multiple of it
+    patches.feature_ratio = (stride, stride)  # timm's own is rounded if `img_size` is no multiple of the stride
     return network

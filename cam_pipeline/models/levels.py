@@ -1,4 +1,4 @@
-"""Features of several depths of a backbone: where they come out, and how to read them."""
+"""Features of several depths of a backbone: which modules return them, and how to read them."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -14,7 +14,7 @@ SIDE_WIDTHS = (128, 128, 256, 256)
 
 
 class NoLevels(ValueError):
-    """The network does not say where its features of several depths are."""
+    """timm does not name the stages of this network."""
 
 
 class Level(NamedTuple):
@@ -26,10 +26,10 @@ class Level(NamedTuple):
 
 
 def feature_levels(backbone: nn.Module) -> list[Level]:
-    """Where features of (at most) four depths come out, shallow to deep.
+    """The modules that return features of (at most) four depths, shallow to deep.
 
-    Of a CNN the last four stages, of a transformer four blocks as far apart as can be, of a hybrid the last three
-    stages of its trunk and its last block. Raises NoLevels for a model of which timm does not say.
+    CNN: the last four stages. Transformer: four evenly spaced blocks, up to the last. Hybrid: the last three stages of
+    its trunk and its last block. Raises NoLevels for a model whose stages timm does not name.
     """
     trunk = trunk_of(backbone)
     if trunk is not None:
@@ -45,7 +45,7 @@ def feature_levels(backbone: nn.Module) -> list[Level]:
 def _stages(network: nn.Module) -> list[Level]:
     """The modules of timm's `feature_info`."""
     described: Any = getattr(network, "feature_info", None)
-    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"  # by its shape a map can not be told
+    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"  # a map's shape alone does not show it
     try:
         return [Level(network.get_submodule(one["module"]), int(one["num_chs"]), channels_last) for one in described]
     except (AttributeError, KeyError, TypeError) as error:
@@ -55,7 +55,7 @@ def _stages(network: nn.Module) -> list[Level]:
 
 
 class LevelTap:
-    """Keeps the features of several depths of a classifier's last forward pass.
+    """Keeps features of several depths of a classifier's last forward pass.
 
     with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
         features, logits = classifier(images)
@@ -63,7 +63,8 @@ class LevelTap:
     """
 
     def __init__(self, backbone: nn.Module, prefix_tokens: int) -> None:
-        self.levels, self.prefix_tokens = feature_levels(backbone), prefix_tokens
+        self.levels = feature_levels(backbone)
+        self.prefix_tokens = prefix_tokens
         self._seen: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -87,7 +88,10 @@ class LevelTap:
             handle.remove()
 
     def take(self, grid: Sequence[int]) -> list[Tensor]:
-        """The levels, tokens laid out on `grid` (h, w); they are forgotten. RuntimeError when nothing was seen."""
+        """The features (B, D, h, w) of each level, tokens laid out on `grid` (h, w); the tap then forgets them.
+
+        Raises RuntimeError if there was no forward pass since the last call.
+        """
         if len(self._seen) != len(self.levels):
             raise RuntimeError("the network has not run since the levels were last taken")
         maps = []
@@ -102,10 +106,10 @@ class LevelTap:
 
 
 def sampled_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """The pixels of (B, D, H, W) that bilinear resampling to `size`, a whole even part of (H, W), looks at.
+    """The pixels of maps (B, D, H, W) that bilinear resampling to `size` (h, w) reads, if H / h and W / w are even.
 
-    Of four, six, ... rows that become one it takes the mean of the middle two; resampling what is returned gives the
-    same. Maps of other sizes are returned as they are.
+    If 4, 6, ... rows become one, only the middle two count. Resampling the result gives the same maps. For other sizes,
+    and for a factor of 2, the maps are returned as they are.
     """
     factors = [length // side for length, side in zip(maps.shape[-2:], size, strict=True)]
     whole = all(length == side * factor for length, side, factor in zip(maps.shape[-2:], size, factors, strict=True))

@@ -1,4 +1,4 @@
-"""Where a network and its images lie: device and memory layout."""
+"""Device and memory layout of networks and images."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from cam_pipeline.models.depthwise import keep_depthwise_in_float32
 
 
 def place(network: nn.Module, device: torch.device) -> None:
-    """Move a network to its device, and make it fast there: channels last in memory, see also `models.depthwise`."""
+    """Move a network to a device, channels last in memory, which is fast; on the CPU see also `models.depthwise`."""
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
         keep_depthwise_in_float32(network)

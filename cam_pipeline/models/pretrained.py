@@ -1,4 +1,4 @@
-"""What networks with a pretrained half share: input statistics, frozen BatchNorm, learning rates of new layers."""
+"""Networks with a pretrained half: input statistics, frozen BatchNorm, learning rates of new layers."""
 
 from collections.abc import Iterator
 from typing import Any, Self
@@ -10,7 +10,7 @@ Rgb = tuple[float, float, float]
 
 
 class Normalize(nn.Module):
-    """(B, 3, H, W) uint8 or float in 0..1 -> float, minus mean over std. The statistics travel with the weights."""
+    """Images (B, 3, H, W), uint8 or float in 0..1 -> (image - mean) / std. Both are stored with the weights."""
 
     mean: Tensor
     std: Tensor
@@ -26,18 +26,18 @@ class Normalize(nn.Module):
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """The colour (0..255) that becomes zero: what to pad with."""
+        """The colour (0..255) that becomes zero: pad images with it."""
         red, green, blue = (round(value * 255) for value in self.mean.flatten().tolist())
         return red, green, blue
 
 
 class PretrainedHalf(nn.Module):
-    """Base of networks with a pretrained half, whose BatchNorm statistics can stay as loaded while the rest trains."""
+    """Base class of networks with a pretrained half, whose BatchNorm statistics can stay as loaded in training."""
 
     freeze_batch_norm = False
 
     def pretrained_half(self) -> nn.Module:
-        """The part that came with weights; the rest is new and learns faster."""
+        """The part that may have pretrained weights; the rest is new and learns faster."""
         raise NotImplementedError
 
     def learning_rate_factors(self, new_layers: float) -> Iterator[tuple[nn.Parameter, float]]:
@@ -56,7 +56,7 @@ class PretrainedHalf(nn.Module):
 
 
 def default_statistics(backbone: nn.Module) -> tuple[Rgb, Rgb]:
-    """Mean and standard deviation of the input that timm's data config states for a model."""
+    """Mean and standard deviation of a model's input, from timm's data config."""
     data: Any = backbone.pretrained_cfg
     return tuple(data["mean"]), tuple(data["std"])
 

@@ -1,4 +1,4 @@
-"""Segmenters: DeepLabV3+ of segmentation-models-pytorch, and a DeepLabV2-style head, over any timm CNN."""
+"""Segmenters over any timm CNN: DeepLabV3+ of segmentation-models-pytorch, and a DeepLabV2-style head."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ DILATIONS = (6, 12, 18, 24)  # DeepLabV2 (Chen et al. 2018), ASPP-L
 
 
 class Segmenter(PretrainedHalf):
-    """(B, 3, H, W) uint8 or float in 0..1 -> logits (B, 1 + C, H, W), background first.
+    """Images (B, 3, H, W), uint8 or float in 0..1 -> logits (B, 1 + C, H, W), background first.
 
     H and W must be multiples of `multiple`.
     """
@@ -27,7 +27,7 @@ class Segmenter(PretrainedHalf):
         super().__init__()
         self.normalize = Normalize(mean, std)
         self.network = network
-        self._encoder = [encoder]  # in a list: it is registered inside `network` already
+        self._encoder = [encoder]  # in a list, as `network` has registered it already
 
     def pretrained_half(self) -> nn.Module:
         return self._encoder[0]
@@ -70,7 +70,8 @@ def build_segmenter(
 ) -> Segmenter:
     """Build a segmenter with `num_labels` outputs (background included); arguments as in `config.SegmenterSettings`.
 
-    Raises ConfigError for an unknown encoder or one without feature pyramid, WeightsError for weights that do not fit.
+    Raises ConfigError for an encoder that is unknown or has no feature pyramid, WeightsError for weights that do not
+    fit.
     """
     given = dict(arguments or {})
     try:
@@ -78,7 +79,7 @@ def build_segmenter(
             trunk = create_timm(encoder, weights, {"features_only": True, "output_stride": stride, **given})
             network: nn.Module = DeepLabV2(trunk, trunk.feature_info.channels()[-1], num_labels)  # type: ignore[union-attr, operator]
         else:
-            create_timm(encoder, weights, {"num_classes": 0, **given})  # says in one line what is wrong with them
+            create_timm(encoder, weights, {"num_classes": 0, **given})  # raises a one-line error for bad arguments
             import segmentation_models_pytorch as smp  # late: it takes seconds
 
             network = deeplab = smp.DeepLabV3Plus(
@@ -91,7 +92,7 @@ def build_segmenter(
             trunk = deeplab.encoder.model
     except (AssertionError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error) or "it has no feature pyramid of this stride"
-        raise ConfigError(f"segmenter.encoder '{encoder}' can not serve in {architecture}: {reason}") from error
+        raise ConfigError(f"segmenter.encoder '{encoder}' cannot be used in {architecture}: {reason}") from error
     if weights not in ("pretrained", "none"):
         load_backbone(trunk, Path(weights))
     own_mean, own_std = default_statistics(trunk)

@@ -1,4 +1,4 @@
-"""What SFC reads beside a classifier's maps: features of several depths, and which pixels are alike."""
+"""SFC's layers beside a classifier: side features of several depths, and features by which pixels are compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,11 @@ WIDEST = 2048
 
 @dataclass(frozen=True)
 class Calibration:
-    """Settings of the maps: `background_over` and `background_factor` as in `ops.sfc`; steps of pixel correlation."""
+    """Settings of calibrated maps, with the meaning they have in `ops.sfc`.
+
+    `background_over`: of `maps_with_background`; `background_factor`: of `prototype_cam`; `correlation_steps`: the
+    `steps` of `pixel_correlation`, 0: none.
+    """
 
     background_over: str = "present"
     background_factor: float = 0.3
@@ -25,8 +29,9 @@ class Calibration:
 class CalibrationHead(nn.Module):
     """Side features of every level, and features by which pixels are compared.
 
-    Learned, they are 1 x 1 convolutions without bias: `sides` of the levels to `SIDE_WIDTHS`, `comparison` of the image
-    with the deepest level, D wide, to min(2048, D). What is not learned is taken from the levels as they are.
+    Learned layers are 1 x 1 convolutions without bias: `sides` from the levels to `SIDE_WIDTHS` channels, `comparison`
+    from the deepest level (D channels) and the image to min(2048, D) channels. Without learned layers, the levels
+    themselves are the features.
     """
 
     def __init__(self, level_widths: Sequence[int] = (), sides: bool = False, comparison: bool = False) -> None:
@@ -40,9 +45,9 @@ class CalibrationHead(nn.Module):
             self.comparison = nn.Conv2d(level_widths[-1] + 3, min(WIDEST, level_widths[-1]), 1, bias=False)
 
     def side_features(self, levels: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
-        """The levels' unit vectors, brought to `grid` and put one behind another: (B, sum of widths, h, w).
+        """Unit vectors of each level, resized to `grid` (h, w) and concatenated: (B, sum of widths, h, w).
 
-        They have no graph but that of the side layers.
+        Gradients reach the side layers, but not the levels.
         """
         size = (grid[0], grid[1])
         sides = [nn.Identity()] * len(levels) if self.sides is None else list(self.sides)
@@ -53,7 +58,7 @@ class CalibrationHead(nn.Module):
         return torch.cat(units, dim=1)
 
     def compared_features(self, images: Tensor, deepest: Tensor) -> Tensor:
-        """What pixel correlation compares: of normalised images (B, 3, H, W) and the deepest level (B, D, h, w)."""
+        """Features for pixel correlation, from normalised images (B, 3, H, W) and the deepest level (B, D, h, w)."""
         if self.comparison is None:
             return deepest
         small = F.interpolate(images, deepest.shape[-2:], mode="bilinear", align_corners=False)
@@ -69,9 +74,10 @@ class CalibrationHead(nn.Module):
         settings: Calibration,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """Raw class maps (B, C, h, w) as maps with background (B, K, h, w), spread over pixels that look alike.
+        """Classifier maps with background (B, K, h, w) from `raw` maps (B, C, h, w), spread over similar pixels.
 
-        `images` (B, 3, H, W) normalised, `deepest` level (B, D, h, w), `present` (B, C), `valid` (B, 1, h, w) or None.
+        `images` (B, 3, H, W) normalised; `deepest` level (B, D, h, w); `present` (B, C) 0/1; `valid` (B, 1, h, w) or
+        None: 0 where the image is padded. K = 1 + C.
         """
         maps = maps_with_background(raw, present, settings.background_over, valid)
         if settings.correlation_steps == 0:
@@ -86,7 +92,10 @@ class CalibrationHead(nn.Module):
         settings: Calibration,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """Prototype maps (B, K, h, w) in 0..1 from the seeds of `maps` (B, K, h, w)."""
+        """Prototype maps (B, K, h, w) in 0..1, with prototypes from the seeds of `maps` (B, K, h, w).
+
+        `levels`: features of several depths; `present` and `valid` as in `classifier_maps`.
+        """
         shown = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)[:, :, None, None].expand_as(maps)
         mask = shown if valid is None else shown * valid
         side_features = self.side_features(levels, maps.shape[-2:])

@@ -1,4 +1,4 @@
-"""BatchNorm over the batches of all processes together, so that a network learns alike however many there are.
+"""BatchNorm over the batches of all processes, so that a network learns the same however many processes there are.
 
 torch's SyncBatchNorm does this on GPUs only, and not for timm's layers that end in an activation.
 """
@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def share_batch_norm(network: nn.Module) -> None:
-    """Let BatchNorm layers that are in training mode use the statistics of all processes of the default group.
+    """Let BatchNorm layers in training mode use the statistics of all processes of the default group.
 
-    Batches may differ in size. Layers in evaluation mode (frozen ones, too) are as before.
+    Batches may differ in size. Layers in evaluation mode, frozen ones among them, work as before.
     """
     for module in network.modules():
         if isinstance(module, _BatchNorm):
@@ -25,7 +25,7 @@ def share_batch_norm(network: nn.Module) -> None:
 
 
 def _forward(module: Any, alone: Any, images: Tensor) -> Tensor:
-    """As `module.forward`, which is `alone`; images (B, C, ...)."""
+    """The forward pass of a BatchNorm layer on images (B, C, ...); `alone` is its own, for one process."""
     if not module.training:
         out: Tensor = alone(images)
         return out
@@ -38,11 +38,11 @@ def _forward(module: Any, alone: Any, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance (C,) over the images of all processes, and of how many values a channel ()."""
+    """Mean and biased variance (C,) over the images of all processes, and () the number of values in a channel."""
     axes = [0, *range(2, images.dim())]
     own = images.float().sum(axes)
     total = _sum_over_processes(torch.cat([own, own.new_tensor([images.numel() // images.shape[1]])]))
-    count = total[-1]  # of values that a float32 counts exactly up to 16 million
+    count = total[-1]  # float32 counts exactly up to 16 million
     mean = total[:-1] / count
     deviations = images.float() - _per_channel(mean, images)
     return mean, _sum_over_processes(deviations.square().sum(axes)) / count, count
@@ -57,7 +57,7 @@ def _remember(module: Any, mean: Tensor, variance: Tensor) -> None:
 
 
 class _Normalise(torch.autograd.Function):
-    """(images - mean) / sqrt(variance + eps) * weight + bias, where mean and variance depend on all images."""
+    """(images - mean) / sqrt(variance + eps) * weight + bias; mean and variance depend on the images, too."""
 
     @staticmethod
     def forward(

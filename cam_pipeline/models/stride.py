@@ -1,4 +1,4 @@
-"""Where a CNN's feature cells lie: lower its stride without touching dilation, and find the cells' displacement."""
+"""Positions of a CNN's feature cells: lower its stride without dilation, and find the offset of its cells."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from cam_pipeline.models.evaluating import evaluating
 
 
 class Shrinking(NamedTuple):
-    """A layer that shrinks its input from `before` to `after` rows in a trial pass; `channels` of its input."""
+    """A layer that reduces its input from `before` to `after` rows in a trial pass; `channels` of its input."""
 
     layer: nn.Module
     channels: int
@@ -19,10 +19,10 @@ class Shrinking(NamedTuple):
 
 @torch.no_grad()
 def reduce_stride(backbone: nn.Module, stride: int, size: int = 128) -> None:
-    """Set to 1 the stride of every layer that takes the feature map below 1/`stride` of the input (in place).
+    """Set the stride of every layer that takes the feature map below 1/`stride` of the input to 1, in place.
 
-    A trial input finds the layers: those that shrink their input although it is already at 1/`stride`. Kernels and
-    weights stay as they are. Raises ValueError when the result has another stride, or none (a model of unusual layers).
+    A trial pass over an image of `size` x `size` pixels finds these layers. Kernels and weights stay as they are.
+    Raises ValueError if the result has another stride, or none (a model with unusual layers).
     """
     try:
         names = {module: name for name, module in backbone.named_modules()}
@@ -31,23 +31,23 @@ def reduce_stride(backbone: nn.Module, stride: int, size: int = 128) -> None:
             _undo(backbone, names[layer], layer)
         out = _features(backbone, size)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"can not be brought to stride {stride}: {error}") from error
+        raise ValueError(f"cannot be brought to stride {stride}: {error}") from error
     if out.dim() == 3:
-        raise ValueError(f"can not be brought to stride {stride}: that of a ViT is the size of its patches")
+        raise ValueError(f"cannot be brought to stride {stride}: that of a ViT is the size of its patches")
     if out.dim() != 4 or out.shape[-2] * stride != size:
         raise ValueError(
-            f"can not be brought to stride {stride}: {size} pixels give features of shape {tuple(out.shape)}"
+            f"cannot be brought to stride {stride}: {size} pixels give features of shape {tuple(out.shape)}"
         )
 
 
 @torch.no_grad()
 def cell_offset(backbone: nn.Module, stride: int) -> float:
-    """How far the centres of the feature cells lie right of and below where an even division puts them, in pixels.
+    """Distance in pixels by which the centres of feature cells lie right of and below an even division of the image.
 
-    Cell i of stride s should be centred at s * i + (s - 1) / 2. A convolution of stride 2 and odd kernel centres it
-    elsewhere: padded on both sides half a pixel before, padded as TensorFlow does half a pixel after, and each further
-    one doubles that: a ResNet of stride 32 sees everything 15.5 pixels too far left and up. Every layer that shrinks
-    its input in a trial pass is asked for its windows; parallel branches count with their mean.
+    With stride s, cell i should be centred at s * i + (s - 1) / 2. A convolution of stride 2 with an odd kernel centres
+    it half a pixel before that if padded on both sides, half a pixel after if padded as TensorFlow does. Each further
+    such layer doubles the distance: the cells of a ResNet of stride 32 lie 15.5 pixels too far left and up. A trial
+    pass finds the layers that shrink their input and the windows they see; parallel branches count with their mean.
     """
     cells = 8
     size = cells * stride
@@ -61,17 +61,17 @@ def cell_offset(backbone: nn.Module, stride: int) -> float:
 
 
 def _features(backbone: nn.Module, size: int) -> Tensor:
-    """What a backbone makes of a black image of size x size, in evaluation mode."""
+    """Features of a black image of size x size pixels, in evaluation mode."""
     with evaluating(backbone):
         out: Tensor = backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]  # all have it
     return out
 
 
 def _shrinking(backbone: nn.Module, size: int) -> list[Shrinking]:
-    """The layers that shrink their input, in the order in which a trial pass meets them.
+    """The layers that shrink their input, in the order of a trial pass.
 
-    Not those inside a module that gives back the shape it was given: they look aside only, as an attention with pooled
-    keys or a squeeze and excitation does.
+    Without layers inside a module that keeps its input's shape: those are side branches (pooled keys, squeeze and
+    excitation).
     """
     found: list[tuple[str, Shrinking]] = []
     keeping: list[str] = []
@@ -99,9 +99,10 @@ def _shrinking(backbone: nn.Module, size: int) -> list[Shrinking]:
 def _window_centre(layer: nn.Module, channels: int, stride: int) -> float:
     """Centre of the input rows that output row 0 of a layer would see if its window were not cut at the edge.
 
-    In image r of a batch row r is not a number, and what sees it becomes so, whatever the layer computes.
+    Row r of image r in a batch is NaN, and so is every output row that sees it, whatever the layer computes.
     """
-    rows, middle = 8 * stride, 4
+    rows = 8 * stride
+    middle = 4
     images = torch.zeros(rows, channels, rows, rows)
     images[torch.arange(rows), :, torch.arange(rows)] = torch.nan
     seen = layer(images)[:, :, middle].isnan().flatten(1).any(dim=1).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""Backbone weights from timm's hub or a file: all of them fit, or training does not begin."""
+"""Backbone weights from a file: all of them fit, or training does not begin."""
 
 import logging
 from pathlib import Path
@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or .pth file; `state_dict` or `model` wrappers and `module.` prefixes are removed.
+    """Tensors of a .safetensors or .pth file by name.
 
-    So is the `backbone.` before the names in a classifier.safetensors of ours.
-
-    Raises WeightsError when the file is missing, damaged or holds anything but tensors.
+    Wrappers named `state_dict` or `model` are opened. Prefixes `module.` (of DDP) and `backbone.` (of our
+    classifier.safetensors) are removed. Raises WeightsError if the file is missing, damaged or holds anything but
+    tensors.
     """
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}")
@@ -29,7 +29,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the readers raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} can not be read as weights: {reason[:160]}") from error
+        raise WeightsError(f"{path} cannot be read as weights: {reason[:160]}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -39,11 +39,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> None:
-    """Load a file into a headless backbone. Every tensor of the backbone must be there and have its shape.
+    """Load a file into a headless backbone; the file must have every tensor of the backbone, in its shape.
 
-    Tensors of the file that the backbone lacks (its old classifier) are left out and named in the log. Keys are also
-    looked up with the dots of timm's `features_only` models put back (`stages_0.x` for `stages.0.x`).
-    Raises WeightsError listing the keys that are missing or differ in shape.
+    Other tensors of the file (its old classifier) are left out and named in the log. Names match with dots or
+    underscores, since timm's `features_only` models write `stages_0.x` for `stages.0.x`. Raises WeightsError that lists
+    the names that are missing or differ in shape.
     """
     given = read_weights(path)
     flat = {_flattened(key): key for key in given}

@@ -17,9 +17,9 @@ MAP_FUNCTIONS = ("grad", "grad_s", "cam_grad", "cam_grad_s")
 
 
 def patch_permutation(kind: str, height: int, width: int) -> Tensor:
-    """Indices (height * width,) with which `tokens[..., indices, :]` are the patch tokens of the transformed image.
+    """Indices (height * width,) such that `tokens[..., indices, :]` are the patch tokens of the transformed image.
 
-    `kind` is `hflip` (left to right), `vflip` (top to bottom) or `rot90` (a quarter turn counter-clockwise). Raises
+    `kind`: `hflip` (left to right), `vflip` (top to bottom) or `rot90` (a quarter turn counter-clockwise). Raises
     ValueError for another kind, an empty grid, or `rot90` of a grid that is not square.
     """
     if kind not in TRANSFORMS:
@@ -34,7 +34,7 @@ def patch_permutation(kind: str, height: int, width: int) -> Tensor:
 
 
 def transform_images(images: Tensor, kind: str) -> Tensor:
-    """Images (..., H, W) of the view that `patch_permutation` of the same kind describes. Raises ValueError as it."""
+    """Images (..., H, W) transformed as `patch_permutation` of the same kind does. Raises ValueError like it."""
     if kind not in TRANSFORMS:
         raise ValueError(f"kind must be one of {', '.join(TRANSFORMS)}, not {kind!r}")
     if kind == "rot90" and images.shape[-1] != images.shape[-2]:
@@ -47,12 +47,12 @@ def consistency_losses(
 ) -> tuple[Tensor, Tensor]:
     """Region activation and region affinity consistency: two scalars, 0 for attention that follows the transform.
 
-    Both (B, L, p + N, p + N), head-averaged, rows summing to 1; `attention_b` is of the view whose patch tokens are
-    `tokens[permutation]`, which is undone here, on rows and columns. Activation: mean |difference| of row 0 (the class
-    token) over the patches; affinity: of the patch rows over the patch columns. Plain means over batch, layers and
-    entries, so both are at most 2 / N: weigh them by a factor that grows with N. Gradients reach both views. Columns of
-    prefix tokens count in neither. Raises ValueError for other shapes, or what is no permutation. Source: section 3.2
-    of the paper.
+    Attention of both views (B, L, p + N, p + N), head-averaged, rows summing to 1. The patch tokens of `attention_b`
+    are `tokens[permutation]`, which is undone here, on rows and columns. Activation: mean |difference| of row 0 (the
+    class token) over the patches; affinity: of the patch rows over the patch columns. Both are plain means over batch,
+    layers and entries, so at most 2 / N: weigh them by a factor that grows with N. Columns of prefix tokens are left
+    out. Gradients reach both views. Raises ValueError for other shapes, or a `permutation` that is none. Source:
+    section 3.2 of the paper.
     """
     tokens = prefix_tokens + len(permutation)
     if attention_a.shape != attention_b.shape or attention_a.shape[-2:] != (tokens, tokens) or attention_a.ndim != 4:
@@ -73,12 +73,12 @@ def consistency_losses(
 def class_token_map(
     attentions: Sequence[Tensor], gradients: Sequence[Tensor], mode: str = "grad", prefix_tokens: int = 1
 ) -> Tensor:
-    """What one class logit makes of the patches: per block (heads, p + N, p + N) twice -> (N,) >= 0.
+    """Map of one class over the patches: attention and gradient (heads, p + N, p + N) of each block -> (N,) >= 0.
 
-    With A the attention of a block, G the gradient of the logit with respect to it, [.]+ the positive part and <.> the
-    mean over heads, a block gives `grad` <[G]+>, `grad_s` <[G]+>^2, `cam_grad` <[G * A]+> or `cam_grad_s`
-    <[G * A]+> * <[G]+>; of the sum over blocks row 0 (class token) at the patch columns is kept. Leading dimensions
-    before the heads are carried along. No affinity, no normalisation. Raises ValueError for another mode or shapes.
+    With A the attention of a block, G the gradient of the class's logit with respect to it, [.]+ the positive part and
+    <.> the mean over heads, a block gives `grad` <[G]+>, `grad_s` <[G]+>^2, `cam_grad` <[G * A]+> or `cam_grad_s`
+    <[G * A]+> * <[G]+>. The map is row 0 (class token) of the sum over blocks, at the patch columns. There may be
+    leading dimensions before the heads. No affinity, no normalisation. Raises ValueError for another mode or shapes.
     """
     if mode not in MAP_FUNCTIONS:
         raise ValueError(f"mode must be one of {', '.join(MAP_FUNCTIONS)}, not {mode!r}")
@@ -100,10 +100,10 @@ def class_token_map(
 
 
 def propagate_attention(maps: Tensor, affinity: Tensor, steps: int = 1, normalize: bool = False) -> Tensor:
-    """Let every patch gather the map from the patches it attends to: maps (B, K, N), affinity (B, N, N) -> (B, K, N).
+    """Each patch gathers the maps of the patches it attends to: maps (B, K, N), affinity (B, N, N) -> (B, K, N).
 
     `steps` times m_i <- sum_j affinity_ij m_j; `normalize` first divides each row by its sum, so that a constant map
-    stays what it is. Raises ValueError for other shapes or a negative `steps`. Source: section 3.3 of the paper.
+    stays constant. Raises ValueError for other shapes or negative `steps`. Source: section 3.3 of the paper.
     """
     if maps.ndim != 3 or affinity.shape != (len(maps), maps.shape[2], maps.shape[2]):
         raise ValueError(f"maps (B, K, N) and affinity (B, N, N) do not fit: {tuple(maps.shape)}, {affinity.shape}")

@@ -1,7 +1,7 @@
-"""Random walks: score maps spread along the affinities between the cells of a grid.
+"""Random walks: score maps spread along the affinity between the cells of a grid.
 
-Source: Ahn and Kwak, "Learning Pixel-level Semantic Affinity", CVPR 2018 (PSA); with the affinity of attention maps,
-Ru et al., "Learning Affinity from Attention", CVPR 2022 (AFA). Cells are numbered row by row.
+Source: Ahn and Kwak, "Learning Pixel-level Semantic Affinity", CVPR 2018 (PSA); with affinity from attention, Ru et
+al., "Learning Affinity from Attention", CVPR 2022 (AFA). Cells are numbered row by row.
 """
 
 import torch
@@ -12,11 +12,11 @@ from cam_pipeline.ops.dtypes import at_least_float32
 
 
 def random_walk(scores: Tensor, affinity: Tensor, steps: int = 1, power: float = 1.0, eps: float = 0.0) -> Tensor:
-    """Let every cell gather the scores of the cells it resembles: scores (B, K, h, w), affinity (B, N, N), N = h * w.
+    """Each cell gathers the scores of similar cells: scores (B, K, h, w), affinity (B, N, N) >= 0 -> (B, K, h, w).
 
-    With T = affinity^power elementwise and T_ij / (sum_i T_ij + eps) in its place, `steps` times m_j <- sum_i m_i T_ij;
-    without eps a constant map stays what it is. A cell without any affinity gets 0. Returns (B, K, h, w). Raises
-    ValueError for other shapes, an affinity below 0, or a power, steps or eps out of range.
+    N = h * w. `steps` times m_j <- sum_i m_i T_ij, with T = affinity^power elementwise, each column divided by (its sum
+    + eps). Without eps a constant map stays constant. A cell without any affinity gets 0. Raises ValueError for other
+    shapes, an affinity below 0, or a power, steps or eps out of range.
     """
     scores, affinity = at_least_float32(scores, "scores"), at_least_float32(affinity, "affinity")
     _check_walk(scores, steps, power, eps)
@@ -45,10 +45,10 @@ def feature_walk(
 ) -> Tensor:
     """`random_walk` over the affinity max(0, cosine) of features (B, D, h, w), which is never held as a whole.
 
-    Cells more than `radius` apart, in rows or columns, have affinity 0; None or 0 stands for the whole grid. `chunk`
-    is how many of the N columns of the affinity are made at a time, and made again in each step: less memory, same
-    result. With gradients, which reach scores and features, all of them are kept. A cell whose feature vector is zero
-    gets 0. Raises ValueError for other shapes, or a radius, chunk, power, steps or eps out of range.
+    Cells more than `radius` rows or columns apart have affinity 0; None or 0: no limit. `chunk` columns of the affinity
+    are computed at a time, again in each step: less memory, same result. Gradients reach scores and features; with them
+    all columns are kept. A cell whose feature vector is zero gets 0. Raises ValueError for other shapes, or a radius,
+    chunk, power, steps or eps out of range.
     """
     scores, features = at_least_float32(scores, "scores"), at_least_float32(features, "features")
     _check_walk(scores, steps, power, eps)
@@ -75,20 +75,20 @@ def feature_walk(
 
 
 def _gather(maps: Tensor, transition: Tensor, eps: float) -> Tensor:
-    """Maps (B, K, M) at other cells, by columns (B, M, n) that are divided by their sums: (B, K, n)."""
+    """Maps (B, K, M) times the columns of `transition` (B, M, n), each divided by (its sum + eps): (B, K, n)."""
     total = transition.sum(dim=1, keepdim=True) + eps
     with torch.autocast(maps.device.type, enabled=False):  # it would lower the product to half precision
         return (maps @ transition) / total.clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def _cosine(rows: Tensor, columns: Tensor) -> Tensor:
-    """Positive part of the inner products of unit vectors (B, D, M) and (B, D, n): (B, M, n)."""
+    """Positive part of the cosines between unit vectors (B, D, M) and (B, D, n): (B, M, n)."""
     with torch.autocast(rows.device.type, enabled=False):
         return (rows.transpose(1, 2) @ columns).relu()
 
 
 def _reach(start: int, stop: int, radius: int | None, height: int, width: int) -> tuple[int, int]:
-    """First and last + 1 of the cells in the rows that the cells start..stop - 1 may reach."""
+    """Range of cells that the cells start..stop - 1 may reach, in whole rows: the first, and the last + 1."""
     if not radius:
         return 0, height * width
     top, bottom = start // width - radius, (stop - 1) // width + radius
@@ -96,14 +96,15 @@ def _reach(start: int, stop: int, radius: int | None, height: int, width: int) -
 
 
 def _near(rows: tuple[int, int], columns: tuple[int, int], radius: int, width: int, device: torch.device) -> Tensor:
-    """Whether cells of two ranges are within the Chebyshev radius: bool (M, n)."""
-    one, other = torch.arange(*rows, device=device).unsqueeze(1), torch.arange(*columns, device=device)
+    """(M, n) bool: True for cells of two ranges that are within the Chebyshev radius."""
+    one = torch.arange(*rows, device=device).unsqueeze(1)
+    other = torch.arange(*columns, device=device)
     beside = (one % width - other % width).abs() <= radius
     return beside & ((one // width - other // width).abs() <= radius)
 
 
 def _check_walk(scores: Tensor, steps: int, power: float, eps: float) -> None:
-    """Raise ValueError for scores or settings that no walk can have."""
+    """Raise ValueError for scores or settings out of range."""
     if scores.ndim != 4 or 0 in scores.shape:
         raise ValueError(f"scores must be (B, K, h, w) and not empty, not {tuple(scores.shape)}")
     if steps < 0 or not power > 0 or not eps >= 0:

@@ -1,8 +1,8 @@
 """The border of an image as a sample of its background.
 
-Photographers put what they mean inside the frame. What looks like the frame's edge is therefore more likely background,
-whatever the classes. Source: the boundary prior of salient object detection: Wei et al., "Geodesic Saliency Using
-Background Priors", ECCV 2012; as a walk from the border over likeness, Yang et al., "Saliency Detection via Graph-Based
+Photographers put their objects inside the frame, so what looks like the border is more likely background, whatever the
+classes. Source: the boundary prior of salient object detection, Wei et al., "Geodesic Saliency Using Background
+Priors", ECCV 2012; as a walk from the border along similarity, Yang et al., "Saliency Detection via Graph-Based
 Manifold Ranking", CVPR 2013.
 """
 
@@ -14,7 +14,7 @@ from cam_pipeline.ops.dtypes import at_least_float32
 
 
 def border_cells(height: int, width: int, share: float) -> Tensor:
-    """(h, w) float 0/1: the cells that lie within `share` (0..1/2) of the shorter side of the edge, at least one deep.
+    """(h, w) float 0/1: 1 in the border strip, `share` (0 < share <= 1/2) of the shorter side wide, at least one cell.
 
     Raises ValueError for an empty grid or another share.
     """
@@ -29,12 +29,13 @@ def border_cells(height: int, width: int, share: float) -> Tensor:
 def border_likeness(
     features: Tensor, share: float = 0.1, steps: int = 3, power: float = 5.0, claimed: Tensor | None = None
 ) -> Tensor:
-    """How much every cell is like the border's: features (B, D, h, w) -> (B, 1, h, w) in 0..1.
+    """Similarity of every cell to the image border: features (B, D, h, w) -> (B, 1, h, w) in 0..1.
 
-    The border's cells walk `steps` times over the affinity max(0, cosine)^power (`ops.affinity.feature_walk`): a cell
-    gets the share of the border among the cells like it, the one with the largest share 1. A cell of the border counts
-    less by as much as classes have `claimed` it, (B, 1, h, w) in 0..1: objects reach beyond the frame. What 1 is, this
-    does not change. Raises ValueError for other shapes, and as `border_cells` and `feature_walk` do.
+    Border cells start at 1 minus `claimed` (B, 1, h, w) in 0..1, the part that classes have taken, as objects reach
+    beyond the frame; all other cells start at 0. The values walk `steps` times along the affinity max(0, cosine)^power
+    (`ops.affinity.feature_walk`), so that a cell gets the share of the border among the cells like it. The result is
+    divided by the maximum obtained without `claimed`. Raises ValueError for other shapes, and like `border_cells` and
+    `feature_walk`.
     """
     if features.ndim != 4:
         raise ValueError(f"features must be (B, D, h, w), not {tuple(features.shape)}")
@@ -50,11 +51,11 @@ def border_likeness(
 
 
 def without_background(cam: Tensor, background: Tensor) -> Tensor:
-    """What a map keeps when the background takes its part: cam (B, C, h, w), background (B, 1, h, w) in 0..1.
+    """Subtract the background from each map: cam (B, C, h, w), background (B, 1, h, w) in 0..1 -> (B, C, h, w) >= 0.
 
-    Of the map's positive part its maximum times `background` is taken away, and what is negative then: (B, C, h, w)
-    >= 0. So a map that was brought to a maximum of 1 is compared with the background, and those of other views keep
-    their sizes beside one another. Raises ValueError for other shapes.
+    The result is relu(cam - max(cam) * background) with the positive part of the map and its spatial maximum, so a map
+    whose maximum is 1 is compared with the background directly, and maps keep their sizes relative to one another.
+    Raises ValueError for other shapes.
     """
     if cam.ndim != 4 or background.shape != (cam.shape[0], 1, *cam.shape[2:]):
         shapes = f"{tuple(cam.shape)} and {tuple(background.shape)}"

@@ -1,4 +1,4 @@
-"""Class activation maps: from features and weights, over several views, normalised, with a background."""
+"""Class activation maps: made from features and weights, placed, normalised, given a background."""
 
 import math
 from collections.abc import Sequence
@@ -13,9 +13,8 @@ from cam_pipeline.ops.dtypes import at_least_float32
 def classifier_cam(features: Tensor, weight: Tensor) -> Tensor:
     """Raw class maps M_c(x, y) = sum_k w_ck f_k(x, y): features (B, D, h, w), weight (C, D) -> (B, C, h, w).
 
-    No ReLU and no bias: the maps may be negative, and their spatial mean plus the bias is the logit of a
-    classifier with global average pooling. Raises ValueError for other shapes. Source: Zhou et al. 2016
-    (CAM), equation 2.
+    No ReLU and no bias: the maps may be negative, and their spatial mean plus the bias is the logit of a classifier
+    with global average pooling. Raises ValueError for other shapes. Source: Zhou et al. 2016 (CAM), equation 2.
     """
     if features.ndim != 4 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:
         shapes = f"{tuple(features.shape)} and {tuple(weight.shape)}"
@@ -28,20 +27,20 @@ def classifier_cam(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def place_view(cam: Tensor, size: tuple[int, int], offset: float = 0.0, flipped: bool = False) -> Tensor:
-    """Positive part of one view's raw maps where it belongs in the image: (..., h, w) -> (..., H, W) for size (H, W).
+    """Positive part of one view's raw maps, placed in the image: (..., h, w) -> (..., H, W) for `size` (H, W).
 
-    As `place_features`. Negative evidence is clipped first, so that a view that sees nothing can not erase what another
-    sees, as in IRNet (Ahn et al. 2019); the caller averages and sums views.
+    Other arguments and errors as in `place_features`. Negative values become zero first, so that a view that sees
+    nothing cannot erase what another view sees, as in IRNet (Ahn et al. 2019). The caller averages and sums views.
     """
     return place_features(at_least_float32(cam, "cam").relu(), size, offset, flipped)
 
 
 def place_features(features: Tensor, size: tuple[int, int], offset: float = 0.0, flipped: bool = False) -> Tensor:
-    """What a network makes of one view where it belongs in the image: (..., h, w) -> (..., H, W) for size (H, W).
+    """One view's features or maps, placed in the image: (..., h, w) -> (..., H, W) for `size` (H, W).
 
-    A view is the image at some scale, or that mirrored left to right (`flipped`). `offset` says by how many cells the
-    centres of the network's cells lie right of and below an even division of its input (`models.stride.cell_offset`);
-    in a mirrored view that is to the left. Resampling is bilinear (align_corners=False) and repeats the border. Raises
+    A view is the image at some scale, or its mirror image (`flipped`), which is turned back. `offset`: by how many
+    cells the centres of the network's cells lie right of and below an even division of the view
+    (`models.stride.cell_offset`). Resampling is bilinear (align_corners=False) and repeats the border. Raises
     ValueError for an empty grid or size.
     """
     if features.ndim < 2 or 0 in features.shape[-2:] or min(size) < 1:
@@ -54,12 +53,11 @@ def place_features(features: Tensor, size: tuple[int, int], offset: float = 0.0,
 
 
 def normalize_cam(cam: Tensor, mode: str = "max", eps: float = 1e-5) -> Tensor:
-    """Scale each class map to at most 1. `cam` is (..., h, w); `max` clips negatives first, `minmax` shifts.
+    """Scale each class map to at most 1: (..., h, w) -> (..., h, w) in 0..1.
 
-    max: clip(x, 0) / (max clip(x, 0) + eps). minmax: (x - min) / (max - min + eps). Maxima are spatial, per
-    map. Returns like `cam`, in 0..1; a map with no positive value (`minmax`: a constant map) becomes zero.
-    Does not change `cam`. Raises ValueError for another mode, an empty grid or a negative eps. Source:
-    per-class max normalisation of Ahn et al. 2019 (IRNet).
+    `max`: relu(x) / (max relu(x) + eps). `minmax`: (x - min) / (max - min + eps). Maxima and minima are those of each
+    map. A map without a positive value (`minmax`: a constant map) becomes zero. Raises ValueError for another mode, an
+    empty grid or a negative eps. Source: per-class max normalisation of Ahn et al. 2019 (IRNet).
     """
     if mode not in ("max", "minmax"):
         raise ValueError(f"mode must be 'max' or 'minmax', not {mode!r}")
@@ -90,8 +88,8 @@ def with_background(cam: Tensor, background_score: float) -> Tensor:
 def cam_scores(cam: Tensor, size: tuple[int, int], mode: str = "max") -> Tensor:
     """Stored maps as scores at image size: (..., C, h, w) -> (..., C, H, W), bilinear, each map's maximum 1.
 
-    `mode` is that of `normalize_cam`. Put the background score beside them with `with_background`. Raises ValueError
-    for an empty grid or size.
+    `mode` as in `normalize_cam`; `with_background` adds the background score. Raises ValueError for an empty grid or
+    size.
     """
     if cam.ndim < 2 or 0 in cam.shape[-2:] or min(size) < 1:
         raise ValueError(f"cam (..., h, w) and size must not be empty, but are {tuple(cam.shape)} and {tuple(size)}")
@@ -99,10 +97,10 @@ def cam_scores(cam: Tensor, size: tuple[int, int], mode: str = "max") -> Tensor:
 
 
 def mean_cam(cams: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """The mean of maps that several networks have of the same classes: (..., h_i, w_i) each -> (..., h, w) in 0..1.
+    """Mean of several networks' maps of the same classes: (..., h_i, w_i) each -> (..., h, w) in 0..1.
 
-    Every map's positive part is divided by its maximum first, so that none outvotes the others, and brought to `size`
-    (h, w), bilinear. Raises ValueError for no maps, for an empty grid, and for other leading dimensions.
+    First the positive part of every map is divided by its maximum, so that no network outvotes the others, and resized
+    to `size` (h, w), bilinear. Raises ValueError for no maps, an empty grid, or leading dimensions that differ.
     """
     if not cams or any(cam.shape[:-2] != cams[0].shape[:-2] or 0 in cam.shape[-2:] for cam in cams) or min(size) < 1:
         shapes = [tuple(cam.shape) for cam in cams]
@@ -112,10 +110,10 @@ def mean_cam(cams: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def to_probabilities(scores: Tensor) -> Tensor:
-    """Scores (..., 1 + C, H, W) >= 0 divided by their sum over channels, as the unary term of a CRF wants them.
+    """Scores (..., 1 + C, H, W) >= 0 divided by their sum over channels: probabilities for the unary term of a CRF.
 
-    Where all channels are zero, every one gets the same share. Raises ValueError for fewer than three dimensions, no
-    channel, or a score that is negative or not finite.
+    A pixel whose channels are all zero gets the same probability for each. Raises ValueError for fewer than three
+    dimensions, no channel, or a score that is negative or not finite.
     """
     if scores.ndim < 3 or scores.shape[-3] == 0:
         raise ValueError(f"scores must be (..., 1 + C, H, W), not {tuple(scores.shape)}")
@@ -130,7 +128,7 @@ def to_probabilities(scores: Tensor) -> Tensor:
 def resize_cam(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resampling (align_corners=False): maps (..., h, w) -> (..., H, W) for `size` (H, W).
 
-    Any leading dimensions will do, also none and also empty ones.
+    There may be any leading dimensions, none or empty ones included.
     """
     leading = maps.shape[:-2]
     if 0 in leading:
@@ -141,7 +139,7 @@ def resize_cam(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resample(maps: Tensor, dim: int, length: int, offset: float) -> Tensor:
-    """Linear resampling along one dimension, whose cell i lies at i + offset instead of i."""
+    """Linear resampling along dimension `dim` to `length` cells; the input's cell i lies at i + offset instead of i."""
     cells = maps.shape[dim]
     if cells == length and offset == 0:
         return maps

@@ -1,4 +1,4 @@
-"""Dense CRF (Krähenbühl and Koltun 2011), by the package pydensecrf2: pulls scores to the image's edges."""
+"""Dense CRF (Krähenbühl and Koltun 2011), with the package pydensecrf2: aligns scores with the image's edges."""
 
 import math
 from types import ModuleType
@@ -13,7 +13,7 @@ from cam_pipeline.errors import LibraryMissing
 from cam_pipeline.ops.dtypes import ROUNDING
 
 SMALLEST_PROBABILITY = 1e-5
-"""Probabilities are clipped here before the logarithm, so that no label is ruled out."""
+"""Lower probabilities are raised to this before the logarithm, so that no label is ruled out."""
 
 
 @overload
@@ -51,15 +51,14 @@ def dense_crf(
     """Mean-field posterior of a dense CRF: (H, W, 3) uint8, (K, H, W) -> (K, H, W) float32 summing to 1.
 
     Energy = sum_i -log p_i(x_i) + sum_{i<j} [x_i != x_j] (w_g exp(-|d_ij|^2 / 2 s_g^2) + w_b exp(-|d_ij|^2 /
-    2 s_b^2 - |c_ij|^2 / 2 s_c^2)) with distance d in pixels and colour difference c in 0..255; both kernels
-    are symmetrically normalised, so a weight counts per pixel, whatever the image's size. Weights 0 switch a
-    kernel off. `probabilities` are floats in 0..1, clipped at 1e-5; their sum need not be 1, as a common
-    factor of a pixel changes nothing.
+    2 s_b^2 - |c_ij|^2 / 2 s_c^2)) with distance d in pixels and colour difference c in 0..255. Both kernels are
+    symmetrically normalised, so a weight counts per pixel, whatever the image's size; weight 0 switches a kernel off.
+    `probabilities` are floats in 0..1, clipped at 1e-5; their sum need not be 1, as a common factor of a pixel changes
+    nothing.
 
-    The result is of the kind of `probabilities`: numpy, or a tensor on its device (the work is done on the
-    CPU); `image` may be either. K = 1 gives ones. Does not change its arguments.
-
-    Raises ValueError for a wrong shape, dtype or range, and LibraryMissing if the module pydensecrf is not there.
+    The result is numpy or a tensor, like `probabilities`, and on the same device (the work is done on the CPU); `image`
+    may be either. K = 1 gives ones. Raises ValueError for a wrong shape, dtype or range, and LibraryMissing if the
+    module pydensecrf cannot be imported.
     """
     strengths = (iterations, gaussian_weight, bilateral_weight)
     widths = (gaussian_sxy, bilateral_sxy, bilateral_srgb)
@@ -104,7 +103,7 @@ def _import_densecrf() -> ModuleType:
         from pydensecrf import densecrf
     except ImportError as error:
         remedy = "pip install pydensecrf2 (needs a C++ compiler)"
-        raise LibraryMissing(f"the CRF needs the module pydensecrf, which can not be imported: {remedy}") from error
+        raise LibraryMissing(f"the CRF needs the module pydensecrf, which cannot be imported: {remedy}") from error
     module: ModuleType = densecrf
     return module
 

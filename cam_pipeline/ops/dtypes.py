@@ -1,10 +1,10 @@
-"""The precision every op computes in: float32 or float64 as given, half precision raised to float32."""
+"""Precision in which every op computes: float32 and float64 as given, half precision raised to float32."""
 
 import torch
 from torch import Tensor
 
 ROUNDING = 1e-4
-"""How far a score or probability may leave 0..1, as softmax outputs and resampled maps do by rounding."""
+"""Tolerance by which a score or probability may leave 0..1: softmax outputs and resampled maps are rounded."""
 
 
 def at_least_float32(tensor: Tensor, name: str) -> Tensor:

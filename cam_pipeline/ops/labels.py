@@ -1,4 +1,4 @@
-"""From per-class scores to label maps: with an ignore band for training, complete for scoring."""
+"""Label maps from scores: with an ignore band for training, complete for evaluation."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from torch import Tensor
 from cam_pipeline.ops.dtypes import ROUNDING, at_least_float32
 
 IGNORE_INDEX = 255
-"""Label of pixels that are neither trained on nor scored."""
+"""Label of pixels that are neither trained on nor evaluated."""
 
 Array = TypeVar("Array", NDArray[Any], Tensor)
 
@@ -19,13 +19,11 @@ Array = TypeVar("Array", NDArray[Any], Tensor)
 def labels_from_scores(scores: Array, class_ids: Sequence[int], low: float, high: float) -> Array:
     """Label map with an ignore band: scores (1+n, H, W), background first -> (H, W) uint8.
 
-    Where the best channel is a class and its score >= `high`: the id of that class. Where the best class
-    score is < `low`: 0. Elsewhere: IGNORE_INDEX. `class_ids` are the ids 1..254 of the n class channels, in
-    their order; n may be 0, which gives background everywhere. A tie with the background is not won by the
-    class; between classes the first wins. Scores are floats in 0..1, numpy or torch, and the result is of the
-    same kind (a tensor on the same device); stored uint8 scores must be divided by 255 first.
-
-    Raises ValueError for integer scores, another shape or range, ids that do not fit, or low > high.
+    A pixel gets the id of its best class if that beats the background and its score is >= `high`; 0 if the score of its
+    best class is < `low`; IGNORE_INDEX otherwise. `class_ids`: ids 1..254 of the n class channels, in their order;
+    n = 0 gives background everywhere. The background wins ties, among classes the first wins. Scores are floats in
+    0..1, so stored uint8 scores must be divided by 255 first. The result is numpy or a tensor, like the scores, and on
+    the same device. Raises ValueError for integer scores, another shape or range, ids that do not fit, or low > high.
     """
     if not 0 <= low <= high <= 1:
         raise ValueError(f"thresholds must satisfy 0 <= low <= high <= 1, but low is {low} and high {high}")
@@ -38,19 +36,19 @@ def labels_from_scores(scores: Array, class_ids: Sequence[int], low: float, high
 
 
 def complete_labels(scores: Array, class_ids: Sequence[int]) -> Array:
-    """Label map without an ignore band: the best channel's id everywhere; (1+n, H, W) -> (H, W) uint8.
+    """Label map without an ignore band, the id of each pixel's best channel: (1+n, H, W) -> (H, W) uint8.
 
-    A tie goes to the background, between classes to the first. Arguments and errors as `labels_from_scores`.
+    The background wins ties, among classes the first wins. Arguments and errors as in `labels_from_scores`.
     """
     complete, _ = _best_labels(_checked_scores(scores, class_ids), class_ids)
     return _like(complete, scores)
 
 
 def merge_high_low(high: Array, low: Array) -> Array:
-    """One label map with an ignore band from two (..., H, W): refined with a high and with a low background score.
+    """One label map with an ignore band from two (..., H, W), refined with a high and with a low background score.
 
-    The class of `high` where it has one; 0 where both are 0; else IGNORE_INDEX, which also stays where `high` has it.
-    Both are uint8 or a wider signed integer type, and both numpy or both torch; the result has the kind and dtype of
+    A pixel keeps the class or IGNORE_INDEX that it has in `high`; it becomes 0 if it is 0 in both, else IGNORE_INDEX.
+    Both maps are numpy or both torch, uint8 or a wider signed integer type; the result has the kind and dtype of
     `high`. Raises ValueError for two kinds, other types, or shapes that differ. Source: Xu et al. 2023 (TSCD).
     """
     first, second = (_checked_labels(labels, name) for labels, name in ((high, "high"), (low, "low")))
@@ -70,7 +68,7 @@ def _checked_labels(labels: NDArray[Any] | Tensor, name: str) -> Tensor:
 
 
 def _best_labels(scores: Tensor, class_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Complete label map (H, W) uint8 and the best class score (H, W), which is -1 without classes."""
+    """Complete label map (H, W) uint8 and the score of the best class (H, W), -1 if there are no classes."""
     if len(scores) == 1:
         return torch.zeros_like(scores[0], dtype=torch.uint8), torch.full_like(scores[0], -1)
     best_score, best = scores[1:].max(dim=0)  # on the CPU ten times as fast as argmax, and the first wins here, too
@@ -79,7 +77,7 @@ def _best_labels(scores: Tensor, class_ids: Sequence[int]) -> tuple[Tensor, Tens
 
 
 def _checked_scores(scores: NDArray[Any] | Tensor, class_ids: Sequence[int]) -> Tensor:
-    """The scores as a tensor of at least float32, after all checks but that of the thresholds."""
+    """The scores as a tensor of at least float32, after all checks but those of the thresholds."""
     tensor = scores.detach() if isinstance(scores, Tensor) else torch.from_numpy(np.array(scores, order="C"))
     if tensor.ndim != 3 or tensor.shape[0] != 1 + len(class_ids):
         shape = tuple(tensor.shape)

@@ -1,7 +1,7 @@
-"""Numbers that judge label maps (confusion, IoU, error shares) and image-level scores (AP, F1).
+"""Metrics of label maps (confusion, IoU, error shares) and of image-level scores (AP, F1).
 
-Two kinds of input never mix here: label maps of whole pixels, summed into confusion matrices, and image-level
-score tables. Every ratio is float64 in 0..1 and NaN where it is 0/0; percent appears only in printed tables.
+Label maps are counted into confusion matrices; image-level scores are tables (N, C). Every ratio is float64 in 0..1,
+and NaN if it is 0/0; percent appears only in printed tables.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,10 @@ from cam_pipeline.ops.dtypes import at_least_float32
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """Count pixels by (target, prediction): (K, K) int64, rows target, columns prediction, K = `num_classes`.
 
-    Both maps are integer tensors of one shape, of any number of dimensions; counts are pooled over all of
-    them. Pixels whose target is `ignore_index` are left out, whatever was predicted there.
-
-    Raises ValueError if, on a pixel that counts, either map has a value outside 0..K-1: so a map with an
-    ignore band can not be scored, and a quoted mIoU is always of the complete map.
+    Both maps are integer tensors of one shape, with any number of dimensions; counts are pooled over all of them.
+    Pixels whose target is `ignore_index` are left out, whatever was predicted there. Raises ValueError if either map
+    has a value outside 0..K-1 on a pixel that counts: a map with an ignore band cannot be evaluated, so that a quoted
+    mIoU is always of the complete map.
     """
     _require_label_maps(num_classes, prediction=prediction, target=target)
     prediction, target = _valid_pixels(target, ignore_index, prediction, target)
@@ -29,10 +28,10 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
 
 
 def iou_per_class(confusion: Tensor) -> Tensor:
-    """TP / (TP + FP + FN), intersection over union: (..., K, K) -> (..., K) float64.
+    """Intersection over union, TP / (TP + FP + FN): (..., K, K) -> (..., K) float64.
 
-    NaN for a class neither predicted nor present. Raises ValueError for a matrix that is not square or has
-    negative counts, as do all functions of a confusion.
+    NaN for a class neither predicted nor present. Like all functions of a confusion, it raises ValueError for a matrix
+    that is not square or has negative counts.
     """
     true_positive, false_positive, false_negative = _outcomes(confusion)
     return true_positive / (true_positive + false_positive + false_negative)
@@ -58,9 +57,9 @@ def recall_per_class(confusion: Tensor) -> Tensor:
 def false_positive_share(confusion: Tensor) -> Tensor:
     """Over-activation: mean over classes of FP / (TP + FP + FN); (..., K, K) -> (...) float64.
 
-    The same classes are left out as in `mean_iou`, so that mean_iou + false_positive_share +
-    false_negative_share = 1: the two shares say which kind of error the missing part of the mIoU is. Source:
-    the FP / FN columns customary in weakly supervised segmentation, e.g. Wang et al. 2020 (SEAM), table 5.
+    The same classes are left out as in `mean_iou`, so mean_iou + false_positive_share + false_negative_share = 1: the
+    shares tell which kind of error the rest of the mIoU is. Source: the FP and FN columns customary in weakly
+    supervised segmentation, e.g. Wang et al. 2020 (SEAM), table 5.
     """
     true_positive, false_positive, false_negative = _outcomes(confusion)
     return torch.nanmean(false_positive / (true_positive + false_positive + false_negative), dim=-1)
@@ -82,14 +81,14 @@ def threshold_histogram(
 ) -> Tensor:
     """Count pixels by (target, best class, number of thresholds strictly below the score): (K, K, T+1) int64.
 
-    `best_class` is the best foreground class 1..C of every pixel and `best_score` its floating point score,
-    both of the target's shape; 0 stands for "no class at all" (an image without any). `thresholds` (T,)
-    ascend. Histograms of several images add up; `confusions_from_histogram` then gives the exact result of
-    every background threshold. Scores and thresholds are compared in the precision of the scores (half
-    precision: float32), which is that of a background channel prepended to them.
+    `best_class`: the best foreground class 1..C of every pixel, 0 in an image without classes; `best_score`: its
+    floating point score; both have the target's shape. `thresholds` (T,) ascend. The histograms of several images can
+    be added; `confusions_from_histogram` then gives the exact result of every background threshold. Scores and
+    thresholds are compared in the precision of the scores (half precision: float32), which is that of a background
+    channel prepended to them.
 
-    Raises ValueError for unequal shapes, thresholds that are empty, not 1-D, NaN or descending, and, on
-    pixels that count, classes outside 0..K-1 or scores that are NaN.
+    Raises ValueError for unequal shapes, for thresholds that are empty, not 1-D, NaN or descending, and for classes
+    outside 0..K-1 or scores that are NaN on pixels that count.
     """
     _require_label_maps(num_classes, best_class=best_class, target=target)
     if best_score.shape != target.shape:
@@ -111,9 +110,8 @@ def threshold_histogram(
 def confusions_from_histogram(histogram: Tensor) -> Tensor:
     """Confusion matrices of all T background thresholds: (K, K, T+1) -> (T, K, K) int64, exact.
 
-    At threshold t a pixel is predicted as its best class where its score > t, else as background: a tie goes
-    to the background. Input as made by `threshold_histogram`, or a sum of such. Raises ValueError for another
-    shape.
+    The input is a `threshold_histogram`, or a sum of them. At threshold t the prediction of a pixel is its best class
+    if the score is > t, else background, which wins ties. Raises ValueError for another shape.
     """
     if histogram.ndim != 3 or histogram.shape[0] != histogram.shape[1] or histogram.shape[2] < 2:
         raise ValueError(f"histogram must be (K, K, T+1) with T >= 1, not {tuple(histogram.shape)}")
@@ -127,10 +125,9 @@ def confusions_from_histogram(histogram: Tensor) -> Tensor:
 def average_precision(scores: Tensor, image_labels: Tensor) -> Tensor:
     """Average precision per class over N images: two (N, C) -> (C,) float64; NaN without a positive image.
 
-    AP = sum_n (R_n - R_{n-1}) P_n over the distinct scores in descending order, not interpolated (the
-    definition of scikit-learn's `average_precision_score`): images with equal scores enter together, so their
-    order is irrelevant. `image_labels` holds 0 and 1 in any dtype. Raises ValueError for other values, other
-    shapes or NaN scores.
+    AP = sum_n (R_n - R_{n-1}) P_n over the distinct scores in descending order, not interpolated (the definition of
+    scikit-learn's `average_precision_score`): images with equal scores enter together, so their order is irrelevant.
+    `image_labels` are 0 and 1 in any dtype. Raises ValueError for other values, other shapes or NaN scores.
     """
     scores, positive = _score_table(scores, image_labels)
     columns = [_average_precision(scores[:, c], positive[:, c]) for c in range(scores.shape[1])]
@@ -140,8 +137,8 @@ def average_precision(scores: Tensor, image_labels: Tensor) -> Tensor:
 def f1_score(scores: Tensor, image_labels: Tensor, threshold: float = 0.5) -> Tensor:
     """Micro F1 = 2 TP / (2 TP + FP + FN) pooled over all images and classes: (N, C), (N, C) -> () float64.
 
-    A class is predicted where its score > `threshold`. NaN if nothing is predicted and nothing present.
-    Raises ValueError as `average_precision`.
+    A class is predicted if its score is > `threshold`. NaN if nothing is predicted and nothing present. Raises
+    ValueError like `average_precision`.
     """
     scores, positive = _score_table(scores, image_labels)
     predicted = scores > threshold
@@ -150,10 +147,10 @@ def f1_score(scores: Tensor, image_labels: Tensor, threshold: float = 0.5) -> Te
 
 
 def frequency_groups(counts: Sequence[int]) -> dict[str, list[int]]:
-    """Classes (numbered from 0) by how many training images show them: the quarter with most, the rest, with fewest.
+    """Classes, numbered from 0, grouped by the number of training images that show them: `counts` of all classes.
 
-    `head` and `tail` hold a quarter each, rounded, but at least one class while there are three; `middle` the rest. Of
-    classes with equal counts the earlier counts as more frequent.
+    `head` is the quarter with most images, `tail` the quarter with fewest, rounded, and at least one class each if
+    there are three or more; `middle` is the rest. Among equal counts the earlier class comes first.
     """
     order = sorted(range(len(counts)), key=lambda number: (-counts[number], number))
     side = max(1, round(len(counts) / 4)) if len(counts) >= 3 else len(counts) // 2
@@ -188,7 +185,7 @@ def _score_table(scores: Tensor, image_labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _outcomes(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(..., K, K) -> true positives, false positives, false negatives, each (..., K) float64."""
+    """True positives, false positives and false negatives, each (..., K) float64, of a confusion (..., K, K)."""
     if confusion.ndim < 2 or confusion.shape[-1] != confusion.shape[-2] or confusion.shape[-1] == 0:
         raise ValueError(f"a confusion matrix must be square, not {tuple(confusion.shape)}")
     if (confusion < 0).any():
@@ -199,7 +196,7 @@ def _outcomes(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _require_label_maps(num_classes: int, **maps: Tensor) -> None:
-    """Integer tensors of one shape, and at least one class."""
+    """Raise ValueError unless the maps are integer tensors of one shape and there is at least one class."""
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     for name, labels in maps.items():
@@ -210,14 +207,14 @@ def _require_label_maps(num_classes: int, **maps: Tensor) -> None:
 
 
 def _valid_pixels(target: Tensor, ignore_index: int, *maps: Tensor) -> list[Tensor]:
-    """Flatten maps to the pixels whose target counts; integers become int64, so that products do not wrap."""
+    """Flat maps of the pixels whose target counts; integers become int64, so that products do not overflow."""
     valid = target.long() != ignore_index
     chosen = [m[valid] for m in maps]
     return [m if m.is_floating_point() else m.long() for m in chosen]
 
 
 def _require_class_range(num_classes: int, **maps: Tensor) -> None:
-    """Flat int64 tensors within 0..K-1."""
+    """Raise ValueError unless the flat int64 maps lie in 0..K-1."""
     for name, labels in maps.items():
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
             span = f"{int(labels.min())}..{int(labels.max())}"

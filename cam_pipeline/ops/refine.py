@@ -1,9 +1,9 @@
-"""Local refinement of score maps: every pixel repeatedly takes the mean of its neighbours that look alike.
+"""Local refinement of score maps: every pixel repeatedly takes a mean of its neighbours, weighted by similar colour.
 
 Sources: PAR, Ru et al., "Learning Affinity from Attention", CVPR 2022 (arXiv 2203.02664); VARM, Xu et al., "Self
 Correspondence Distillation for End-to-End Weakly-Supervised Semantic Segmentation", AAAI 2023 (arXiv 2302.13765); the
-numbers are those of the released code. Neighbours lie at 8 compass points times each dilation; beyond the border
-the nearest pixel of the image stands in. Nothing of the size (B, K, 8 * dilations, H, W) is ever held.
+numbers are those of the released code. Neighbours lie at 8 compass points times each dilation; beyond the border the
+nearest pixel of the image is repeated. No tensor of size (B, K, 8 * dilations, H, W) is ever held.
 """
 
 import math
@@ -18,7 +18,7 @@ from cam_pipeline.ops.dtypes import ROUNDING, at_least_float32
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 CONTRAST = {"varm": 4.0, "par": 1 / 0.3, "color": 4.0}
-"""How many times a colour difference counts, measured in standard deviations of the neighbours, by kernel."""
+"""Factor of the colour difference, measured in standard deviations of the neighbours, for each kernel."""
 SECOND_TERM = 0.01
 """Weight of PAR's position term, which is added, and of VARM's variation term, which is subtracted."""
 EPS = 1e-8
@@ -44,10 +44,10 @@ def neighbor_weights(
     `par`    color_j + 0.01 softmax_j(-(r_j / (std(r) + 1e-8) / 0.3)^2), k = 1/0.3; sum 1.01.
     `varm`   color_j - 0.01 softmax_j(V_j), k = 4; sum 0.99, and a weight may be negative.
 
-    `renormalize` divides by that sum. `sigma_floor` (say 2/255) keeps invisible noise in flat areas from being seen as
-    structure; the papers have none. `valid` (B, 1, H, W), bool, marks one rectangle in each image, which is treated
-    as if cut out: the neighbours beyond it repeat its border, and outside of it all weights are 0. No gradient reaches
-    the image. Raises ValueError for other shapes or ranges, or an unknown kernel.
+    `renormalize` divides by that sum. `sigma_floor` (try 2/255) keeps invisible noise in flat areas from counting as
+    structure; the papers have none. `valid` (B, 1, H, W) bool marks one rectangle in each image, which is treated as if
+    it were cut out: the neighbours beyond it repeat its border, and outside of it all weights are 0. No gradient
+    reaches the image. Raises ValueError for other shapes or ranges, or an unknown kernel.
     """
     image = _checked_image(image, kernel, dilations, sigma_floor)
     weights = _weights(image, kernel, dilations, sigma_floor, renormalize, _frame(image, max(dilations), valid))
@@ -65,12 +65,13 @@ def local_refine(
     renormalize: bool = False,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Scores (B, K, H, W) after `iterations` times m_i <- sum_j w_ij m_j, of the image's size (B, 3, H, W).
+    """Refined scores (B, K, H, W) for an image (B, 3, H, W) of their size: `iterations` times m_i <- sum_j w_ij m_j.
 
-    Kernels, sums of weights and the other arguments as `neighbor_weights`. Channels do not meet, so maps made with
-    several backgrounds may be stacked along K. A constant sum c scales all channels by c^iterations, which no argmax
-    sees. Scores outside `valid` stay as they are and reach nothing; an image without a valid pixel stays as it is.
-    Gradients reach the scores alone. Raises ValueError for other shapes or ranges, or an unknown kernel.
+    Kernels, sums of weights and the other arguments are those of `neighbor_weights`. Channels do not interact, so maps
+    made with several backgrounds may be stacked along K. A constant sum c of the weights scales all channels by
+    c^iterations, which leaves the argmax as it is. Scores outside `valid` stay as they are and influence nothing; an
+    image without a valid pixel stays as it is. Gradients reach the scores only. Raises ValueError for other shapes or
+    ranges, or an unknown kernel.
     """
     image = _checked_image(image, kernel, dilations, sigma_floor)
     scores = at_least_float32(scores, "scores")
@@ -97,20 +98,20 @@ def local_refine(
 
 
 class _Frame(NamedTuple):
-    """How maps go on beyond the image, or beyond the valid rectangle of each."""
+    """How maps are continued beyond the image, or beyond the valid rectangle of each image."""
 
     source: Tensor | None
     """Flat index (B, 1, .) of the pixel that each pixel of the padded map repeats; None for the plain border."""
     above: Tensor
-    """(B or 1, 1, H, 1): 1 for rows that have another below them, else 0."""
+    """(B or 1, 1, H, 1): 1 for rows with another row below them, else 0."""
     left: Tensor
-    """(B or 1, 1, 1, W): 1 for columns that have another to the right, else 0."""
+    """(B or 1, 1, 1, W): 1 for columns with another column to the right, else 0."""
 
 
 def _weights(
     image: Tensor, kernel: str, dilations: Sequence[int], sigma_floor: float, renormalize: bool, frame: _Frame
 ) -> Tensor:
-    """Weights (B, n, H, W) of a checked image; the only tensor of n planes."""
+    """Weights (B, n, H, W) of a checked image; no other tensor of n planes is held."""
     offsets = _offsets(dilations)
     padded = _pad(image, max(dilations), frame)
     weights = _color_term(image, padded, CONTRAST[kernel], offsets, sigma_floor)
@@ -127,9 +128,10 @@ def _weights(
 def _color_term(
     image: Tensor, padded: Tensor, contrast: float, offsets: list[tuple[int, int]], sigma_floor: float
 ) -> Tensor:
-    """The softmax of the colour differences, (B, n, H, W)."""
+    """Softmax of the colour differences: (B, n, H, W)."""
     margin = (padded.shape[-1] - image.shape[-1]) // 2
-    mean, variance = torch.zeros_like(image), torch.zeros_like(image)
+    mean = torch.zeros_like(image)
+    variance = torch.zeros_like(image)
     for offset in offsets:
         mean += _window(padded, offset, margin)
     mean /= len(offsets)
@@ -148,13 +150,13 @@ def _color_term(
 
 
 def _position(offsets: list[tuple[int, int]], like: Tensor) -> Tensor:
-    """PAR's position term (n,), the same at every pixel."""
+    """PAR's position term (n,), the same for every pixel."""
     distance = torch.tensor(offsets, dtype=torch.float64).square().sum(dim=1).sqrt()
     return (-(distance / (distance.std() + EPS) / 0.3).square()).softmax(dim=0).to(like)
 
 
 def _subtract_variation(weights: Tensor, padded: Tensor, offsets: list[tuple[int, int]], frame: _Frame) -> None:
-    """Take VARM's variation term off the weights (B, n, H, W)."""
+    """Subtract VARM's variation term from the weights (B, n, H, W), in place."""
     margin = (padded.shape[-1] - weights.shape[-1]) // 2
     down, right = padded.new_zeros(2, len(padded), 1, *padded.shape[2:])
     down[..., :-1, :] = padded.diff(dim=-2).square_().mean(dim=1, keepdim=True)
@@ -168,18 +170,18 @@ def _subtract_variation(weights: Tensor, padded: Tensor, offsets: list[tuple[int
     for offset in offsets:
         total += exponential(offset)
     share = SECOND_TERM / total
-    for plane, offset in zip(weights.split(1, dim=1), offsets, strict=True):  # once more, instead of n planes kept
+    for plane, offset in zip(weights.split(1, dim=1), offsets, strict=True):  # computed again, to hold no n planes
         plane.addcmul_(exponential(offset), share, value=-1)
 
 
 def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
-    """Rows and columns from a pixel to its neighbours, in the order of the weights."""
+    """Rows and columns from a pixel to each neighbour, in the order of the weights."""
     compass = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
     return [(y * dilation, x * dilation) for dilation in dilations for y, x in compass]
 
 
 def _window(padded: Tensor, offset: tuple[int, int], margin: int) -> Tensor:
-    """The neighbour at `offset` of every pixel: a view (B, C, H, W) of maps padded by `margin`."""
+    """The neighbour of every pixel at `offset`: a view (B, C, H, W) of maps padded by `margin`."""
     top, left = margin + offset[0], margin + offset[1]
     return padded[..., top : padded.shape[-2] - margin + offset[0], left : padded.shape[-1] - margin + offset[1]]
 
@@ -193,7 +195,7 @@ def _pad(maps: Tensor, margin: int, frame: _Frame) -> Tensor:
 
 
 def _frame(image: Tensor, margin: int, valid: Tensor | None) -> _Frame:
-    """How maps of the image's size go on. Raises ValueError for a `valid` that is not one rectangle in each image."""
+    """How maps of the image's size are continued. Raises ValueError if `valid` is not one rectangle in each image."""
     height, width = image.shape[2:]
     inside = torch.ones_like(image[:1, :1], dtype=torch.bool) if valid is None else _checked_mask(valid, image)
     rows, columns = _nearest(inside.any(dim=3), margin), _nearest(inside.any(dim=2), margin)
@@ -204,7 +206,10 @@ def _frame(image: Tensor, margin: int, valid: Tensor | None) -> _Frame:
 
 
 def _nearest(inside: Tensor, margin: int) -> Tensor:
-    """For each place of (., 1, n), and `margin` more on both sides, the nearest between the first and last inside."""
+    """For each position of `inside` (., 1, n), and `margin` more on both sides: the nearest position that is inside.
+
+    The positions inside are those from the first True to the last.
+    """
     length = inside.shape[-1]
     first = inside.int().argmax(dim=-1, keepdim=True)
     last = length - 1 - inside.flip(-1).int().argmax(dim=-1, keepdim=True)
@@ -212,7 +217,7 @@ def _nearest(inside: Tensor, margin: int) -> Tensor:
 
 
 def _checked_mask(valid: Tensor, image: Tensor) -> Tensor:
-    """`valid`, if it is one rectangle, or nothing, in each image."""
+    """Return `valid`; raise ValueError unless it marks one rectangle, or nothing, in each image."""
     batch, _, height, width = image.shape
     if valid.shape != (batch, 1, height, width) or valid.dtype != torch.bool:
         raise ValueError(f"valid must be bool {(batch, 1, height, width)}, not {valid.dtype} {tuple(valid.shape)}")
@@ -225,7 +230,7 @@ def _checked_mask(valid: Tensor, image: Tensor) -> Tensor:
 
 
 def _checked_image(image: Tensor, kernel: str, dilations: Sequence[int], sigma_floor: float) -> Tensor:
-    """The image without gradient and as at least float32, after all checks but those of `valid` and the scores."""
+    """The image without gradient, at least float32, after all checks but those of `valid` and the scores."""
     if kernel not in CONTRAST:
         raise ValueError(f"kernel must be one of {', '.join(CONTRAST)}, not {kernel!r}")
     if not dilations or min(dilations) < 1:
@@ -238,4 +243,4 @@ def _checked_image(image: Tensor, kernel: str, dilations: Sequence[int], sigma_f
     low, high = (float(bound) for bound in image.aminmax())
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):
         raise ValueError(f"image must lie in 0..1, but spans {low}..{high}")
-    return image.contiguous()  # pictures often come with the channels last, which every window would pay for
+    return image.contiguous()  # images often have their channels last, which makes every window slow

@@ -1,6 +1,8 @@
-"""SFC: prototype maps beside classifier maps, and losses that draw the two together (Zhao et al. 2024).
+"""SFC: maps of class prototypes beside classifier maps, and losses that make the two consistent.
 
-Maps here have a background channel: K = 1 + C, background first. N = h * w.
+Source: Zhao et al., "SFC: Shared Feature Calibration in Weakly Supervised Semantic Segmentation", AAAI 2024 (arXiv
+2401.11719); numbers are those of the released code. Maps have a background channel: K = 1 + C, background first.
+N = h * w.
 """
 
 import math
@@ -13,19 +15,18 @@ from cam_pipeline.ops.dtypes import at_least_float32
 
 EPS = 1e-5
 EMPTY = 1e-6
-"""A map that nowhere exceeds this is taken for empty: dividing it by its maximum would only amplify noise."""
+"""A map whose maximum is not above this is empty: dividing it by its maximum would only amplify noise."""
 ENTRIES_AT_ONCE = 1 << 24
-"""How many entries of the (B, N, N) affinity pixel correlation holds at a time (64 MiB in float32)."""
+"""Entries of the (B, N, N) affinity that pixel correlation holds at a time (64 MiB in float32)."""
 
 
 def distribution_weights(counts: Tensor, extra: float = 0.0) -> Tensor:
-    """Weight of every class by how its count of training images lies among the others': counts (C,) >= 0 -> (C,).
+    """Weight of every class, from the numbers of training images that show it: counts (C,) >= 0 -> (C,).
 
     TD_c = sum_j |n_c - n_j|, r_c = TD_c / (n_c + extra), weight r_c / mean(r): large for the most frequent and for the
-    rarest classes, 1 on average, and 1 for all when counts are equal. `extra`: appearances per class that an image
-    bank adds. A class without images gets 0 and is left out of sums and mean. Raises ValueError for another shape, and
-    for numbers that are negative or not finite. Source: SFC (AAAI 2024), distribution-weighted consistency;
-    specification section 3.
+    rarest classes, 1 on average, and 1 for all if counts are equal. `extra`: appearances per class that an image bank
+    adds. A class without images gets 0 and is left out of sums and mean. Raises ValueError for another shape, and for
+    numbers that are negative or not finite. Source: the distribution-weighted consistency loss.
     """
     if counts.ndim != 1 or not 0 <= extra < math.inf or not ((counts >= 0) & counts.isfinite()).all():
         raise ValueError(f"counts (C,) and extra must be finite and not negative, not {counts.tolist()} and {extra}")
@@ -38,11 +39,12 @@ def distribution_weights(counts: Tensor, extra: float = 0.0) -> Tensor:
 
 
 def bank_appearances(image_labels: Tensor, steps: int, draws: int, blank: bool = False) -> float:
-    """How often a class appears more in an epoch of `steps`, on average, through `draws` from an image bank a step.
+    """Mean number of extra appearances per class and epoch that the image bank adds.
 
-    image_labels (N, C) 0/1. A draw takes each slot alike and shows every class of the image there: steps * draws *
-    (mean over slots of the labels of an image with that class), divided by the classes that share them. There is a slot
-    for every class that has an image; with `blank` for the others, too, which show nothing.
+    An epoch has `steps` with `draws` from the bank each; image_labels (N, C) 0/1. The bank has a slot for every class
+    that has an image, and with `blank` an empty one for every other class. A draw takes each slot with the same
+    probability, and all classes of the image there appear: steps * draws * (mean over slots of the number of labels of
+    an image with that class), divided by the number of classes that share them.
     """
     shown = image_labels.sum(dim=0)
     slots = shown > 0
@@ -56,12 +58,12 @@ def bank_appearances(image_labels: Tensor, steps: int, draws: int, blank: bool =
 def maps_with_background(
     cam: Tensor, present: Tensor, background_over: str = "present", valid: Tensor | None = None
 ) -> Tensor:
-    """Class maps of at most 1 and what they leave to the background: raw maps (B, C, h, w) -> (B, K, h, w).
+    """Class maps of at most 1 and a background map beside them: raw maps (B, C, h, w) -> (B, K, h, w).
 
-    Every map's positive part is divided by (its maximum + 1e-5); those of classes that are not `present` (B, C) become
-    zero. The background is 1 - max over classes: over those `present`, or over `all` as in the released code. Where
-    `valid` (B, 1, h, w) is 0, all channels are. Raises ValueError for other shapes or another `background_over`.
-    Source: specification section 2 (W-CAM), pitfall 9.
+    The positive part of each map is divided by (its maximum + 1e-5); maps of classes that are not `present` (B, C)
+    become zero. The background is 1 - max over classes: over those `present`, or over `all` as in the released code,
+    where an absent class can erase the background. All channels are 0 where `valid` (B, 1, h, w) is 0. Raises
+    ValueError for other shapes or another `background_over`. Source: the classifier maps of SFC (W-CAM).
     """
     if cam.ndim != 4 or present.shape != cam.shape[:2]:
         raise ValueError(f"cam (B, C, h, w) and present (B, C) do not fit: {tuple(cam.shape)}, {tuple(present.shape)}")
@@ -75,18 +77,18 @@ def maps_with_background(
 
 
 def peak_normalized(maps: Tensor) -> Tensor:
-    """Maps (..., h, w) >= 0, each divided by (its maximum + 1e-5); one that is empty becomes zero."""
+    """Maps (..., h, w) >= 0, each divided by (its maximum + 1e-5); an empty map (`EMPTY`) becomes zero."""
     peaks = maps.amax(dim=(-2, -1), keepdim=True)
     return torch.where(peaks > EMPTY, maps / (peaks + EPS), torch.zeros_like(maps))
 
 
 def pixel_correlation(cam: Tensor, features: Tensor, steps: int = 2) -> Tensor:
-    """Spread maps over pixels that look alike: cam (B, K, h, w), features (B, D, h, w) -> (B, K, h, w).
+    """Spread maps over similar pixels: cam (B, K, h, w), features (B, D, h, w) -> (B, K, h, w).
 
-    With f the features divided by (their norm + 1e-5), A = relu(f^T f) and A[:, j] /= (sum_i A[i, j] + 1e-5), `steps`
-    times M <- M A: a pixel gets the mean of the map over the pixels like it. The affinity is computed a block of
-    columns at a time. Raises ValueError for other or empty shapes or a negative `steps`. Source: SEAM's pixel
-    correlation module as SFC has it, specification section 2.
+    `steps` times M <- M A, with f the features divided by (their norm + 1e-5), A = relu(f^T f) and
+    A[:, j] /= (sum_i A[i, j] + 1e-5): each pixel gets the mean of the map over the pixels similar to it. The affinity
+    is computed a block of columns at a time. Raises ValueError for other or empty shapes or negative `steps`. Source:
+    the pixel correlation module of Wang et al. 2020 (SEAM), as SFC uses it.
     """
     _check_grids(cam, features)
     if steps < 0:
@@ -107,14 +109,13 @@ def unit_vectors(features: Tensor) -> Tensor:
 
 
 def prototype_cam(cam: Tensor, features: Tensor, mask: Tensor | None = None, background_factor: float = 0.3) -> Tensor:
-    """How like each pixel is to its image's prototype of each class: (B, K, h, w) of features (B, D, h, w).
+    """Similarity of each pixel to its image's prototype of each class: features (B, D, h, w) -> (B, K, h, w) in 0..1.
 
-    Seeds are the pixels that a class wins in `cam` (B, K, h, w), once the background is multiplied by
-    `background_factor`; a prototype is the sum of its seeds' features; the map is the positive part of their cosine.
-    A class without seeds is zero everywhere.
-    `mask` (B, 1 or K, h, w) multiplies `cam` first, and a pixel that it takes away is nobody's seed. Has a gradient
-    with respect to `features` alone. Returns values in 0..1, not divided by their maximum. Raises ValueError for other
-    shapes. Source: specification section 2 (P-CAM).
+    The seeds of a class are the pixels at which `cam` (B, K, h, w) is largest for it, after the background is
+    multiplied by `background_factor`. A prototype is the sum of its seeds' features; the map is the positive part of
+    the cosine, not divided by its maximum. The map of a class without seeds is zero. `mask` (B, 1 or K, h, w)
+    multiplies `cam` first, and a pixel at which it is zero is no seed. Gradients reach `features` only. Raises
+    ValueError for other shapes. Source: the prototype maps of SFC (P-CAM).
     """
     _check_grids(cam, features)
     batch, channels, rows, columns = cam.shape
@@ -145,11 +146,11 @@ def msdw_losses(
 ) -> tuple[Tensor, Tensor]:
     """The multi-scaled distribution-weighted losses: (loss_prototype, loss_scale), both scalars.
 
-    loss_prototype: mean of weights_c * |classifier_cam - prototype_cam|, both (B, K, h, w), the background's weight 1
-    and the prototype maps already divided by their maxima; loss_scale: the same between the maps of scale 1 brought to
-    scale 1/2 and those of the image at scale 1/2, both (B, K, h', w'), without the background channel. Means are over
-    all channels, absent ones included; `weights` (C,). Raises ValueError for other shapes. Source: specification
-    section 3.
+    loss_prototype: mean of weights_c * |classifier_cam - prototype_cam|, both (B, K, h, w), with weight 1 for the
+    background and prototype maps already divided by their maxima. loss_scale: the same between the maps of scale 1
+    resized to scale 1/2 and the maps of the image at scale 1/2, both (B, K, h', w'), without the background channel.
+    Means are over all channels, absent ones included; `weights` (C,). Raises ValueError for other shapes. Source: the
+    MSDW loss of SFC.
     """
     return (
         prototype_loss(classifier_cam, prototype_cam, weights, weight_prototype),
@@ -158,14 +159,14 @@ def msdw_losses(
 
 
 def prototype_loss(classifier_cam: Tensor, prototype_cam: Tensor, weights: Tensor, weight: float = 1.6) -> Tensor:
-    """The first of `msdw_losses`."""
+    """Distance of classifier maps and prototype maps: the first of `msdw_losses`."""
     _check_alike(classifier_cam, prototype_cam, weights)
     of_channels = torch.cat([weights.new_ones(1), weights])
     return weight * _weighted_distance(classifier_cam, prototype_cam, of_channels)
 
 
 def scale_loss(downscaled_cam: Tensor, half_scale_cam: Tensor, weights: Tensor, weight: float = 0.8) -> Tensor:
-    """The second of `msdw_losses`."""
+    """Distance of maps at two scales: the second of `msdw_losses`."""
     _check_alike(downscaled_cam, half_scale_cam, weights)
     return weight * _weighted_distance(downscaled_cam[:, 1:], half_scale_cam[:, 1:], weights)
 
@@ -192,7 +193,7 @@ def _weighted_distance(first: Tensor, second: Tensor, weights: Tensor) -> Tensor
 
 def _unit(features: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    return features * (norms + EPS).reciprocal()  # a quotient's gradient would take four more passes over the features
+    return features * (norms + EPS).reciprocal()  # the gradient of a quotient takes four more passes over the features
 
 
 def _spread(maps: Tensor, unit: Tensor, steps: int) -> Tensor:
@@ -204,7 +205,7 @@ def _spread(maps: Tensor, unit: Tensor, steps: int) -> Tensor:
 
     cells = unit.shape[2]
     width = max(1, ENTRIES_AT_ONCE // (len(unit) * cells))
-    whole = columns(0) if cells <= width else None  # blocks are too large to keep, and are computed anew
+    whole = columns(0) if cells <= width else None  # blocks are too large to keep: they are computed in every step
     for _ in range(steps):
         if whole is not None:
             maps = maps @ whole

@@ -1,7 +1,7 @@
 """Whether a stage's result is current, and if not, why.
 
-A result is current if its manifest has the fingerprint of the present config and data, and its file has the size in
-the manifest.
+A result is current if the facts in its manifest give the same fingerprint as the present config and data, and its file
+has the size in the manifest.
 """
 
 import hashlib
@@ -94,7 +94,7 @@ class Results:
             "data": stage.data(self.config, self.dataset),
             "needs": {need: state.run_id for need, state in upstream.items()},
         }
-        fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        fingerprint = fingerprint_of(facts)
         partial = self._partial(name, fingerprint)
         run_id = run_id_of(partial, fingerprint)
         kind, reason = self._compare(name, fingerprint, facts, partial)
@@ -109,7 +109,8 @@ class Results:
         """Kind and reason of a stage's state, by its own manifest alone."""
         manifest = self._manifest(name)
         path = self.path(name)
-        if manifest and path.is_file() and manifest["fingerprint"] == fingerprint:
+        made_from = self._that_matter(manifest["facts"]) if manifest else {}
+        if manifest and path.is_file() and fingerprint_of(made_from) == fingerprint:
             size = path.stat().st_size
             if size != manifest["bytes"]:
                 return "damaged", f"{path} has {size} bytes, its manifest says {manifest['bytes']}"
@@ -118,8 +119,19 @@ class Results:
         if {"done", "total", "unit"} <= progress.keys():
             return "partial", f"{progress['done']} of {progress['total']} {progress['unit']} done"
         if manifest and path.is_file():
-            return "stale", explain_change(manifest["facts"], facts)
+            return "stale", explain_change(made_from, facts)
         return "missing", "not made yet"
+
+    def _that_matter(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The facts of a manifest without settings that have no effect now; earlier versions stored some of these."""
+        idle = self.config.idle()
+        params: dict[str, Any] = {}
+        for path, value in _table(facts, "params").items():
+            if isinstance(value, dict):
+                params[path] = {key: item for key, item in value.items() if f"{path}.{key}" not in idle}
+            elif path not in idle:
+                params[path] = value
+        return {**facts, "params": params}
 
     def _partial(self, name: str, fingerprint: str) -> Path:
         return self.folder / "partial" / f"{name}-{fingerprint}"
@@ -178,26 +190,38 @@ class Results:
         return self.path(name)
 
 
+def fingerprint_of(facts: Mapping[str, Any]) -> str:
+    """The fingerprint of a result: a digest of all that it is made from."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Why a result is stale, in words: the first setting, input or version that differs."""
     if before.get("version") != now["version"]:
         return f"the stage's code changed (version {before.get('version')} to {now['version']})"
     if _table(before, "needs").keys() != now["needs"].keys():
         return f"it is now made from {', '.join(now['needs'])}" if now["needs"] else "it now needs no other result"
-    for section, value in now["params"].items():
-        old = _table(before, "params").get(section)
-        if isinstance(value, dict) and isinstance(old, dict):
-            for key, item in value.items():
-                if old.get(key) != item:
-                    return f"{section}.{key} was {old.get(key)}, is {item}"
-        elif old != value:
-            return f"{section} was {old}, is {value}"
+    old, new = _settings(before), _settings(now)
+    for path, value in new.items():
+        if path in old and old[path] != value:
+            return f"{path} was {old[path]}, is {value}"
     if before.get("data") != now["data"]:  # after the settings, which decide what data is read
         return "the data changed"
     for need, run_id in now["needs"].items():
         if _table(before, "needs").get(need) != run_id:
             return f"{need} was made again or will be"
+    for path in (*new, *old):
+        if path not in old or path not in new:
+            return f"an earlier version made it, {'with' if path in old else 'without'} the setting {path}"
     return "its inputs have changed"
+
+
+def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among facts, as one value per key."""
+    settings: dict[str, Any] = {}
+    for path, value in _table(facts, "params").items():
+        settings |= {f"{path}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {path: value}
+    return settings
 
 
 def _table(facts: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The training loop, its optimiser, and what is learned."""
+"""The training loop, its optimiser and its objectives."""

@@ -1,7 +1,9 @@
-"""Both networks of a config, built without weights before anything is trained: what a stage would stop at."""
+"""Builds both networks of a config without weights, to find before training what a stage would stop at."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import torch
 
 from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.fits import check_crop
@@ -12,32 +14,31 @@ from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.backbone import check_name
 from cam_pipeline.models.classifier import check_start
-from cam_pipeline.training.objectives.image_loss import image_loss
-from cam_pipeline.training.objectives.sfc import layers_of_sfc
+from cam_pipeline.training.objectives import classifier_objectives
 
 ANY_CLASSES = 2
-"""Whether a network can be had does not depend on their number, which only the data tells."""
+"""The number of classes does not decide whether a network is possible, and only the data tells it."""
 
 
 def try_classifier(config: Config) -> None:
-    """Raise ConfigError for a classifier that can not be built, or not be trained or read as the config says."""
+    """Raise ConfigError if the classifier cannot be built, trained or read as the config says."""
     settings = config.classifier
     check_start(settings.weights, bool(settings.trunk), settings.similar_attention)
     without_weights = settings.model_copy(update={"weights": "none", "trunk_weights": "none"})
-    classifier = new_classifier(without_weights, ANY_CLASSES, *layers_of_sfc(config))
+    classifier = new_classifier(without_weights, ANY_CLASSES)
+    classifier_objectives(classifier, config, labels=torch.zeros(0, ANY_CLASSES))
     check_crop(classifier, config.train_cls.crop, "train_cls.crop")
-    image_loss(classifier, config)
     cam_reading(config.cam, classifier)
 
 
 def try_segmenter(config: Config) -> None:
-    """Raise ConfigError for a segmenter that can not be built, or not be trained on its crops."""
+    """Raise ConfigError if the segmenter cannot be built, or not be trained on its crops."""
     segmenter = new_segmenter(config.segmenter.model_copy(update={"weights": "none"}), ANY_CLASSES)
     check_crop(segmenter, config.train_seg.crop, "train_seg.crop")
 
 
 def check_weights_file(key: str, weights: str) -> None:
-    """Raise WeightsError where a weights setting, named `key`, is the path of no file."""
+    """Raise WeightsError if `weights`, the setting named `key`, is a path and there is no such file."""
     if weights not in ("pretrained", "none") and not Path(weights).is_file():
         raise WeightsError(
             f"{key}: there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
@@ -45,7 +46,7 @@ def check_weights_file(key: str, weights: str) -> None:
 
 
 def check_networks(config: Config, problems: AllProblems) -> None:
-    """Report what keeps either network from being had: its name, its settings, or a weights file that is not there."""
+    """Report why a network cannot be built: its name, its settings, or a weights file that is not there."""
     classifier, segmenter = config.classifier, config.segmenter
     names = {"classifier.backbone": classifier.backbone}
     files = {"classifier.weights": classifier.weights, "segmenter.weights": segmenter.weights}
@@ -63,7 +64,7 @@ def check_networks(config: Config, problems: AllProblems) -> None:
 def _check_network(
     names: Mapping[str, str], attempt: Callable[[Config], None], config: Config, problems: AllProblems
 ) -> None:
-    """Report the names (by key) that timm lacks; if it has them all, what the attempt at the network raises."""
+    """Report the names (by key) that timm lacks. If it has them all, report what `attempt` raises."""
     known = True
     for key, name in names.items():
         try:
@@ -75,4 +76,4 @@ def _check_network(
         try:
             attempt(config)
         except ConfigError as error:
-            problems.report("network that can not serve", str(error))
+            problems.report("network that cannot serve", str(error))

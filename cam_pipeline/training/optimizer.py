@@ -1,4 +1,4 @@
-"""The optimiser, and how its learning rates rise and fall."""
+"""The optimiser and the schedule of its learning rates."""
 
 import torch
 from torch import nn
@@ -8,14 +8,14 @@ from cam_pipeline.models.pretrained import PretrainedHalf
 
 
 def learning_rate_factor(step: int, total: int, settings: TrainSettings) -> float:
-    """Linear rise over the first `warmup` share of the steps, times (1 - step / total) ** poly_power."""
+    """Linear warm-up over the first `warmup` share of the steps, times (1 - step / total) ** poly_power."""
     warm = settings.warmup * total
     rise = min(1.0, (step + 1) / warm) if warm >= 1 else 1.0
     return float(rise * (1 - step / total) ** settings.poly_power)
 
 
 def make_optimizer(network: PretrainedHalf, settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD or AdamW: new layers at `head_lr_factor` times the rate, no weight decay on norms and biases."""
+    """SGD or AdamW. New layers learn at `head_lr_factor` times the rate; norms and biases have no weight decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter, factor in network.learning_rate_factors(settings.head_lr_factor):
         if parameter.requires_grad:

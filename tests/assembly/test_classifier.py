@@ -82,7 +82,7 @@ def test_crops_that_do_not_suit_the_network():
 
 @pytest.mark.parametrize("switch", [{"border": 0.1}, {"propagate": "features"}])
 def test_a_comparison_of_more_stages_than_there_are_names_its_settings(switch, monkeypatch):
-    monkeypatch.setattr("cam_pipeline.cams.reading.feature_levels", lambda backbone: [None] * 3)
+    monkeypatch.setattr("cam_pipeline.cams.multi_scale.feature_levels", lambda backbone: [None] * 3)
     network = new_classifier(CLASSIFIER, len(CLASSES))
     with pytest.raises(ConfigError, match=r"cam\.border = .*, cam\.walk_levels = 4: .* 4 stages are to be compared"):
         cam_reading(CamSettings(walk_levels=4, **switch), network)

@@ -18,7 +18,8 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from cam_pipeline.cams.multi_scale import multi_scale_cams
+from cam_pipeline.cams.multi_scale import read_maps
+from cam_pipeline.cams.reading import CamReading
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.batches import same_size_batches
 from cam_pipeline.data.demo.synthetic import generate
@@ -53,7 +54,7 @@ def ours(classifier: Classifier, images: list[Tensor], class_ids: list[tuple[int
     grids = [(image.shape[-2] // classifier.stride, image.shape[-1] // classifier.stride) for image in images]
     for batch in same_size_batches(grids, BATCH):
         stacked = torch.stack([images[i] for i in batch]).to(device).contiguous(memory_format=torch.channels_last)
-        maps, _ = multi_scale_cams(classifier, stacked, SCALES, flip=True)
+        maps = read_maps(classifier, stacked, CamReading(scales=SCALES, flip=True)).maps
         for i, cam in zip(batch, maps.cpu(), strict=True):
             found[i] = cam[[class_id - 1 for class_id in class_ids[i]]]
     return found

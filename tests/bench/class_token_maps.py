@@ -12,15 +12,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cam_pipeline.cams.classes import class_ranks
-from cam_pipeline.cams.reading import CamReading, Propagation
-from cam_pipeline.cams.sources import view_maps
+from cam_pipeline.cams.multi_scale import read_maps
+from cam_pipeline.cams.reading import AttentionPropagation, CamReading
 from cam_pipeline.models.attention import AttentionTap
 from cam_pipeline.models.classifier import Classifier, build_classifier
 from cam_pipeline.ops.acr import class_token_map, propagate_attention
 
 IMAGES, CLASSES, ROUNDS = 16, 20, 5
-READING = CamReading("class_token_gradient", "grad", -2, Propagation())
+READING = CamReading(source="class_token_gradient", propagation=AttentionPropagation())
 
 
 def released_way(classifier: Classifier, images: Tensor, class_ids: list[tuple[int, ...]]) -> Tensor:
@@ -63,7 +62,6 @@ def main() -> None:
     nn.init.normal_(classifier.head.weight)
     images = torch.rand(IMAGES, 3, 224, 224, device=device)
     class_ids = [(1 + number, 20 - number // 2) for number in range(IMAGES)]
-    ranks = class_ranks(class_ids, images.device)
 
     def forward() -> object:
         with torch.no_grad():
@@ -71,7 +69,7 @@ def main() -> None:
 
     work: dict[str, Callable[[], object]] = {
         "plain forward pass": forward,
-        "localisation": lambda: view_maps(classifier, images, READING, ranks),
+        "localisation": lambda: read_maps(classifier, images, READING, class_ids),
         "a backward pass for each class and image": lambda: released_way(classifier, images, class_ids),
     }
     times: dict[str, list[float]] = {name: [] for name in work}
@@ -87,7 +85,7 @@ def main() -> None:
         print(f"  {name:42s} {statistics.median(values):7.3f} s")
     print(f"  localisation / forward pass {ours / plain:20.2f}   (target: at most 1.6)")
     print(f"  backward passes / localisation {peer / ours:17.2f}   (target: at least 4)")
-    mine = view_maps(classifier, images, READING, ranks)[0]
+    mine = read_maps(classifier, images, READING, class_ids).maps
     difference = float((mine - released_way(classifier, images, class_ids)).abs().max() / mine.max())
     print(f"  largest difference of the two sides' maps, of their maximum: {difference:.1e}")
 

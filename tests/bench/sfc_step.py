@@ -18,7 +18,8 @@ from cam_pipeline.config import Config
 from cam_pipeline.machine.device import autocast, keep_freed_memory
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.placing import place
-from cam_pipeline.training.objectives.image_loss import image_loss
+from cam_pipeline.training.loss import Loss, mean_over_processes
+from cam_pipeline.training.objectives import classifier_objectives
 from cam_pipeline.training.optimizer import make_optimizer
 
 CLASSES, CROP, STEPS = 20, 256, 15
@@ -34,22 +35,23 @@ def training(name: str) -> Callable[[], float]:
     classifier = build_classifier(
         "mobilenetv2_100", CLASSES, arguments={"pad_type": "same"}, stride=16, freeze_batch_norm=True
     )
-    if name == "SFC":
-        classifier.add_calibration()
+    labels = (torch.rand(count, CLASSES) < 0.08).float()
+    loss = Loss(classifier, classifier_objectives(classifier, config, labels))
     place(classifier, device)
     classifier.train()
-    loss, optimizer = image_loss(classifier, config), make_optimizer(classifier, config.train_cls)
+    optimizer = make_optimizer(classifier, config.train_cls)
     images = torch.randint(0, 256, (count, 3, CROP, CROP), dtype=torch.uint8)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = (torch.rand(count, CLASSES) < 0.08).float()
     boxes = torch.tensor([[0, 0, CROP, CROP]] * count)
+    batch = {"image": images, "index": torch.arange(count), "labels": labels, "box": boxes}
 
     def step() -> float:
         started = time.perf_counter()
         with autocast(config.run, device):
-            value = loss(images, labels, boxes, 1.0)
+            terms = loss(batch, 1.0)
+        mean_over_processes(terms)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        terms["loss"].backward()
         optimizer.step()
         return time.perf_counter() - started
 

@@ -1,10 +1,15 @@
 """What is taken out of a batch's maps for each image."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cam_pipeline.cams import extraction
+from cam_pipeline.cams.classes import shown_classes
 from cam_pipeline.cams.extraction import CamExtractor
+from cam_pipeline.cams.multi_scale import Maps
+from cam_pipeline.cams.reading import CamReading
 from cam_pipeline.config import Config
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.sfc import Calibration
@@ -19,18 +24,20 @@ def extracted(monkeypatch, class_ids, **cam):
     image = torch.arange(2.0).view(2, 1, 1, 1) * 100
     kinds = [(image + 10 * kind + torch.arange(4.0).view(1, 4, 1, 1)).expand(2, 4, 2, 3) for kind in (1, 2)]
     probabilities = torch.tensor([[0.1, 0.2, 0.3], [0.9, 0.1, 0.8]])
-    monkeypatch.setattr(extraction, "calibrated_cams", lambda *arguments: (*kinds, probabilities))
-    monkeypatch.setattr(extraction, "multi_scale_cams", lambda *arguments: (kinds[0][:, 1:], probabilities))
+    found = Maps(kinds[0][:, 1:], probabilities, shown_classes(class_ids, probabilities, 0.5))
+    if extractor.reading.calibration is not None:
+        found = replace(found, background=kinds[0][:, 0], prototype_maps=kinds[1])
+    monkeypatch.setattr(extraction, "read_maps", lambda *arguments: found)
     return extractor, extractor.extract(torch.zeros(2, 3, 32, 48), ["a", "b"], class_ids, SIZES)
 
 
 @pytest.mark.parametrize("calibration", ["none", "sfc"])
 def test_channels_are_those_of_the_classes_shown_or_predicted(monkeypatch, calibration):
-    _, ((one, _), (other, chances)) = extracted(monkeypatch, [(2,), None], calibration=calibration)
+    _, ((one, _), (other, probabilities)) = extracted(monkeypatch, [(2,), None], calibration=calibration)
     assert (one.name, one.class_ids, one.size) == ("a", (2,), (40, 60))
     assert one.cam[:, 0, 0].tolist() == [12]
     assert (other.name, other.class_ids, other.size) == ("b", (1, 3), (41, 61))
-    assert other.cam[:, 0, 0].tolist() == [111, 113] and chances.tolist() == pytest.approx([0.9, 0.1, 0.8])
+    assert other.cam[:, 0, 0].tolist() == [111, 113] and probabilities.tolist() == pytest.approx([0.9, 0.1, 0.8])
     if calibration == "none":
         assert one.background is None and other.prototype is None
         return
@@ -47,3 +54,8 @@ def test_settings_of_the_calibration_reach_it(monkeypatch):
     chosen = {"background_over": "all", "seed_background": 0.7, "correlation_steps": 5}
     extractor, _ = extracted(monkeypatch, [(1,), (1,)], calibration="sfc", **chosen)
     assert extractor.reading.calibration == Calibration("all", 0.7, 5)
+
+
+def test_views_and_the_threshold_of_presence_are_those_of_the_settings(monkeypatch):
+    extractor, _ = extracted(monkeypatch, [(1,), (1,)], scales=(0.5, 2.0), flip=False, presence_threshold=0.3)
+    assert extractor.reading == CamReading(scales=(0.5, 2.0), flip=False, presence_threshold=0.3)

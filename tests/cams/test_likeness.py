@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from cam_pipeline.cams.likeness import Border, FeatureWalk, cell_features
-from cam_pipeline.cams.multi_scale import calibrated_cams, multi_scale_cams
+from cam_pipeline.cams.multi_scale import check_reading, read_maps
 from cam_pipeline.cams.reading import CamReading
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.levels import LevelTap
@@ -58,9 +58,9 @@ def claimed_by(maps, shown):
 def test_a_walk_compares_the_levels_of_the_view(images, kind, radius, levels):
     network = network_of(kind)
     reading = CamReading(propagation=FeatureWalk(radius, steps=2, power=3.0), levels=levels)
-    reading.check(network)
+    check_reading(reading, network)
     features, raw = features_at(network, images, levels)
-    found, _ = multi_scale_cams(network, images, (1.0,), False, reading)
+    found = read_maps(network, images, reading).maps
     assert not network.backbone._forward_hooks
     torch.testing.assert_close(found, feature_walk(raw, features, radius, 2, 3.0), rtol=1e-4, atol=1e-5)
 
@@ -81,8 +81,8 @@ def test_more_stages_than_there_are_are_refused():
     network = network_of("cnn")
     for reading in (CamReading(propagation=FeatureWalk(), levels=9), CamReading(border=Border(), levels=9)):
         with pytest.raises(ValueError, match="9 stages are to be compared, but the network has"):
-            reading.check(network)
-    CamReading(levels=9).check(network)  # none is compared
+            check_reading(reading, network)
+    check_reading(CamReading(levels=9), network)  # none is compared
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
@@ -91,11 +91,12 @@ def test_a_background_like_the_border_is_taken_away_last(kind, propagation):
     network = network_of(kind)
     images = torch.rand(3, 3, 48, 64, generator=torch.Generator().manual_seed(1))  # 3 x 4 cells, two inside the border
     reading = CamReading(propagation=propagation, border=Border(0.1, steps=3, power=2.0), levels=2)
-    reading.check(network)
+    check_reading(reading, network)
     features, _ = features_at(network, images, 2)
-    before = multi_scale_cams(network, images, (1.0,), False, CamReading(propagation=propagation, levels=2))[0]
-    found, chances = multi_scale_cams(network, images, (1.0,), False, reading, [(1, 3), None, ()])
-    predicted = {1 + int(number) for number in (chances[1] > 0.5).nonzero()} | {1 + int(chances[1].argmax())}
+    before = read_maps(network, images, CamReading(propagation=propagation, levels=2)).maps
+    read = read_maps(network, images, reading, [(1, 3), None, ()])
+    found, own = read.maps, read.probabilities[1]
+    predicted = {1 + int(number) for number in (own > 0.5).nonzero()} | {1 + int(own.argmax())}
     claimed = claimed_by(before, [(1, 3), tuple(predicted), ()])
     expected = without_background(before, border_likeness(features, 0.1, 3, 2.0, claimed))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -106,9 +107,9 @@ def test_maps_as_small_as_gradients_claim_the_border_too():
     network = network_of("cnn")
     images = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(1))
     reading = CamReading(border=Border(0.1))
-    usual, _ = multi_scale_cams(network, images, (1.0,), False, reading, [(1, 3), (2,)])
+    usual = read_maps(network, images, reading, [(1, 3), (2,)]).maps
     network.head.weight.data /= 2**24
-    small, _ = multi_scale_cams(network, images, (1.0,), False, reading, [(1, 3), (2,)])
+    small = read_maps(network, images, reading, [(1, 3), (2,)]).maps
     torch.testing.assert_close(small * 2**24, usual)
 
 
@@ -116,8 +117,8 @@ def test_an_image_of_one_cell_is_its_class():
     """All of it is border, and all of that is claimed."""
     network = network_of("cnn")
     network.head.weight.data.abs_()
-    reading = CamReading(propagation=FeatureWalk(), border=Border(0.1))
-    maps, _ = multi_scale_cams(network, torch.rand(1, 3, 16, 16), (0.5, 1.0), True, reading, [(2,)])
+    reading = CamReading(propagation=FeatureWalk(), border=Border(0.1), scales=(0.5, 1.0), flip=True)
+    maps = read_maps(network, torch.rand(1, 3, 16, 16), reading, [(2,)]).maps
     assert maps.shape == (1, CLASSES, 1, 1) and maps[0, 1].any()
 
 
@@ -125,8 +126,8 @@ def test_an_image_of_one_cell_is_its_class():
 def test_maps_of_all_views_walk_once_on_the_finest_grid(images, flip):
     """The features of the largest scale alone decide, wherever it stands among the scales."""
     network, scales = network_of("cnn"), (0.5, 2.0, 1.0)
-    found, chances = multi_scale_cams(network, images, scales, flip, CamReading(propagation=FeatureWalk(0, 2, 3.0)))
-    raw, likely = torch.zeros(3, CLASSES, 4, 6), []
+    found = read_maps(network, images, CamReading(propagation=FeatureWalk(0, 2, 3.0), scales=scales, flip=flip))
+    raw, probabilities = torch.zeros(3, CLASSES, 4, 6), []
     for scale in scales:
         view = functional.interpolate(images, (round(2 * scale) * 16, round(3 * scale) * 16), mode="bilinear")
         for flipped in (False, True) if flip else (False,):
@@ -134,31 +135,34 @@ def test_maps_of_all_views_walk_once_on_the_finest_grid(images, flip):
                 output = network(view.flip(-1) if flipped else view)
             own = classifier_cam(output.features, network.head.weight)
             raw += place_view(own, (4, 6), network.offset, flipped) / (1 + flip)
-            likely.append(output.logits.sigmoid())
+            probabilities.append(output.logits.sigmoid())
     features, _ = features_at(network, functional.interpolate(images, (64, 96), mode="bilinear"), 1)
-    torch.testing.assert_close(found, feature_walk(raw, features, None, 2, 3.0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(chances, torch.stack(likely).mean(dim=0))
+    torch.testing.assert_close(found.maps, feature_walk(raw, features, None, 2, 3.0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.probabilities, torch.stack(probabilities).mean(dim=0))
 
 
 def test_calibrated_maps_walk_and_lose_the_border_but_not_their_backgrounds(images):
     network, class_ids = network_of("cnn"), [(1,), (2, 4), ()]
     calibration, walk, border = Calibration(correlation_steps=0), FeatureWalk(steps=2, power=3.0), Border(0.1, 1, 2.0)
-    plain = calibrated_cams(network, images, (1.0,), False, CamReading(calibration=calibration), class_ids)
+    plain = read_maps(network, images, CamReading(calibration=calibration), class_ids)
     reading = CamReading(propagation=walk, calibration=calibration, border=border)
-    found = calibrated_cams(network, images, (1.0,), False, reading, class_ids)
+    found = read_maps(network, images, reading, class_ids)
     features, _ = features_at(network, images, 1)
-    for before, after in zip(plain[:2], found[:2], strict=True):
-        assert torch.equal(after[:, 0], before[:, 0])
-        walked = feature_walk(before[:, 1:], features, None, 2, 3.0)
+    assert torch.equal(found.background, plain.background)
+    assert torch.equal(found.prototype_maps[:, 0], plain.prototype_maps[:, 0])
+    of_prototypes = (plain.prototype_maps[:, 1:], found.prototype_maps[:, 1:])
+    for before, after in ((plain.maps, found.maps), of_prototypes):
+        walked = feature_walk(before, features, None, 2, 3.0)
         likeness = border_likeness(features, 0.1, 1, 2.0, claimed_by(walked, class_ids))
-        torch.testing.assert_close(after[:, 1:], without_background(walked, likeness), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(after, without_background(walked, likeness), rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_and_inference_mode_are_close(images):
     network = network_of("cnn")
-    reading = CamReading(propagation=FeatureWalk(steps=2, power=3.0), border=Border(0.1))
-    usual, _ = multi_scale_cams(network, images, (1.0, 2.0), True, reading, [(1,), (2,), (3,)])
+    walk = FeatureWalk(steps=2, power=3.0)
+    reading = CamReading(propagation=walk, border=Border(0.1), scales=(1.0, 2.0), flip=True)
+    usual = read_maps(network, images, reading, [(1,), (2,), (3,)]).maps
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        found, _ = multi_scale_cams(network, images, (1.0, 2.0), True, reading, [(1,), (2,), (3,)])
+        found = read_maps(network, images, reading, [(1,), (2,), (3,)]).maps
     assert found.dtype == torch.float32
     assert (found - usual).abs().max() < 0.1 * usual.max()

@@ -1,13 +1,15 @@
 """Maps from class-token gradients (ACR) and propagation by attention, on grids of 2 x 3 and 3 x 5 patches."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
-from cam_pipeline.cams.classes import class_ranks
-from cam_pipeline.cams.multi_scale import multi_scale_cams
-from cam_pipeline.cams.reading import CamReading, Propagation
-from cam_pipeline.cams.sources import view_maps
+from cam_pipeline.cams.multi_scale import check_reading, read_maps
+from cam_pipeline.cams.reading import AttentionPropagation, CamReading
+from cam_pipeline.cams.sources import SOURCES, class_token_gradient
+from cam_pipeline.config import CamSettings
 from cam_pipeline.models.attention import AttentionTap, NoAttention
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.ops.acr import MAP_FUNCTIONS, class_token_map, propagate_attention
@@ -36,8 +38,12 @@ def images():
     return torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(1))  # 2 x 3 patches
 
 
-def gradient(mode="grad", start=-2, propagation=None):
-    return CamReading("class_token_gradient", mode, start, propagation)
+def gradient(mode="grad", start=-2, **more):
+    return CamReading(source="class_token_gradient", map_function=mode, start_layer=start, **more)
+
+
+def test_every_source_can_be_named_in_a_config():
+    assert set(get_args(CamSettings.model_fields["source"].annotation)) == set(SOURCES)
 
 
 def one_by_one(classifier, images, class_ids, mode, start):
@@ -59,7 +65,7 @@ def one_by_one(classifier, images, class_ids, mode, start):
 def test_a_pass_for_each_rank_equals_a_pass_for_each_class_and_image(images, mode, start):
     classifier, images = build().double(), images.double()
     class_ids = [(1, 4), (3,), (1, 2, 3)]
-    maps, (_, logits) = view_maps(classifier, images, gradient(mode, start), class_ranks(class_ids, images.device))
+    maps, (_, logits) = class_token_gradient(classifier, images, gradient(mode, start), class_ids)
     expected = one_by_one(classifier, images, class_ids, mode, start)
     assert maps.shape == (3, CLASSES, 2, 3) and expected.amax() > 1e-4
     torch.testing.assert_close(maps, expected, rtol=0, atol=1e-6)
@@ -75,7 +81,7 @@ def test_other_families(name):
     nn.init.normal_(classifier.head.weight)
     images = torch.rand(2, 3, 2 * classifier.stride, 3 * classifier.stride)
     class_ids = [(2,), (4, 1)]
-    maps, _ = view_maps(classifier, images, gradient(), class_ranks(class_ids, images.device))
+    maps, _ = class_token_gradient(classifier, images, gradient(), class_ids)
     expected = one_by_one(classifier, images, class_ids, "grad", -2)
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-6 * float(expected.amax()))
     assert maps.any()
@@ -87,18 +93,18 @@ def test_the_classifier_is_left_as_it_came(images):
     frozen.grad = torch.ones_like(frozen)
     before = [(m._forward_pre_hooks.copy(), getattr(m, "fused_attn", None), m.training) for m in classifier.modules()]
     flags = [(p.requires_grad, p.grad) for p in classifier.parameters()]
-    view_maps(classifier, images, gradient(propagation=Propagation()), class_ranks([(1,)] * 3, images.device))
+    read_maps(classifier, images, gradient(propagation=AttentionPropagation()), [(1,)] * 3)
     after = [(m._forward_pre_hooks, getattr(m, "fused_attn", None), m.training) for m in classifier.modules()]
     assert before == after and torch.is_grad_enabled()
     assert flags == [(p.requires_grad, p.grad) for p in classifier.parameters()]
 
 
 def test_frozen_parameters_and_no_grad_make_no_difference(classifier, images):
-    ranks = class_ranks([(1,), (2, 3), ()], images.device)
-    usual, _ = view_maps(classifier, images, gradient(), ranks)
+    class_ids = [(1,), (2, 3), ()]
+    usual, _ = class_token_gradient(classifier, images, gradient(), class_ids)
     frozen = build().requires_grad_(False)
     with torch.no_grad():
-        maps, (_, logits) = view_maps(frozen, images, gradient(), ranks)
+        maps, (_, logits) = class_token_gradient(frozen, images, gradient(), class_ids)
         assert not torch.is_grad_enabled() and not maps.requires_grad and not logits.requires_grad
     torch.testing.assert_close(maps, usual)
     assert not maps[2].any()
@@ -112,7 +118,7 @@ def test_an_error_in_the_middle_leaves_the_gradient_mode(images):
 
     classifier.backbone.blocks[-1].register_forward_hook(lambda module, inputs, output: fail(module, inputs))
     with torch.no_grad(), pytest.raises(ArithmeticError):
-        view_maps(classifier, images, gradient(), class_ranks([(1,)] * 3, images.device))
+        class_token_gradient(classifier, images, gradient(), [(1,)] * 3)
     assert torch.is_grad_enabled() and all(block.attn.fused_attn for block in classifier.backbone.blocks)
 
 
@@ -126,45 +132,45 @@ def test_only_the_class_token_of_the_last_block_has_a_gradient(classifier, image
 
 
 def test_maps_do_not_depend_on_the_rest_of_the_batch(classifier, images):
-    reading = gradient("cam_grad", propagation=Propagation())
+    reading = gradient("cam_grad", propagation=AttentionPropagation(), scales=(1.0, 1.5), flip=True)
     class_ids = [(1, 2), (4,), (3,)]
-    together, _ = multi_scale_cams(classifier, images, [1.0, 1.5], True, reading, class_ids)
+    together = read_maps(classifier, images, reading, class_ids).maps
     for number in range(3):
-        alone, _ = multi_scale_cams(
-            classifier, images[number : number + 1], [1.0, 1.5], True, reading, [class_ids[number]]
-        )
+        alone = read_maps(classifier, images[number : number + 1], reading, [class_ids[number]]).maps
         torch.testing.assert_close(alone[0], together[number], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("propagation", [None, Propagation()])
+@pytest.mark.parametrize("propagation", [None, AttentionPropagation()])
 def test_a_mirrored_image_gives_mirrored_maps(classifier, images, propagation):
-    reading, class_ids = gradient(propagation=propagation), [(1, 2), (4,), (3,)]
-    maps, _ = multi_scale_cams(classifier, images, [1.0, 2.0], True, reading, class_ids)
-    mirrored, _ = multi_scale_cams(classifier, images.flip(-1), [1.0, 2.0], True, reading, class_ids)
+    reading = gradient(propagation=propagation, scales=(1.0, 2.0), flip=True)
+    class_ids = [(1, 2), (4,), (3,)]
+    maps = read_maps(classifier, images, reading, class_ids).maps
+    mirrored = read_maps(classifier, images.flip(-1), reading, class_ids).maps
     torch.testing.assert_close(mirrored.flip(-1), maps, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(mirrored, maps, rtol=1e-2)
 
 
 def test_unknown_classes_are_predicted_first(classifier, images):
-    maps, chances = multi_scale_cams(classifier, images, [1.0], True, gradient(), [None, (2,), None], threshold=0.6)
+    found = read_maps(classifier, images, gradient(flip=True, presence_threshold=0.6), [None, (2,), None])
     for number in (0, 2):
-        predicted = {index for index in range(CLASSES) if chances[number, index] > 0.6} | {
-            int(chances[number].argmax())
-        }
-        assert {index for index in range(CLASSES) if maps[number, index].any()} == predicted
-    assert [bool(cam.any()) for cam in maps[1]] == [False, True, False, False]
-    everywhere, _ = multi_scale_cams(classifier, images, [1.0], True, gradient(), threshold=1e-9)
+        own = found.probabilities[number]
+        predicted = {index for index in range(CLASSES) if own[index] > 0.6} | {int(own.argmax())}
+        assert {index for index in range(CLASSES) if found.maps[number, index].any()} == predicted
+        assert found.class_ids[number] == tuple(1 + index for index in sorted(predicted))
+    assert [bool(cam.any()) for cam in found.maps[1]] == [False, True, False, False] and found.class_ids[1] == (2,)
+    everywhere = read_maps(classifier, images, gradient(flip=True, presence_threshold=1e-9)).maps
     assert everywhere.flatten(2).any(dim=2).all()
 
 
 def test_a_caller_in_inference_mode_gets_the_same(classifier, images):
-    reading, class_ids = gradient(propagation=Propagation()), [(1,), None, (2, 3)]
-    usual, chances = multi_scale_cams(classifier, images, [1.0], True, reading, class_ids)
+    reading = gradient(propagation=AttentionPropagation(), flip=True)
+    class_ids = [(1,), None, (2, 3)]
+    usual = read_maps(classifier, images, reading, class_ids)
     with torch.inference_mode():
-        maps, others = multi_scale_cams(classifier, images.clone(), [1.0], True, reading, class_ids)
+        found = read_maps(classifier, images.clone(), reading, class_ids)
         assert torch.is_inference_mode_enabled()
-    torch.testing.assert_close(maps, usual)
-    torch.testing.assert_close(others, chances)
+    torch.testing.assert_close(found.maps, usual.maps)
+    torch.testing.assert_close(found.probabilities, usual.probabilities)
 
 
 def test_affinity_numbers():
@@ -197,41 +203,48 @@ def test_affinity_refuses():
 
 @pytest.mark.parametrize("source", ["classifier_weights", "class_token_gradient"])
 def test_propagation_is_the_affinity_of_the_same_view_times_its_map(classifier, images, source):
-    ranks = class_ranks([(1, 2), (4,), (3,)], images.device)
-    plain = CamReading(source)
-    spread = CamReading(source, propagation=Propagation(blocks=(0, -1), steps=2))
+    class_ids = [(1, 2), (4,), (3,)]
+    plain = CamReading(source=source)
+    spread = CamReading(source=source, propagation=AttentionPropagation(blocks=(0, -1), steps=2))
     with torch.no_grad(), AttentionTap(classifier, [0, -1]) as tap:
         features, _ = classifier(images)
         affinity = sum(attention[:, 2:, 2:] for attention in tap.take())
-    raw = view_maps(classifier, images, plain, ranks)[0].detach()
+    raw = SOURCES[source].maps_of(classifier, images, plain, class_ids)[0].detach()
     if source == "classifier_weights":
         torch.testing.assert_close(raw, classifier_cam(features, classifier.head.weight), rtol=1e-4, atol=1e-4)
     expected = raw.relu().flatten(2) @ affinity.mT @ affinity.mT / 4
-    found = view_maps(classifier, images, spread, ranks)[0].detach()
+    found = read_maps(classifier, images, spread, class_ids).maps
     torch.testing.assert_close(found.flatten(2), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_classifier_does_not_allow_is_said():
     cnn = build_classifier("test_resnet", CLASSES)
-    CamReading().check(cnn)
+    check_reading(CamReading(), cnn)
     with pytest.raises(NoAttention):
-        gradient().check(cnn)
+        check_reading(gradient(), cnn)
     with pytest.raises(NoAttention):
-        CamReading(propagation=Propagation()).check(cnn)
+        check_reading(CamReading(propagation=AttentionPropagation()), cnn)
     patches = build(pooling="patches")
-    CamReading(propagation=Propagation()).check(patches)
+    check_reading(CamReading(propagation=AttentionPropagation()), patches)
     with pytest.raises(ValueError, match="not read from the class token"):
-        gradient().check(patches)
+        check_reading(gradient(), patches)
     with pytest.raises(ValueError, match="there is no block 4"):
-        gradient(start=4).check(build())
+        check_reading(gradient(start=4), build())
     with pytest.raises(ValueError, match="there is no block -5"):
-        CamReading(propagation=Propagation(blocks=(-5,))).check(patches)
+        check_reading(CamReading(propagation=AttentionPropagation(blocks=(-5,))), patches)
+
+
+def test_maps_by_gradient_need_the_classes_of_every_image(classifier, images):
+    for class_ids in ((), [(1,)]):
+        with pytest.raises(ValueError, match="need the classes of each of 3 images"):
+            class_token_gradient(classifier, images, gradient(), class_ids)
 
 
 def test_bfloat16_maps_are_close(classifier, images):
-    ranks = class_ranks([(1,), (2,), (3,)], images.device)
-    usual, _ = view_maps(classifier, images, gradient(propagation=Propagation()), ranks)
+    reading = gradient(propagation=AttentionPropagation())
+    class_ids = [(1,), (2,), (3,)]
+    usual = read_maps(classifier, images, reading, class_ids).maps
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        maps, _ = view_maps(classifier, images, gradient(propagation=Propagation()), ranks)
+        maps = read_maps(classifier, images, reading, class_ids).maps
     assert maps.dtype == torch.float32
     assert (maps - usual).abs().max() < 0.1 * usual.max()

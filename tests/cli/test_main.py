@@ -15,9 +15,8 @@ from cam_pipeline import __version__, errors
 from cam_pipeline.cli import main
 from cam_pipeline.cli.errors import Commands
 from cam_pipeline.cli.options import Options, configure_output, run_options
-from cam_pipeline.config import Config
+from cam_pipeline.config import Config, load_config
 from cam_pipeline.machine.progress import set_quiet
-from cam_pipeline.pipeline import load_stages
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +46,12 @@ class PipelineOfNothing:
     def __init__(self, config: Config) -> None:
         self.config, self.folder = config, config.folder
         PipelineOfNothing.config = config
-        self.stages = load_stages()
 
     def order(self, names: list[str]) -> list[str]:
         return ["everything before", *names]
+
+    def made_by(self, command: str) -> list[str]:
+        return ["all of", command]
 
     def run(self, names: list[str], force: bool = False) -> None:
         PipelineOfNothing.calls.append((*names, force))
@@ -91,7 +92,7 @@ def test_device_and_workers_beat_set(config_file: str, pipeline: Any) -> None:
     ("command", "stages"),
     [
         ("train-cls", ("train_cls",)),
-        ("make-cams", ("extract_cams", "refine_cams", "make_labels")),
+        ("make-cams", ("all of", "make-cams")),
         ("train-seg", ("train_seg",)),
         ("run", ("everything before", "train_seg")),
     ],
@@ -103,6 +104,62 @@ def test_command_runs_its_stages(
     result = call(command, "-c", config_file, *["--force"] * force)
     assert result.exit_code == 0, result.output
     assert pipeline.calls == [(*stages, force)]
+
+
+# Settings without effect
+
+
+IN_VAIN = ["refine.crf=false", "refine.crf_iterations=5"]
+WARNING = "refine.crf_iterations = 5 has no effect because refine.crf is false\n"
+
+
+def with_settings(*settings: str) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+@pytest.mark.parametrize("options", [[], ["--quiet"], ["-v"]])
+def test_setting_without_effect_is_warned_of_once(config_file: str, pipeline: Any, options: list[str]) -> None:
+    result = call("train-cls", "-c", config_file, *with_settings(*IN_VAIN), *options)
+    assert (result.exit_code, result.stderr) == (0, WARNING)
+    assert call("train-cls", "-c", config_file, "--set", "refine.crf=false", *options).stderr == ""
+
+
+def test_setting_without_effect_in_the_file_is_warned_of(tmp_path: Path, pipeline: Any) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[refine]\ncrf = false\ncrf_iterations = 5\ngaussian_sxy = 3.0\n")
+    assert call("run", "-c", str(path)).stderr == WARNING
+
+
+def test_demo_loads_its_config_twice_and_warns_once(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cam_pipeline.data.demo.synthetic.generate", lambda *args, **rest: None)
+    monkeypatch.setattr("cam_pipeline.report.run_report.evaluate_run", lambda *args, **rest: {"sheet": ""})
+    monkeypatch.setattr("cam_pipeline.report.terminal.show", lambda report: None)
+    result = call("demo", *with_settings(*IN_VAIN))
+    assert (result.exit_code, result.stderr) == (0, WARNING)
+    assert pipeline.calls == [("everything before", "train_seg", False)]
+
+
+def test_of_many_settings_without_effect_five_are_named(config_file: str, pipeline: Any) -> None:
+    many = [f"sfc.{setting}" for setting in ("draws=1", "ramp=1", "scale_weight=1", "prototype_weight=1", "extra=1")]
+    assert len(call("run", "-c", config_file, *with_settings(*many)).stderr.splitlines()) == 5
+    *lines, last = call("run", "-c", config_file, *with_settings(*many, *IN_VAIN, "acr.ramp=1")).stderr.splitlines()
+    assert len(lines) == 5 and all("has no effect because objectives." in line for line in lines)
+    assert last == "and 2 more settings have no effect"
+
+
+def test_of_several_processes_the_first_warns(config_file: str, pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cam_pipeline.cli.options.is_first", lambda: False)
+    assert call("run", "-c", config_file, *with_settings(*IN_VAIN), "-v").stderr == ""
+
+
+def test_warning_is_one_line(config_file: str, pipeline: Any) -> None:
+    result = call("run", "-c", config_file, "--set", 'classifier.trunk_weights="a\\nb\\u001b[2J"')
+    assert len(result.stderr.splitlines()) == 1 and "\x1b" not in result.stderr
+
+
+def test_loading_a_config_does_not_warn(config_file: str, caplog: pytest.LogCaptureFixture) -> None:
+    load_config(config_file, IN_VAIN)  # as `open_run` does
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("arguments", [["--workers", "-1"], ["--workers", "two"], ["--frobnicate"], ["extra"]])

@@ -186,10 +186,10 @@ def test_unknown_key_with_nothing_near_lists_the_valid_ones(config_file: Path) -
         ("refine.crf=perhaps", "refine.crf must be true or false, given 'perhaps'"),
         ("data.table=5", "data.table must be text, given 5"),
         ("data.root=[1]", "data.root must be a path, as text, given [1]"),
-        ('data.root="a\\u0000b"', "data.root holds a character that is no text, given 'a\\x00b'"),
-        ("data.root=caf\udce9", "data.root holds a character that is no text, given 'caf\\udce9'"),
-        ("classifier.backbone_args.caf\udce9=1", "holds a character that is no text, given 'caf\\udce9'"),
-        ("data.root=x{data.root}", "data.root can not hold {data.root}"),
+        ('data.root="a\\u0000b"', "data.root holds a character that is not text, given 'a\\x00b'"),
+        ("data.root=caf\udce9", "data.root holds a character that is not text, given 'caf\\udce9'"),
+        ("classifier.backbone_args.caf\udce9=1", "holds a character that is not text, given 'caf\\udce9'"),
+        ("data.root=x{data.root}", "data.root cannot hold {data.root}"),
         ("data.format=yaml", "data.format must be 'csv', 'voc'"),
         ("run.device=tpu", "run.device must be `auto`, `cpu` or `cuda[:n]` (also `--device`), given 'tpu'"),
         ("run.device=cuda:x", "run.device must be `auto`, `cpu` or `cuda[:n]` (also `--device`), given 'cuda:x'"),
@@ -245,15 +245,15 @@ def test_folder_for_a_file_is_named(tmp_path: Path) -> None:
 def test_path_through_a_file_and_path_with_nul(tmp_path: Path) -> None:
     path = written(tmp_path, "")
     assert "there is no config file" in mistake(path / "more.toml")
-    assert "can not be read" in mistake(tmp_path / "a\0.toml")
-    assert "can not be read (File name too long)" in mistake(tmp_path / ("a" * 300 + ".toml"))
+    assert "cannot be read" in mistake(tmp_path / "a\0.toml")
+    assert "cannot be read (File name too long)" in mistake(tmp_path / ("a" * 300 + ".toml"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = written(tmp_path, "")
     path.chmod(0)
-    assert f"the config file {path} can not be read (Permission denied)" in mistake(path)
+    assert f"the config file {path} cannot be read (Permission denied)" in mistake(path)
 
 
 def test_error_of_the_system_is_named(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_error_of_the_system_is_named(config_file: Path, monkeypatch: pytest.Mon
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert f"the config file {config_file} can not be read (Permission denied)" in mistake(config_file)
+    assert f"the config file {config_file} cannot be read (Permission denied)" in mistake(config_file)
 
 
 def test_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """What of the settings goes into a fingerprint."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from cam_pipeline.config import ClassifierSettings, Config, SegmenterSettings
+from cam_pipeline.config import ClassifierSettings, Config, RefineSettings, SegmenterSettings
 
 
 def test_pick_gives_sections_and_single_keys_as_plain_data() -> None:
@@ -43,3 +44,15 @@ def test_pick_leaves_the_config_as_it_is() -> None:
 def test_pick_of_an_unknown_key_is_an_error() -> None:
     with pytest.raises(KeyError):
         Config().pick(["run.speed"])
+
+
+def test_pick_states_files_to_merge_with_by_their_number_and_not_at_all_without() -> None:
+    assert "merge_with" not in Config().pick(["refine"])["refine"]
+    config = Config(refine=RefineSettings(merge_with=(Path("a.h5"), Path("b.h5"))))
+    assert config.pick(["refine"])["refine"]["merge_with"] == 2
+    assert config.pick(["refine.merge_with"]) == {"refine.merge_with": 2}
+
+
+def test_pick_leaves_out_what_has_no_effect_and_what_is_asked_to_be() -> None:
+    assert Config().pick(["cam.walk_steps", "cam.flip", "cam.batch_size"], ["cam.batch_size"]) == {"cam.flip": True}
+    assert Config().pick(["acr"]) == {"acr": {}}

@@ -8,7 +8,7 @@ import torch
 from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.cams.extraction import cam_reading
-from cam_pipeline.cams.reading import CamReading, Propagation
+from cam_pipeline.cams.reading import AttentionPropagation
 from cam_pipeline.config import ClassifierSettings, Config, SegmenterSettings, load_config
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.segmenter import Segmenter
@@ -71,7 +71,9 @@ def test_acr_is_that_of_the_paper() -> None:
     config = load_config("voc12-acr", ["classifier.weights=none"])
     classifier = new_classifier(config.classifier, 20)
     assert config.objectives.acr and classifier.pooling == "class_token"
-    assert cam_reading(config.cam, classifier) == CamReading("class_token_gradient", "grad", -2, Propagation())
+    reading = cam_reading(config.cam, classifier)
+    assert (reading.source, reading.map_function, reading.start_layer) == ("class_token_gradient", "grad", -2)
+    assert reading.propagation == AttentionPropagation() and not reading.calibration and not reading.border
     assert (config.train_cls.crop // classifier.stride) ** 2 == 576
     assert config.acr.activation_weight * 576 == pytest.approx(125, abs=0.01)
     assert config.refine.normalize == "minmax"

@@ -15,7 +15,7 @@ from cam_pipeline.data import loading
 from cam_pipeline.data.batches import EpochBatches, same_size_batches
 from cam_pipeline.data.loading import grid_batches, loader_over, training_batches
 from cam_pipeline.data.table import Sample
-from cam_pipeline.data.views import GridImages, TrainingViews
+from cam_pipeline.data.views import BLANK, GridImages, TrainingViews
 from cam_pipeline.errors import DataError, WorkerLost
 
 SIZES = [(12, 20), (20, 12), (12, 20), (13, 21), (40, 20)]  # (height, width)
@@ -63,6 +63,23 @@ def test_processes_share_the_batches_of_one(processes):
     assert {len(part) for share in shares for part in share} == {6 // processes}
 
 
+def test_more_views_come_behind_the_batch_in_order_from_any_step_on():
+    def first(steps, start):
+        return ([views[0]] for step, views in enumerate(steps) if step >= start)
+
+    def numbered(steps, start):
+        return ([(step, 0), (step, 1)] for step, _ in enumerate(steps) if step >= start)
+
+    plain = list(EpochBatches(6, 2, epochs=2, seed=5))
+    for start in range(7):
+        chosen = {"epochs": 2, "seed": 5, "start": start, "more": [first, numbered]}
+        expected = [[*views, views[0], (step, 0), (step, 1)] for step, views in enumerate(plain)][start:]
+        assert list(EpochBatches(6, 2, **chosen)) == expected
+        one, other = (list(EpochBatches(6, 2, **chosen, rank=rank, processes=2)) for rank in range(2))
+        assert [len(views) for views in one + other] == [3] * len(one) + [2] * len(other)
+        assert [[a, b, c, d, e] for (a, c, e), (b, d) in zip(one, other, strict=True)] == expected
+
+
 def test_every_image_comes_at_most_once_an_epoch_in_another_order_each_time():
     batches = list(EpochBatches(7, 3, epochs=4, seed=1))
     assert {len(batch) for batch in batches} == {3}
@@ -99,6 +116,16 @@ def test_mask_and_image_of_an_item_belong_together(samples):
     inside = item["mask"] != 255
     assert inside.any() and (item["mask"][inside] == 3).all()
     assert (item["image"][2][inside] == 30).all()
+
+
+def test_a_view_has_the_labels_of_its_image_and_an_empty_one_has_none(samples):
+    labels = torch.eye(5)[:, :2]
+    views = TrainingViews(samples, crop=10, scale=(0.8, 1.5), fill=(1, 2, 3), seed=0, labels=labels)
+    assert [views[3, index]["labels"].tolist() for index in (0, 1, 4, BLANK)] == [[1, 0], [0, 1], [0, 0], [0, 0]]
+    blank = views[3, BLANK]
+    assert blank["image"][:, 4, 7].tolist() == [1, 2, 3] and blank["image"].shape == (3, 10, 10)
+    assert blank["index"] == BLANK and not blank["box"].any() and "mask" not in blank
+    assert "labels" not in make_views(samples)[0, BLANK]
 
 
 def contents(loader):

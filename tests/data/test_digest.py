@@ -24,6 +24,7 @@ def test_digest_is_sha256_and_follows_the_content(tmp_path):
     for content, time in [(b"abcd", 1), (b"abce", 2), (b"abc", 2)]:  # another size, another time, another size
         path.write_bytes(content)
         os.utime(path, ns=(time, time))
+        digests.look_again()
         assert digests.of(path) == hashlib.sha256(content).hexdigest()
 
 
@@ -33,10 +34,22 @@ def test_a_file_is_read_once_while_size_and_time_stay(tmp_path):
     digests = FileDigests(memory)
     first = digests.of(path)
     change_unseen(path, b"xyz")
+    digests.look_again()
     assert digests.of(path) == first, "from memory"
     assert FileDigests(memory).of(path) != first, "not saved yet"
     digests.save()
     assert FileDigests(memory).of(path) == first, "from the saved memory"
+
+
+def test_a_file_is_looked_at_once_between_two_calls_of_look_again(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    digests = FileDigests(tmp_path / "memory.json")
+    first = digests.of(path)
+    path.write_bytes(b"other")
+    assert digests.of(path) == first
+    digests.look_again()
+    assert digests.of(path) != first
 
 
 def test_a_relative_and_an_absolute_path_are_one_file(tmp_path, monkeypatch):

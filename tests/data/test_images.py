@@ -1,3 +1,4 @@
+import os
 import struct
 import subprocess
 import sys
@@ -141,7 +142,7 @@ DEEP = np.array([[[0, 255, 256], [1000, 40000, 65535], [257, 511, 512]]], dtype=
 
 
 def save_deep_png(path, pixels):
-    """A PNG with 16 bits a channel, in grey, with alpha or in colour, which Pillow can not write."""
+    """A PNG with 16 bits a channel, in grey, with alpha or in colour, which Pillow cannot write."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -315,3 +316,18 @@ def test_a_large_image_is_no_matter_for_a_warning_of_pillow(tmp_path):
     path = tmp_path / "a.png"
     Image.new("1", (10_000, 9_000)).save(path)
     assert image_size(path) == (9_000, 10_000)
+
+
+def test_the_size_of_an_unchanged_file_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path)
+    assert image_size(path) == (2, 3)
+    monkeypatch.setattr("cam_pipeline.data.images.opened", None)  # opening it would fail
+    assert image_size(path) == (2, 3)
+    monkeypatch.undo()
+    Image.fromarray(PIXELS[:1]).save(path)
+    os.utime(path, ns=(1, 1))
+    assert image_size(path) == (1, 3)
+    path.unlink()
+    with pytest.raises(DataError, match="there is no image file"):
+        image_size(path)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from joblib import delayed
 
 from cam_pipeline.config import RunSettings
 from cam_pipeline.errors import LibraryMissing, WorkerLost
-from cam_pipeline.machine.parallel import joblib_workers, results_of
+from cam_pipeline.machine import parallel as parallel_module
+from cam_pipeline.machine.parallel import Workers, joblib_workers, results_of
 
 Differences = Callable[[Path, Path], list[str]]
 
@@ -94,6 +96,46 @@ def test_a_worker_that_is_killed_is_told_of(backend: str) -> None:
             pass
     with joblib_workers("loky", 2) as parallel, results_of(parallel, map(delayed(square), range(3))) as results:
         assert list(results) == [0, 1, 4], "the next work finds workers"
+
+
+def square_or_die(number: int) -> int:
+    return square(kill_own_process(number))
+
+
+@pytest.mark.parametrize("alone", [1, 64])
+def test_a_task_that_kills_its_process_costs_its_own_result_alone(monkeypatch: pytest.MonkeyPatch, alone: int) -> None:
+    """Whether the tasks behind it go one by one to the end, or the pool starts again soon."""
+    monkeypatch.setattr(parallel_module, "ALONE", alone)
+    with Workers("loky", 2) as workers:
+        found = list(workers.results(range(5), lambda number: partial(square_or_die, number)))
+        assert found == [0, 1, None, 9, 16]
+        assert list(workers.results([7], lambda number: partial(square, number))) == [49], "they work on"
+
+
+def test_tasks_are_made_shortly_before_a_worker_is_free() -> None:
+    """So that what they hold, maps read from a file, is not in memory for all images at once."""
+    made: list[int] = []
+
+    def task(number: int) -> Callable[[], int]:
+        made.append(number)
+        return partial(square, number)
+
+    with Workers("loky", 1) as workers, contextlib.closing(workers.results(range(1000), task)) as results:
+        assert [next(results) for _ in range(3)] == [0, 1, 4]
+        assert len(made) < 500
+
+
+def test_threads_of_workers_end_with_the_work_although_it_is_broken_off() -> None:
+    before = set(threading.enumerate())
+    seconds = [0, 0.5, 0.5, 300, 300]
+    with (
+        pytest.raises(LookupError),
+        Workers("threading", 2) as workers,
+        contextlib.closing(workers.results(seconds, lambda one: partial(time.sleep, one))) as results,
+    ):
+        next(results)
+        raise LookupError
+    assert set(threading.enumerate()) == before
 
 
 def test_another_error_of_a_task_stays_what_it_is() -> None:

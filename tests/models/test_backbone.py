@@ -13,7 +13,7 @@ def test_timm_models_by_name():
     with pytest.raises(ConfigError, match=r"timm has no model 'resnt50'; near: .*resnet50"):
         create_timm("resnt50", "none", {})
     with pytest.raises(
-        WeightsError, match=r"pretrained weights of 'test_resnet' can not be had .* set weights to a file"
+        WeightsError, match=r"pretrained weights of 'test_resnet' cannot be loaded .* set weights to a file"
     ):
         create_timm("test_resnet", "pretrained", {})  # tests run without network (HF_HUB_OFFLINE)
 
@@ -28,7 +28,7 @@ def test_the_hub_does_not_tell_each_of_its_attempts(monkeypatch, caplog):
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
     before = [one.level for one in loggers]
     for _ in range(2):
-        with caplog.at_level(logging.INFO), pytest.raises(WeightsError, match=r"can not be had \(no network\)"):
+        with caplog.at_level(logging.INFO), pytest.raises(WeightsError, match=r"cannot be loaded \(no network\)"):
             create_timm("test_vit4", "pretrained", {})
     assert [record.name for record in caplog.records] == ["cam_pipeline.models.backbone"]
     assert "weights of 'test_vit4': from timm's hub" in caplog.text

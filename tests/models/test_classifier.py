@@ -139,7 +139,7 @@ def test_building_leaves_the_backbone_in_training_mode_and_untouched():
     [
         (dict(backbone="resnet81"), r"timm has no model 'resnet81'; near: resnet\d+"),
         (dict(backbone="zzz"), "timm has no model 'zzz'; near: none"),
-        (dict(backbone="resnet18.no_such_tag"), "'resnet18.no_such_tag' can not be built"),
+        (dict(backbone="resnet18.no_such_tag"), "'resnet18.no_such_tag' cannot be built"),
         (dict(backbone="resnet18", arguments={"depht": 3}), "'resnet18' does not take .*depht"),
         (
             dict(backbone="test_vit", stride=8),

@@ -136,7 +136,7 @@ def test_refusals():
         ConfigError, match=r"classifier\.trunk: 'test_vit' (gives no feature map|does not take images of any size)"
     ):
         build("test_vit")
-    with pytest.raises(ConfigError, match=r"classifier\.stride: trunk 'test_resnet' can not be brought to stride 5"):
+    with pytest.raises(ConfigError, match=r"classifier\.stride: trunk 'test_resnet' cannot be brought to stride 5"):
         build(stride=5)
     with pytest.raises(ConfigError, match="timm has no weights for a ViT with a trunk"):
         build(weights="pretrained")
@@ -151,7 +151,7 @@ def test_refusals():
     with pytest.raises(ConfigError, match=r"classifier\.trunk: 'swin_tiny_patch4_window7_224' does not take images"):
         build("swin_tiny_patch4_window7_224")
     for wrong in ({"embed_dim": 25}, {"class_token": False}):
-        with pytest.raises(ConfigError, match="timm model 'vit_tiny_patch16_224' can not be built"):
+        with pytest.raises(ConfigError, match="timm model 'vit_tiny_patch16_224' cannot be built"):
             build_classifier("vit_tiny_patch16_224", 3, arguments=SMALL | wrong, trunk=Trunk("test_resnet", {}, "none"))
     with pytest.raises(ConfigError, match=r"classifier\.trunk_lr_factor: 'test_vit' has no trunk; write 1"):
         build_classifier("test_vit", 3, trunk_lr_factor=0.5)

@@ -121,8 +121,8 @@ def test_deeplabv2_sums_four_dilated_branches():
         (dict(encoder="resnet81"), ConfigError, "timm has no model 'resnet81'; near: resnet"),
         (dict(encoder="resnet18", arguments={"depht": 1}), ConfigError, "does not take .*depht"),
         (dict(encoder="test_vit"), ConfigError, "'test_vit'"),
-        (dict(encoder="hrnet_w18_small"), ConfigError, "'hrnet_w18_small' can not serve in deeplabv"),
-        (dict(encoder="test_resnet", weights="pretrained"), WeightsError, "weights of 'test_resnet' can not be had"),
+        (dict(encoder="hrnet_w18_small"), ConfigError, "'hrnet_w18_small' cannot be used in deeplabv"),
+        (dict(encoder="test_resnet", weights="pretrained"), WeightsError, "weights of 'test_resnet' cannot be loaded"),
         (dict(encoder="test_resnet", weights="gone.pth"), WeightsError, "there is no weights file gone.pth"),
     ],
 )

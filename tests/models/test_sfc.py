@@ -1,12 +1,14 @@
 """Side features and calibrated maps, on grids of 2 x 3 and 4 x 6 cells."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cam_pipeline.cams.multi_scale import calibrated_cams, multi_scale_cams
-from cam_pipeline.cams.reading import CamReading, Propagation
+from cam_pipeline.cams.multi_scale import read_maps
+from cam_pipeline.cams.reading import AttentionPropagation, CamReading
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.hybrid import Trunk
@@ -138,7 +140,7 @@ def test_what_is_not_learned_is_taken_as_it_is(sides, comparison):
 
 
 def test_maps_with_channels_last_are_told_by_the_network_not_by_their_shape():
-    """At 16 rows and a width of 16 channels the two can not be told apart."""
+    """At 16 rows and a width of 16 channels the two cannot be told apart."""
     torch.manual_seed(0)
     arguments = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 2), "window_size": 4}
     classifier = build_classifier("swin_tiny_patch4_window7_224", CLASSES, arguments=arguments).eval()
@@ -166,8 +168,11 @@ def test_gradients_reach_side_layers_only_by_prototypes_and_the_backbone_only_by
     assert of_maps[-1].any() and of_maps[-2].any() and of_maps[4].any()
 
 
-def reading(**more):
-    return CamReading(calibration=Calibration(**more))
+def read_calibrated(classifier, batch, class_ids, scales=(1.0,), flip=False, **more):
+    """Classifier maps and prototype maps (B, 1 + C, h, w), and probabilities."""
+    reading = CamReading(scales=scales, flip=flip, calibration=Calibration(**more))
+    found = read_maps(classifier, batch, reading, class_ids)
+    return torch.cat([found.background[:, None], found.maps], dim=1), found.prototype_maps, found.probabilities
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit", "hybrid"])
@@ -177,7 +182,7 @@ def test_one_view_is_what_the_functions_say(kind, calibrated):
     classifier.offset = 0.0
     class_ids = [(1, 3), ()]
     with torch.no_grad():
-        own, prototypes, chances = calibrated_cams(classifier, images(), [1.0], False, reading(), class_ids)
+        own, prototypes, probabilities = read_calibrated(classifier, images(), class_ids)
         features, levels = taken(classifier, images())
         present = torch.tensor([[1, 0, 1], [0, 0, 0]])
         raw = classifier_cam(features, classifier.head.weight)
@@ -188,7 +193,7 @@ def test_one_view_is_what_the_functions_say(kind, calibrated):
         mask = torch.cat([torch.ones(2, 1), present], 1)[:, :, None, None].expand_as(maps)
         side = head.side_features(levels, (4, 6))
         torch.testing.assert_close(prototypes, prototype_cam(maps, side, mask))
-        torch.testing.assert_close(chances, classifier(images()).logits.sigmoid())
+        torch.testing.assert_close(probabilities, classifier(images()).logits.sigmoid())
     assert (own[0, 2] == 0).all() and (prototypes[0, 2] == 0).all(), "class 2 is absent"
     assert (own[1, 1:] == 0).all() and (prototypes[1, 1:] == 0).all()
     assert torch.allclose(own[1, 0], torch.ones(4, 6), atol=1e-3), "an image of nothing is background"
@@ -197,12 +202,10 @@ def test_one_view_is_what_the_functions_say(kind, calibrated):
 def test_views_are_drawn_where_their_cells_lie_and_then_added():
     classifier = build("cnn")
     classifier.offset = 0.5
-    one, both = (
-        calibrated_cams(classifier, images(), [1.0], flip, reading(), [(1, 3), (2,)]) for flip in (False, True)
-    )
+    one, both = (read_calibrated(classifier, images(), [(1, 3), (2,)], flip=flip) for flip in (False, True))
     classifier.offset = 0.0
     views = (images(), images().flip(-1))
-    plain = [calibrated_cams(classifier, view, [1.0], False, reading(), [(1, 3), (2,)]) for view in views]
+    plain = [read_calibrated(classifier, view, [(1, 3), (2,)]) for view in views]
     for number in range(2):
         first, second = (view[number] for view in plain)
         torch.testing.assert_close(one[number], place_view(first, (4, 6), 0.5))
@@ -213,9 +216,9 @@ def test_views_are_drawn_where_their_cells_lie_and_then_added():
 @pytest.mark.parametrize("kind", ["cnn", "hybrid"])
 def test_a_mirrored_image_has_mirrored_maps(kind):
     classifier = build(kind)
-    arguments = ([0.5, 1.0, 1.5], True, reading(), [(1, 3), (2,)])
-    maps = calibrated_cams(classifier, images(), *arguments)
-    mirrored = calibrated_cams(classifier, images().flip(-1), *arguments)
+    arguments = ([(1, 3), (2,)], (0.5, 1.0, 1.5), True)
+    maps = read_calibrated(classifier, images(), *arguments)
+    mirrored = read_calibrated(classifier, images().flip(-1), *arguments)
     for one, other in zip(maps[:2], mirrored[:2], strict=True):
         torch.testing.assert_close(other, one.flip(-1), atol=1e-4, rtol=0)
     torch.testing.assert_close(mirrored[2], maps[2], atol=1e-4, rtol=0)
@@ -225,20 +228,19 @@ def test_maps_of_class_token_gradients_can_be_calibrated():
     classifier = build("vit")
     classifier.head.weight.data /= 1e6  # gradients this small are no noise
     class_ids = [(1, 3), (2,)]
-    plain = CamReading("class_token_gradient", "cam_grad", -2, Propagation())
-    both = CamReading("class_token_gradient", "cam_grad", -2, Propagation(), Calibration(correlation_steps=0))
-    raw, _ = multi_scale_cams(classifier, images(), [1.0], False, plain, class_ids)
-    own, prototypes, _ = calibrated_cams(classifier, images(), [1.0], False, both, class_ids)
-    torch.testing.assert_close(own[:, 1:], normalize_cam(raw, eps=0.0), atol=1e-4, rtol=0)
-    assert prototypes[0, 1].any() and prototypes[1, 2].any()
+    plain = CamReading(source="class_token_gradient", map_function="cam_grad", propagation=AttentionPropagation())
+    raw = read_maps(classifier, images(), plain, class_ids).maps
+    found = read_maps(classifier, images(), replace(plain, calibration=Calibration(correlation_steps=0)), class_ids)
+    torch.testing.assert_close(found.maps, normalize_cam(raw, eps=0.0), atol=1e-4, rtol=0)
+    assert found.prototype_maps[0, 1].any() and found.prototype_maps[1, 2].any()
 
 
 def test_unknown_classes_are_predicted_once_for_all_views():
     classifier = build("cnn")
     classifier.head.weight.data.abs_()  # no map is empty
-    own, prototypes, chances = calibrated_cams(classifier, images(), [1.0, 0.5], True, reading(), [(1,), None])
-    shown = chances[1] > 0.5
-    shown[chances[1].argmax()] = True
+    own, prototypes, probabilities = read_calibrated(classifier, images(), [(1,), None], (1.0, 0.5), True)
+    shown = probabilities[1] > 0.5
+    shown[probabilities[1].argmax()] = True
     assert torch.equal(own[1, 1:].flatten(1).any(dim=1), shown)
     assert torch.equal(own[0, 1:].flatten(1).any(dim=1), torch.tensor([True, False, False]))
     assert prototypes.shape == own.shape == (2, 1 + CLASSES, 4, 6)
@@ -246,9 +248,7 @@ def test_unknown_classes_are_predicted_once_for_all_views():
 
 def test_background_over_all_classes_is_lower():
     classifier = build("cnn")
-    ours = calibrated_cams(classifier, images(), [1.0], False, reading(correlation_steps=0), [(1,), (1,)])[0]
-    theirs = calibrated_cams(
-        classifier, images(), [1.0], False, reading(background_over="all", correlation_steps=0), [(1,), (1,)]
-    )[0]
+    ours = read_calibrated(classifier, images(), [(1,), (1,)], correlation_steps=0)[0]
+    theirs = read_calibrated(classifier, images(), [(1,), (1,)], background_over="all", correlation_steps=0)[0]
     assert (theirs[:, 0] <= ours[:, 0] + 1e-6).all() and not torch.equal(theirs[:, 0], ours[:, 0])
     torch.testing.assert_close(theirs[:, 1:], ours[:, 1:])

@@ -86,7 +86,7 @@ def test_its_own_stride_changes_nothing():
 )
 def test_a_stride_out_of_reach_is_refused_and_the_mode_restored(name, stride):
     backbone = create(name).train()
-    with pytest.raises(ValueError, match=f"can not be brought to stride {stride}"):
+    with pytest.raises(ValueError, match=f"cannot be brought to stride {stride}"):
         reduce_stride(backbone, stride)
     assert backbone.training
     assert not any(module._forward_hooks for module in backbone.modules())

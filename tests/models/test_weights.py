@@ -117,7 +117,7 @@ class Malicious:
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, write):
     path, mark = tmp_path / "w.pth", tmp_path / "executed"
     write({"weight": torch.zeros(1), "evil": Malicious(mark)}, path)
-    with pytest.raises(WeightsError, match=r"w\.pth can not be read as weights"):
+    with pytest.raises(WeightsError, match=r"w\.pth cannot be read as weights"):
         read_weights(path)
     assert not mark.exists()
 
@@ -135,7 +135,7 @@ def test_files_without_weights_are_named(tmp_path):
         ("empty.safetensors", b""),
     ]:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(WeightsError, match=f"{name} can not be read as weights") as caught:
+        with pytest.raises(WeightsError, match=f"{name} cannot be read as weights") as caught:
             read_weights(tmp_path / name)
         assert "\n" not in str(caught.value)
     for value in ([torch.zeros(1)], {"epoch": 3, "weight": torch.zeros(1)}, torch.zeros(2)):

@@ -2,7 +2,7 @@
 
 Whatever happened, a result called current was made from exactly what the config of today says, and a plain run makes
 everything current. What a stage writes here tells everything it was made from, its run id included, so that a result
-of other inputs, another config or another forced run can not pass for it.
+of other inputs, another config or another forced run cannot pass for it.
 """
 
 import json

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from cam_pipeline.config import Config, load_config
+from cam_pipeline.config import Config, DataSettings, load_config
+from cam_pipeline.data.readers import load_table
+from cam_pipeline.data.table import Table
 from cam_pipeline.errors import ConfigError, DamagedFile, Interrupted, OutOfMemory, RunFolderBusy, StageNotReady
 from cam_pipeline.machine.atomic import read_json
 from cam_pipeline.pipeline import Inputs, Output, Pipeline, Stage, load_stages
@@ -704,6 +706,27 @@ def test_masks_count_only_where_they_are_learned_from(real: Real) -> None:
     real.run()
     mask.write_bytes((real.data / "masks" / "train_00005.png").read_bytes())
     assert real.run() == []
+
+
+def test_the_table_is_read_once_a_command(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(settings: DataSettings) -> Table:
+        calls.append(settings)
+        return load_table(settings)
+
+    monkeypatch.setattr("cam_pipeline.data.dataset.load_table", counted)
+    assert real.run("train_cls.epochs=3") == list(REAL)
+    assert len(calls) == 1
+    assert real.to_make() == list(REAL)
+    assert len(calls) == 2
+
+
+def test_a_command_makes_the_stages_that_apply(real: Real, tmp_path: Path) -> None:
+    assert real.pipeline().made_by("make-cams") == ["extract_cams", "refine_cams", "make_labels"]
+    merging = real.pipeline(f"refine.merge_with=['{tmp_path / 'cams.h5'}']")
+    assert merging.made_by("make-cams") == ["extract_cams", "merge_cams", "refine_cams", "make_labels"]
+    assert merging.made_by("train-seg") == ["train_seg"]
 
 
 def test_validation_images_are_not_what_results_are_made_from(real: Real) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cam_pipeline.config import LabelSettings, RefineSettings, load_config
+from cam_pipeline.data.images import UInt8, sample_image
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.refinement.background import (
@@ -233,3 +234,18 @@ def test_a_masked_split_chooses_and_is_told_of(commands: Any, finished: Path) ->
         for name in labels.names:
             refined_away = scores.read(name).labels["unrefined"] != labels.read(name)
             assert (labels.read(name)[refined_away] == 255).all()
+
+
+@pytest.mark.parametrize("band", [0.0, 0.1])
+def test_an_image_is_read_once_a_refinement(image: tuple[StoredCam, Sample], band: float) -> None:
+    cam, sample = image
+    calls = []
+
+    def read() -> UInt8:
+        calls.append(sample)
+        return sample_image(sample)
+
+    refined(cam, read, RefineSettings(kernel="par", kernel_iterations=1, crf_iterations=1, band=band))
+    assert len(calls) == 1
+    refined(cam, read, RefineSettings(crf=False))
+    assert len(calls) == 1, "and not at all without need"

@@ -257,7 +257,7 @@ def test_fewer_images_than_a_batch_must_be_divisible_too(commands: Any, workspac
     ended = together(commands, "train-cls", "-c", "tiny.toml", folder=workspace)
     assert codes(ended) == [2, 2]
     (line,) = spoken(ended)
-    assert "train_cls.batch_size = 8, but there are only 5 images, which can not be divided over 2 processes" in line
+    assert "train_cls.batch_size = 8, but there are only 5 images, which cannot be divided over 2 processes" in line
 
 
 # One ends, all end

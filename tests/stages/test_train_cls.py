@@ -4,11 +4,10 @@ import torch
 from PIL import Image
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.sfc import BLANK
 from cam_pipeline.data.table import Sample
+from cam_pipeline.data.views import BLANK
 from cam_pipeline.models.classifier import ClassifierOutput
 from cam_pipeline.models.pretrained import PretrainedHalf
-from cam_pipeline.ops.sfc import distribution_weights
 from cam_pipeline.pipeline import Output
 from cam_pipeline.stages import train_cls as module
 from cam_pipeline.stages.train_cls import STAGE, validate
@@ -71,15 +70,15 @@ def test_the_stage_needs_nothing_and_depends_on_the_seed():
     assert STAGE.needs(CONFIG) == () and "run.seed" in STAGE.params and "run" not in STAGE.params
 
 
-# SFC: what the stage gives to its parts
+# What the stage gives to the trainer
 
 
 class StopHere(Exception):
     pass
 
 
-def handed_over(tmp_path, monkeypatch, inputs, **sfc):
-    """The weights of classes and the trainer that the stage makes of four images of the classes 1, 1 2, 1, none."""
+def handed_over(tmp_path, monkeypatch, inputs, **objectives):
+    """The trainer that the stage makes of four images of the classes 1, 1 2, 1, none."""
     rows = ["a.png,cat", "b.png,cat;dog", "c.png,cat", "d.png,"]
     for row in rows:
         Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / row.split(",")[0])
@@ -88,57 +87,33 @@ def handed_over(tmp_path, monkeypatch, inputs, **sfc):
         {
             "data": {"root": tmp_path, "classes": ("cat", "dog")},
             "classifier": {"backbone": "test_resnet", "weights": "none"},
-            "objectives": {"sfc": True},
-            "sfc": sfc,
-            "train_cls": {"crop": 64, "batch_size": 2},
+            "objectives": objectives,
+            "train_cls": {"crop": 64, "batch_size": 2, "epochs": 3},
             "run": {"workers": 1, "device": "cpu", "seed": 5},
         }
     )
     seen = {}
 
-    def loss(classifier, config, class_weights):
-        seen.update(classifier=classifier, weights=class_weights)
-        return lambda images, labels, boxes, progress: labels
-
     def fit(trainer):
         seen["trainer"] = trainer
         raise StopHere
 
-    monkeypatch.setattr(module, "image_loss", loss)
     monkeypatch.setattr(module.Trainer, "fit", fit)
     with pytest.raises(StopHere):
         module.train_cls(config, inputs(config), Output(tmp_path / "model", tmp_path / "logs", "f"))
-    return seen
+    return seen["trainer"]
 
 
-def test_bank_and_weights_reach_trainer_and_loss(tmp_path, monkeypatch, inputs):
-    seen = handed_over(tmp_path, monkeypatch, inputs, draws=3, blank_slots=True)
-    bank = seen["trainer"].bank
-    assert (bank.class_ids, bank.num_classes) == ([(1,), (1, 2), (1,), ()], 2)
-    assert (bank.draws, bank.seed, bank.blank) == (3, 5, True)
-    # Two steps of 3 draws; a slot shows (1 + 2 + 1) / 3 and 2 labels on average, shared by two classes: 5 more of each.
-    torch.testing.assert_close(seen["weights"], distribution_weights(torch.tensor([3.0, 1.0]), 5.0))
-    head = seen["classifier"].calibration
-    assert head.sides is not None and head.comparison is not None
+def test_views_have_the_labels_of_their_images(tmp_path, monkeypatch, inputs):
+    views = handed_over(tmp_path, monkeypatch, inputs).views
+    shown = [views[0, index]["labels"].tolist() for index in (0, 1, 2, 3, BLANK)]
+    assert shown == [[1, 0], [1, 1], [1, 0], [0, 0], [0, 0]]
 
 
-def test_an_empty_view_has_no_labels(tmp_path, monkeypatch, inputs):
-    trainer = handed_over(tmp_path, monkeypatch, inputs)["trainer"]
-    batch = {"image": torch.zeros(3, 3, 64, 64), "index": torch.tensor([1, BLANK, 3]), "box": None, "progress": 0.0}
-    assert trainer.loss(batch).tolist() == [[1, 1], [0, 0], [0, 0]]
-    batch["index"] = torch.tensor([2, 0, BLANK])
-    assert trainer.loss(batch).tolist() == [[1, 0], [1, 0], [0, 0]]
-
-
-def test_parts_of_sfc_that_are_off_are_not_there(tmp_path, monkeypatch, inputs):
-    seen = handed_over(tmp_path, monkeypatch, inputs, draws=0, distribution_weights=False, prototype_weight=0.0)
-    assert seen["trainer"].bank is None and seen["weights"] is None
-    head = seen["classifier"].calibration
-    assert head.sides is None and head.comparison is not None
-    bank_alone = handed_over(tmp_path, monkeypatch, inputs, prototype_weight=0.0, scale_weight=0.0)
-    assert bank_alone["trainer"].bank is not None and bank_alone["classifier"].calibration is None
-
-
-def test_the_number_of_appearances_can_be_given(tmp_path, monkeypatch, inputs):
-    seen = handed_over(tmp_path, monkeypatch, inputs, extra=396.0)
-    torch.testing.assert_close(seen["weights"], distribution_weights(torch.tensor([3.0, 1.0]), 396.0))
+def test_objectives_are_made_for_the_labels_and_their_views_reach_the_batches(tmp_path, monkeypatch, inputs):
+    trainer = handed_over(tmp_path, monkeypatch, inputs, sfc=True)
+    main, method = trainer.objectives
+    assert main.weight == 0.5
+    assert method.more_views.class_ids == [(1,), (1, 2), (1,), ()]
+    assert {len(batch) for batch in trainer.batches} == {2 + 4}
+    assert [objective.weight for objective in handed_over(tmp_path, monkeypatch, inputs).objectives] == [1.0]

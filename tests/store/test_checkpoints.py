@@ -215,7 +215,7 @@ def test_malicious_checkpoint_is_never_executed(tmp_path: Path, number: int) -> 
 def test_malicious_weights_are_never_executed(tmp_path: Path, number: int, suffix: str) -> None:
     file = malicious_files(tmp_path, tmp_path / "victim")[number]
     file = file.rename(file.with_suffix(suffix))
-    with pytest.raises(WeightsError, match="can not be read as weights") as caught:
+    with pytest.raises(WeightsError, match="cannot be read as weights") as caught:
         read_weights(file)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "victim").exists()

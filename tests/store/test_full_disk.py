@@ -1,4 +1,4 @@
-"""What the kernel does when a file can not grow, at every size: one line, no crash, and what was finished is kept.
+"""What the kernel does when a file cannot grow, at every size: one line, no crash, and what was finished is kept.
 
 The limit on file sizes (RLIMIT_FSIZE) stands for a full disk: the same call fails, with EFBIG in place of ENOSPC.
 Without PatientFile, HDF5 ends in a segmentation fault here, so every case has a process of its own.

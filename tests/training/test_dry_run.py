@@ -38,9 +38,9 @@ def test_networks_that_can_be_had(settings):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"segmenter": {"encoder": "test_vit"}}, "segmenter.encoder 'test_vit' can not serve in deeplabv3plus: .*"),
+        ({"segmenter": {"encoder": "test_vit"}}, "segmenter.encoder 'test_vit' cannot be used in deeplabv3plus: .*"),
         ({"train_seg": {"crop": 70}}, "train_seg.crop = 70 does not suit the network: .*"),
-        ({"classifier": CNN | {"stride": 12}}, "classifier.stride: backbone 'test_resnet' can not be brought to .*"),
+        ({"classifier": CNN | {"stride": 12}}, "classifier.stride: backbone 'test_resnet' cannot be brought to .*"),
         ({"classifier": VIT, "train_cls": {"crop": 70}}, "train_cls.crop = 70 does not suit the network: .*"),
         ({"cam": {"source": "class_token_gradient"}}, "cam.source = 'class_token_gradient', .* does not allow it: .*"),
         ({"objectives": {"acr": True}}, "objectives.acr compares attention between patches, but .*"),
@@ -56,7 +56,7 @@ def test_networks_that_can_be_had(settings):
 )
 def test_networks_that_can_not_be_had(settings, complaint):
     [(kind, message)] = found(**settings)
-    assert kind == "network that can not serve" and re.fullmatch(complaint, message) and "\n" not in message
+    assert kind == "network that cannot serve" and re.fullmatch(complaint, message) and "\n" not in message
 
 
 def test_names_and_weights_files_are_looked_up(tmp_path):
@@ -81,5 +81,5 @@ def test_names_and_weights_files_are_looked_up(tmp_path):
 
 def test_the_stage_of_the_segmenter_has_it_tried():
     assert STAGE.check is not None
-    with pytest.raises(ConfigError, match="can not serve"):
+    with pytest.raises(ConfigError, match="cannot be used"):
         STAGE.check(Config.model_validate({"segmenter": {"encoder": "test_vit"}}))

@@ -16,6 +16,7 @@ from cam_pipeline.data.views import TrainingViews
 from cam_pipeline.errors import Interrupted, TrainingDiverged
 from cam_pipeline.machine import interrupt
 from cam_pipeline.models.pretrained import PretrainedHalf
+from cam_pipeline.training.objectives.base import Objective, Terms
 from cam_pipeline.training.optimizer import learning_rate_factor, make_optimizer
 from cam_pipeline.training.trainer import Mean, Trainer
 
@@ -59,6 +60,20 @@ class Break(Exception):
     """Stands for a kill in the middle of a step."""
 
 
+class Work(Objective):
+    """Gives what a function makes of a batch, and a term that counts how often it was asked; notes each step's end."""
+
+    def __init__(self, loss):
+        self.loss, self.asked, self.ended = loss, 0, []
+
+    def terms(self, seen):
+        self.asked += 1
+        return [Terms({"work": self.loss(seen.batch)}), Terms({"progress": torch.tensor(seen.progress)}, 0.25)]
+
+    def after_step(self):
+        self.ended.append(self.asked)
+
+
 class Training:
     """A Trainer that can break at a given step, and what its loss and report saw."""
 
@@ -66,11 +81,12 @@ class Training:
         self.network = network or Tiny()
         self.asked, self.break_at, self.losses = 0, break_at, losses or {}
         self.modes = []
+        self.work = Work(loss or self.loss)
         self.trainer = Trainer(
             name="train_cls",
             network=self.network,
+            objectives=[self.work],
             views=views,
-            loss=loss or self.loss,
             report=self.report,
             settings=settings(**more),
             run=RunSettings(workers=1, device="cpu"),
@@ -83,9 +99,8 @@ class Training:
             raise Break
         assert self.network.training
         targets = torch.stack([batch["index"] % 2, batch["index"] // 2 % 2], dim=1).float()
-        return nn.functional.binary_cross_entropy_with_logits(self.network(batch["image"]), targets) + self.losses.get(
-            step, 0.0
-        )
+        loss = nn.functional.binary_cross_entropy_with_logits(self.network(batch["image"]), targets)
+        return loss + self.losses.get(step, 0.0)
 
     def report(self):
         self.modes.append(self.network.training)
@@ -159,7 +174,7 @@ def test_a_signal_stops_after_the_step_and_saves_it(views, undisturbed, tmp_path
             received.append(int(signal.SIGTERM))
         return training.loss(batch)
 
-    training.trainer.loss = loss
+    training.work.loss = loss
     with pytest.raises(Interrupted, match="SIGTERM"):
         training.fit()
     assert training.asked == 3
@@ -183,7 +198,7 @@ def test_a_loss_that_is_not_finite_says_where_and_keeps_the_checkpoint(views, tm
     assert all(torch.equal(value, checkpoint["network"][key]) for key, value in training.network.named_parameters())
 
 
-def test_history_has_the_mean_loss_and_the_figures_of_every_epoch(views, tmp_path):
+def test_history_has_the_mean_of_every_term_and_the_figures_of_every_epoch(views, tmp_path):
     seen = []
     training = Training(views, tmp_path)
     wrapped = training.loss
@@ -193,14 +208,38 @@ def test_history_has_the_mean_loss_and_the_figures_of_every_epoch(views, tmp_pat
         seen.append(float(value.detach()))
         return value
 
-    training.trainer.loss = loss
+    training.work.loss = loss
     history = training.fit().trainer.history
+    assert [list(figures) for figures in history] == [["epoch", "loss", "work", "progress", "weight"]] * EPOCHS
     assert [figures["epoch"] for figures in history] == [1, 2, 3]
-    assert [figures["loss"] for figures in history] == pytest.approx([sum(seen[i : i + 2]) / 2 for i in (0, 2, 4)])
+    assert [figures["work"] for figures in history] == pytest.approx([sum(seen[i : i + 2]) / 2 for i in (0, 2, 4)])
+    done = [0.25 * (step + 0.5) / STEPS for step in (0, 2, 4)]
+    assert [figures["progress"] for figures in history] == pytest.approx(done)
+    assert [figures["loss"] - figures["work"] for figures in history] == pytest.approx(done)
     assert history[-1]["weight"] == float(training.network.head.weight.detach().sum())
     assert training.modes == [False] * EPOCHS, "reports see the network in evaluation mode"
     training.trainer.write_history(tmp_path / "logs" / "h.jsonl")
     assert [json.loads(line) for line in (tmp_path / "logs" / "h.jsonl").read_text().splitlines()] == history
+
+
+def test_objectives_hear_of_the_end_of_every_step(undisturbed):
+    assert undisturbed.work.ended == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_from_before_terms_had_names_is_taken_up(views, undisturbed, tmp_path):
+    """It knows the mean of the loss alone; the terms of that epoch are means over the steps that follow."""
+    with pytest.raises(Break):
+        Training(views, tmp_path, break_at=3).fit()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert {name: count for name, (_, count) in state["losses"].items()} == {"loss": 1, "work": 1, "progress": 1}
+    state["losses"] = state["losses"]["loss"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    resumed = Training(views, tmp_path).fit()
+    assert resumed.work.asked == STEPS - 3
+    history = [figures | {"work": 0, "progress": 0} for figures in resumed.trainer.history]
+    assert history == [figures | {"work": 0, "progress": 0} for figures in undisturbed.trainer.history]
+    first, second, third = (figures["progress"] for figures in resumed.trainer.history)
+    assert (first, second, third) == pytest.approx((0.25 * 0.5 / 6, 0.25 * 3 / 6, 0.25 * 4.5 / 6))
 
 
 def test_every_step_moves_by_its_learning_rate(views, tmp_path):

@@ -1,1 +1,30 @@
-"""What networks are trained for, one file for each method."""
+"""What networks are trained for: one file for each method. `base` says what an objective is."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from cam_pipeline.config import Config
+from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.training.objectives.acr import AcrObjective
+from cam_pipeline.training.objectives.base import Objective
+from cam_pipeline.training.objectives.classification import ClassificationObjective
+from cam_pipeline.training.objectives.sfc import sfc_objective
+
+OBJECTIVES: dict[str, Callable[[Classifier, Config, Tensor], Objective]] = {
+    "sfc": sfc_objective,
+    "acr": AcrObjective,
+}
+"""By the key in `config.objectives`: makes a method's objective for a classifier. In this order terms are added."""
+
+
+def classifier_objectives(classifier: Classifier, config: Config, labels: Tensor) -> list[Objective]:
+    """Classification, then the methods that `config.objectives` switches on.
+
+    `labels` (N, C): 0/1 image-level labels of the training images. Some methods give the classifier layers of their
+    own. Raises ConfigError if a method is not possible with this classifier.
+    """
+    chosen = [make for name, make in OBJECTIVES.items() if getattr(config.objectives, name)]
+    methods = [make(classifier, config, labels) for make in chosen]
+    return [ClassificationObjective(math.prod(method.main_weight for method in methods)), *methods]

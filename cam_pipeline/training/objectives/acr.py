@@ -3,22 +3,25 @@
 import torch
 from torch import Tensor
 
-from cam_pipeline.config import AcrSettings, Config
+from cam_pipeline.config import Config
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.attention import AttentionTap, NoAttention
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.ops.acr import consistency_losses, patch_permutation, transform_images
-from cam_pipeline.training.objectives.base import rise
+from cam_pipeline.training.objectives.base import ForwardPass, Objective, Terms, rise
+from cam_pipeline.training.objectives.classification import classification_loss
 
 
-class AcrObjective:
-    """Two views, seen in one pass, whose attention must agree once the transform between them is undone.
+class AcrObjective(Objective):
+    """Two views, seen in one pass. Their attention must agree once the transform between them is undone.
 
-    The two classification losses are summed, not averaged, as in the released code: the weights are relative to that.
-    Source: ACR (arXiv 2308.04321), section 3.2; per-row weights are `weight * N` times the means over N patches.
+    The classification losses of the two views are summed, not averaged, as in the released code; the weights are
+    relative to that sum. Source: ACR (arXiv 2308.04321), section 3.2. Weights are per row: `weight * N` times the means
+    over N patches.
     """
 
-    def __init__(self, classifier: Classifier, config: Config) -> None:
+    def __init__(self, classifier: Classifier, config: Config, labels: Tensor) -> None:
+        """`labels` are not used. Raises ConfigError if the classifier has no attention that could be compared."""
         try:
             self.tap = AttentionTap(classifier, config.acr.layers)
         except NoAttention as error:
@@ -33,22 +36,29 @@ class AcrObjective:
                 f"objectives.acr compares what the class token attends to, and '{config.classifier.backbone}' has "
                 "none; take a ViT with a class token"
             )
+        self.taps = (self.tap,)
         self.prefix_tokens = classifier.prefix_tokens
-        self.settings: AcrSettings = config.acr
+        self.settings = config.acr
+        self.transform = ""
 
-    def both_views(self, images: Tensor) -> tuple[Tensor, str]:
-        """The square images, behind them their transforms; and which transform it is."""
-        kinds = self.settings.transforms
-        kind = kinds[int(torch.randint(len(kinds), ()))]
-        channels_last = images.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return torch.cat([images, transform_images(images, kind)]).contiguous(memory_format=layout), kind
+    def added_views(self, images: Tensor) -> Tensor:
+        """The square images, transformed; the transform is drawn anew in every step."""
+        self.transform = self.settings.transforms[int(torch.randint(len(self.settings.transforms), ()))]
+        return transform_images(images, self.transform)
 
-    def consistency(self, kind: str, grid: torch.Size, progress: float) -> Tensor:
-        """The weighted distances of the attention that the tap saw in both views."""
-        rows, columns = grid
-        first, second = torch.stack(self.tap.take(), dim=1).chunk(2)
-        permutation = patch_permutation(kind, rows, columns)
+    def terms(self, seen: ForwardPass) -> list[Terms]:
+        features, logits = seen.output
+        rows, columns = features.shape[-2:]
+        settings = self.settings
+        first, second = seen.of_images_and_views(torch.stack(self.tap.take(), dim=1))
+        permutation = patch_permutation(self.transform, rows, columns)
         activation, affinity = consistency_losses(first, second, permutation, self.prefix_tokens)
-        distance = self.settings.activation_weight * activation + self.settings.affinity_weight * affinity
-        return rise(progress, self.settings.ramp) * rows * columns * distance
+        distances = {
+            "acr.activation": settings.activation_weight * activation,
+            "acr.affinity": settings.affinity_weight * affinity,
+        }
+        _, transformed = seen.of_images_and_views(logits)
+        return [
+            Terms({"acr.classification": classification_loss(transformed, seen.batch["labels"])}),
+            Terms(distances, rise(seen.progress, settings.ramp) * rows * columns),
+        ]

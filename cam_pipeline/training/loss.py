@@ -1,0 +1,68 @@
+"""The loss of a training step: one forward pass, the terms of all objectives, and their sum over all processes."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from cam_pipeline.machine.distributed import exchange, rank, world_size
+from cam_pipeline.models.placing import image_batch
+from cam_pipeline.training.objectives.base import Batch, ForwardPass, Objective, Terms
+
+
+class Loss(nn.Module):
+    """A network and its objectives as one module: takes a batch, gives the loss and its terms by name.
+
+    It is one module because DistributedDataParallel finds parameters and gradients in a module's forward pass only.
+    """
+
+    def __init__(self, network: nn.Module, objectives: Sequence[Objective]) -> None:
+        super().__init__()
+        self.network, self.objectives = network, objectives
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`loss`, a scalar with gradients, and every weighted term, a scalar without; `progress` as in ForwardPass."""
+        groups = self._terms(batch, progress)
+        weights = shared_weights(groups, len(batch["index"]))
+        sums: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        for group, weight in zip(groups, weights, strict=True):
+            means = {name: value.mean() if value.dim() else value for name, value in group.values.items()}
+            sums.append(weight * reduce(torch.add, means.values()))
+            terms |= {name: weight * mean.detach() for name, mean in means.items()}
+        return {"loss": reduce(torch.add, sums), **terms}
+
+    def _terms(self, batch: Batch, progress: float) -> list[Terms]:
+        """The terms of all objectives after one forward pass."""
+        images = image_batch(batch["image"], batch["image"].device)
+        added = [objective.added_views(images) for objective in self.objectives]
+        views = [images, *(more for more in added if more is not None)]
+        with ExitStack() as taps:  # closed in validation, which needs nothing from them
+            for tap in (tap for objective in self.objectives for tap in objective.taps):
+                taps.enter_context(tap)
+            output = self.network(images if len(views) == 1 else image_batch(torch.cat(views), images.device))
+        sizes, place = tuple(len(part) for part in views), 0
+        terms: list[Terms] = []
+        for objective, more in zip(self.objectives, added, strict=True):
+            place += more is not None
+            terms += objective.terms(ForwardPass(batch | {"image": images}, output, progress, sizes, place))
+        return terms
+
+
+def shared_weights(groups: Sequence[Terms], images: int) -> list[float]:
+    """Weight of each group in this process. The average over processes is then the mean over the items of all."""
+    if world_size() == 1:
+        return [group.weight for group in groups]
+    counts = exchange(*(float(images if group.items is None else group.items) for group in groups))
+    totals = [max(sum(column), 1.0) for column in zip(*counts, strict=True)]
+    shares = [count * world_size() / total for count, total in zip(counts[rank()], totals, strict=True)]
+    return [group.weight * share for group, share in zip(groups, shares, strict=True)]
+
+
+def mean_over_processes(scalars: Mapping[str, Tensor]) -> dict[str, float]:
+    """The average of each scalar, with one transfer from the device and one message between processes."""
+    own = torch.stack([scalar.detach() for scalar in scalars.values()]).tolist()
+    columns = zip(*exchange(*own), strict=True)
+    return {name: sum(column) / world_size() for name, column in zip(scalars, columns, strict=True)}
