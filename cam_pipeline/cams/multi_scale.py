@@ -72,8 +72,11 @@ def read_maps(
     """
     images = images.clone() if images.is_inference() else images
     views = scaled_views(images, classifier.stride, reading.scales, reading.flip)
-    finest = finest_view(views) if reading.compares else None
-    grid = cells_of(images if finest is None else finest.images, classifier.stride)
+    grid = cells_of(images, classifier.stride)
+    finest: View | None = None
+    if reading.compares:
+        finest = finest_view(views)
+        grid = cells_of(finest.images, classifier.stride)
     shown: list[ClassIds] = []
     probabilities: Tensor | None = None
     if SOURCES[reading.source].needs_classes or reading.calibration is not None:
@@ -107,7 +110,7 @@ def read_view(
     if compare or reading.calibration is not None:
         return read_view_and_levels(classifier, view, reading, grid, class_ids, compare)
     with evaluating(classifier):
-        raw, output = maps_of(reading)(classifier, view.images, reading, class_ids)  # (B, C, h, w), of either sign
+        raw, output = source_of(reading)(classifier, view.images, reading, class_ids)  # (B, C, h, w), of either sign
     # Negative values become zero, a mirror image is turned back, and cells go where they lie in the image (ADR 5).
     maps = place_view(raw, grid, classifier.offset, view.flipped)
     return ViewMaps(maps, output.logits.float().sigmoid())
@@ -123,7 +126,7 @@ def read_view_and_levels(
 ) -> ViewMaps:
     """As `read_view`, if features of several depths are needed: to calibrate maps, or to compare cells."""
     with evaluating(classifier), LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
-        raw, output = maps_of(reading)(classifier, view.images, reading, class_ids)
+        raw, output = source_of(reading)(classifier, view.images, reading, class_ids)
     levels = tap.take(output.features.shape[-2:])
     features = cell_features(levels[-reading.levels :], grid, classifier.offset) if compare else None
     probabilities = output.logits.float().sigmoid()
@@ -136,12 +139,12 @@ def read_view_and_levels(
     return ViewMaps(place(maps), probabilities, place(prototype_maps), features)
 
 
-def maps_of(reading: CamReading) -> MapsOf:
-    """The source of maps, with propagation by attention if it is asked for."""
-    source = SOURCES[reading.source].maps_of
+def source_of(reading: CamReading) -> MapsOf:
+    """The source of raw maps, with propagation by attention if the reading has it."""
+    maps_of = SOURCES[reading.source].maps_of
     if reading.attention is None:
-        return source
-    return partial(spread_by_attention, reading.attention, source)
+        return maps_of
+    return partial(spread_by_attention, reading.attention, maps_of)
 
 
 def over_views(maps: list[Tensor], flip: bool) -> Tensor:
