@@ -228,7 +228,7 @@ def test_cams_scores_and_labels_are_equal(
 def test_each_makes_its_own_parts(commands: Any, finished: Path) -> None:
     """The second is killed before its first part; the first has by then made those of even number, or makes them."""
     remove(finished / "run", "cams.h5")
-    moment = {1: signal_at("cam_pipeline.store.hdf5.write_artefact", "part-00001")}
+    moment = {1: signal_at("cam_pipeline.store.parts.write_artefact", "part-00001")}
     pids = start(commands, "make-cams", "-c", "tiny.toml", folder=finished, patch=SMALL_PARTS, at=moment)
     ended = [commands.wait(pid, 60) for pid in pids]
     assert codes(ended) == [2, -signal.SIGKILL] and spoken(ended) == [LOST]

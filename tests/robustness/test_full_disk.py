@@ -25,11 +25,11 @@ MOMENTS = {
         "run/partial/train_cls-{}/classifier.safetensors", "6 of 6 steps done",
     ),
     "part": (
-        ("make-cams",), {"function": "cam_pipeline.store.hdf5.write_artefact", "call": 2},
+        ("make-cams",), {"function": "cam_pipeline.store.parts.write_artefact", "call": 2},
         "run/partial/extract_cams-{}/part-00001.h5", "15 of 24 images done",
     ),
     "join": (
-        ("make-cams",), {"function": "cam_pipeline.store.hdf5.write_artefact", "holds": "cams.h5"},
+        ("make-cams",), {"function": "cam_pipeline.store.parts.write_artefact", "holds": "cams.h5"},
         "run/partial/extract_cams-{}/cams.h5", "24 of 24 images done",
     ),
     "segmenter": (

@@ -24,7 +24,7 @@ SMALL_PARTS = {
 """The undisturbed run has one part a stage; that parts are cut otherwise must not matter."""
 
 SAVE_CHECKPOINT = "cam_pipeline.training.trainer.save_checkpoint"
-WRITE_PART = "cam_pipeline.store.hdf5.write_artefact"
+WRITE_PART = "cam_pipeline.store.parts.write_artefact"
 RENAME = "os.replace"
 
 KILLS = [  # what the process is about to do when it is killed, and what the next one says of what it found
