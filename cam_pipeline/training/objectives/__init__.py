@@ -16,7 +16,10 @@ OBJECTIVES: dict[str, Callable[[Classifier, Config, Tensor], Objective]] = {
     "sfc": sfc_objective,
     "acr": AcrObjective,
 }
-"""By the key in `config.objectives`: makes a method's objective for a classifier. In this order terms are added."""
+"""Makes the objective of a method for a classifier, by the method's key in `config.objectives`.
+
+Terms are added in this order, on which the last digits of a loss depend: a new method comes last.
+"""
 
 
 def classifier_objectives(classifier: Classifier, config: Config, labels: Tensor) -> list[Objective]:
