@@ -1,8 +1,9 @@
 """Shared by all tests: no network, no display, no GPU unless asked for; tiny runs of the whole pipeline."""
 
+import gc
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ def pytest_xdist_auto_num_workers() -> int:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     workers = min(cores, int(memory // 3), 8)
     return workers if workers > 1 else 0  # one alone would only add its start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    gc.disable()  # what is imported and collected is no garbage, and looking through it takes two seconds
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -128,17 +128,19 @@ def kill_group(pid: int) -> None:
 
 def import_everything() -> None:
     """So that no child has to."""
+    gc.disable()  # nothing of it is garbage, and looking through it takes half a second
     load_stages()
     own = (found.name for found in pkgutil.walk_packages(cam_pipeline.__path__, "cam_pipeline."))
     for name in (*IMPORTED_LATE, *own):
         if not name.endswith("__main__"):
             import_module(name)
     import_module("PIL.Image").init()
+    gc.freeze()  # it is never collected, so that children share its memory
+    gc.enable()
 
 
 def main() -> None:
     import_everything()
-    gc.freeze()  # what is imported is never collected, so that children share its memory
     print(json.dumps("ready"), flush=True)
     running: set[int] = set()
     for line in sys.stdin:
