@@ -16,8 +16,8 @@ install: $(STAMP) ## set up .venv with the package (editable) and the developmen
 demo: install ## the whole pipeline on generated images, on the CPU, in minutes
 	$(VENV)/bin/cam-pipeline demo
 
-test: install ## the fast tests; ARGS="..." goes to pytest
-	$(VENV)/bin/python -m pytest $(ARGS)
+test: install ## the fast tests, in several processes; ARGS="..." goes to pytest ("-n 0": in one)
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: install ## the tests marked slow; ARGS="..." goes to pytest
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)

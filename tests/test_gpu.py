@@ -1,4 +1,4 @@
-"""Every stage on a GPU against the same stage on the CPU (`make test ARGS="-m gpu"`; skipped without CUDA).
+"""Every stage on a GPU against the same stage on the CPU (`make test ARGS="-m gpu -n 0"`; skipped without CUDA).
 
 The two add in other orders, and cuDNN multiplies in TF32 (10 bits of mantissa), so equality is to be had within
 tolerances only: class maps within 2 % of their maximum, label maps in all but 2 % of the pixels, the mean loss of the

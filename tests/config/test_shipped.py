@@ -69,7 +69,7 @@ def test_settings_of_the_literature(name: str) -> None:
 def test_acr_is_that_of_the_paper() -> None:
     """Sun et al. 2023: ViT-B over a ResNet-50 at 384 pixels, alpha 125 at 576 patches, the last two blocks."""
     config = load_config("voc12-acr", ["classifier.weights=none"])
-    classifier = new_classifier(config.classifier, 20)
+    classifier = classifier_of(config.classifier.model_dump_json())
     assert config.objectives.acr and classifier.pooling == "class_token"
     reading = cam_reading(config.cam, classifier)
     assert (reading.source, reading.map_function, reading.start_layer) == ("class_token_gradient", "grad", -2)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import _utils as data_loading
 
 from cam_pipeline.data import loading
 from cam_pipeline.data.batches import EpochBatches, same_size_batches
@@ -217,7 +218,8 @@ def test_a_worker_that_is_killed_is_told_of_and_none_stays(samples, busy):
     assert signal.getsignal(signal.SIGCHLD) == handler
 
 
-def test_what_is_left_of_the_workers_ends_with_a_loading_that_is_broken_off(samples):
+def test_what_is_left_of_the_workers_ends_with_a_loading_that_is_broken_off(samples, monkeypatch):
+    monkeypatch.setattr(data_loading, "MP_STATUS_CHECK_INTERVAL", 0.2)  # how long torch waits for a worker, twice
     before = set(multiprocessing.active_children())
     loaded = training_batches(make_views(samples), EpochBatches(5, 1, epochs=10_000, seed=0), workers=2)
     next(loaded)

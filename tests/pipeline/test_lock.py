@@ -3,9 +3,9 @@
 import errno
 import fcntl
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,52 +13,45 @@ from cam_pipeline.errors import CannotWrite, RunFolderBusy
 from cam_pipeline.pipeline.lock import held
 
 HOLD = """
-import sys, pathlib
+import os, pathlib, signal, sys
 from cam_pipeline.pipeline.lock import held
 with held(pathlib.Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGSTOP)
 """
 TRY = """
-import sys, pathlib
+import pathlib, sys
 from cam_pipeline.pipeline.lock import held
 with held(pathlib.Path(sys.argv[1])):
-    print("free", flush=True)
+    print("free")
 """
 
 
-def attempt(folder: Path) -> subprocess.CompletedProcess[str]:
-    """What another process meets."""
-    return subprocess.run([sys.executable, "-c", TRY, str(folder)], capture_output=True, text=True, timeout=60)
-
-
-def test_another_process_waits_for_nothing_and_names_the_holder(tmp_path: Path) -> None:
+def test_another_process_waits_for_nothing_and_names_the_holder(commands: Any, tmp_path: Path) -> None:
     with held(tmp_path):
-        done = attempt(tmp_path)
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
+        ended = commands.run(str(tmp_path), code=TRY, folder=tmp_path)
+    assert ended.code == 1
+    last = ended.stderr.splitlines()[-1]
     assert last.startswith(
         f"cam_pipeline.errors.RunFolderBusy: run folder {tmp_path} is in use by process {os.getpid()} on"
     )
-    assert attempt(tmp_path).stdout == "free\n"
+    assert commands.run(str(tmp_path), code=TRY, folder=tmp_path).stdout == "free\n"
 
 
-def test_lock_ends_with_a_killed_holder(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout and holder.stdout.readline() == "held\n"
-        with pytest.raises(RunFolderBusy, match=f"process {holder.pid} on "), held(tmp_path):
-            pass
-        holder.kill()
-        holder.wait(timeout=60)
+def test_lock_ends_with_a_killed_holder(commands: Any, tmp_path: Path) -> None:
+    holder = commands.start(str(tmp_path), code=HOLD, folder=tmp_path)
+    assert commands.wait(holder).code is None, "it is stopped, and holds"
+    with pytest.raises(RunFolderBusy, match=f"process {holder} on "), held(tmp_path):
+        pass
+    os.kill(holder, signal.SIGKILL)
+    assert commands.wait(holder).code == -signal.SIGKILL
     with held(tmp_path):
         assert f"process {os.getpid()} on " in (tmp_path / "lock").read_text()
 
 
-def test_refusal_changes_nothing(tmp_path: Path) -> None:
+def test_refusal_changes_nothing(commands: Any, tmp_path: Path) -> None:
     with held(tmp_path):
         before = (tmp_path / "lock").stat()
-        attempt(tmp_path)
+        assert commands.run(str(tmp_path), code=TRY, folder=tmp_path).code == 1
         after = (tmp_path / "lock").stat()
     assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
 

@@ -1,9 +1,10 @@
 """Runs `cam-pipeline` commands for the tests, each in a process of its own that begins with everything imported.
 
 Importing torch takes seconds, and the tests of resume need many processes. This program imports once and forks. It
-reads one JSON request a line from stdin and answers with one JSON line on stdout; `CommandServer` in conftest.py is
-the other end. A request may set environment variables and attributes (`patch`: smaller parts, say) and plant a signal
-in the command (`signal_at`): a kill then falls between two given statements, not somewhere near them.
+reads one JSON request a line from stdin and answers with one JSON line on stdout; `CommandServer` in commands.py is
+the other end. A request holds the arguments of a command, or the `code` of another program. It may set environment
+variables and attributes (`patch`: smaller parts, say) and plant a signal (`signal_at`): a kill then falls between two
+given statements, not somewhere near them.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import contextlib
 import gc
 import json
 import os
+import pkgutil
 import signal
 import sys
 import threading
@@ -20,14 +22,16 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
+import cam_pipeline
 import cam_pipeline.cli
-import cam_pipeline.data.demo.synthetic
-import cam_pipeline.evaluation.rows
-import cam_pipeline.ops.crf
-import cam_pipeline.report.run_sheet
 from cam_pipeline.pipeline import load_stages
 
 SECONDS_BETWEEN_LOOKS = 0.005
+IMPORTED_LATE = (
+    "defusedxml.ElementTree", "matplotlib", "pycocotools.mask", "pydensecrf.densecrf", "rich._emoji_codes",
+    "torch.distributed.rendezvous", "torch.utils.serialization",
+)  # fmt: skip
+"""What commands import in the middle of their work."""
 
 
 def attribute(dotted: str) -> tuple[Any, str]:
@@ -80,6 +84,9 @@ def become_command(request: dict[str, Any]) -> NoReturn:
     sys.argv = ["cam-pipeline", *request["arguments"]]
     code = 1
     try:
+        if request["code"]:
+            exec(request["code"], {"__name__": "__main__"})
+            raise SystemExit
         cam_pipeline.cli.main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -119,9 +126,21 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def main() -> None:
+def import_everything() -> None:
+    """So that no child has to."""
+    gc.disable()  # nothing of it is garbage, and looking through it takes half a second
     load_stages()
-    gc.freeze()  # what is imported is never collected, so that children share its memory
+    own = (found.name for found in pkgutil.walk_packages(cam_pipeline.__path__, "cam_pipeline."))
+    for name in (*IMPORTED_LATE, *own):
+        if not name.endswith("__main__"):
+            import_module(name)
+    import_module("PIL.Image").init()
+    gc.freeze()  # it is never collected, so that children share its memory
+    gc.enable()
+
+
+def main() -> None:
+    import_everything()
     print(json.dumps("ready"), flush=True)
     running: set[int] = set()
     for line in sys.stdin:

@@ -229,7 +229,9 @@ def test_each_makes_its_own_parts(commands: Any, finished: Path) -> None:
     """The second is killed before its first part; the first has by then made those of even number, or makes them."""
     remove(finished / "run", "cams.h5")
     moment = {1: signal_at("cam_pipeline.store.parts.write_artefact", "part-00001")}
-    pids = start(commands, "make-cams", "-c", "tiny.toml", folder=finished, patch=SMALL_PARTS, at=moment)
+    # The process that loads its images outlives it, and holds its connections, until it sees that it is alone.
+    patch = SMALL_PARTS | {"torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL": 0.5}
+    pids = start(commands, "make-cams", "-c", "tiny.toml", folder=finished, patch=patch, at=moment)
     ended = [commands.wait(pid, 60) for pid in pids]
     assert codes(ended) == [2, -signal.SIGKILL] and spoken(ended) == [LOST]
     (folder,) = (finished / "run" / "partial").glob("extract_cams-*")

@@ -1,9 +1,11 @@
+import multiprocessing
 import os
 import signal
 
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky.backend import context as loky
 from PIL import Image
 
 from cam_pipeline.config import Config
@@ -69,7 +71,20 @@ def measured_but_three(measure, cam, sample):
     return measure(cam, sample)
 
 
+@pytest.fixture
+def warm_workers():
+    """Worker processes of joblib that are forked from a process which has imported everything, not started anew.
+
+    Each death of one ends all of them, and importing torch would take seconds each time.
+    """
+    multiprocessing.set_forkserver_preload([module.__name__, __name__])
+    loky.set_start_method("forkserver", force=True)
+    yield
+    loky.set_start_method(None, force=True)
+
+
 @pytest.mark.parametrize("background", [0.35, "auto"])
+@pytest.mark.usefixtures("warm_workers")
 def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(
     tmp_path, monkeypatch, caplog, inputs, background
 ):
