@@ -1,7 +1,6 @@
 """The first signal asks, the second insists; handlers come back; workers leave signals to their parent."""
 
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -26,7 +25,8 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
 def send(number: signal.Signals) -> None:
-    os.kill(os.getpid(), number)
+    """To this thread: another one, as pytest-xdist has, would take what is sent to the process and blocked here."""
+    signal.pthread_kill(threading.get_ident(), number)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

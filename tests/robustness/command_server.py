@@ -29,9 +29,10 @@ from cam_pipeline.pipeline import load_stages
 SECONDS_BETWEEN_LOOKS = 0.005
 IMPORTED_LATE = (
     "defusedxml.ElementTree", "matplotlib", "pycocotools.mask", "pydensecrf.densecrf", "rich._emoji_codes",
-    "torch.distributed.rendezvous", "torch.utils.serialization",
+    "segmentation_models_pytorch", "timm", "torch._dynamo.exc", "torch.distributed.rendezvous",
+    "torch.utils.serialization", "torchvision.transforms.v2",
 )  # fmt: skip
-"""What commands import in the middle of their work."""
+"""What commands import in the middle of their work; test_commands.py tells what is missing here."""
 
 
 def attribute(dotted: str) -> tuple[Any, str]:
