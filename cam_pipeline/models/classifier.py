@@ -124,15 +124,9 @@ def build_classifier(
     if weights not in ("pretrained", "none"):
         load_backbone(network, Path(weights))
     if similar_attention:
-        try:
-            attend_to_similar(network, similar_attention)
-        except NoAttention as error:
-            raise ConfigError(f"classifier.similar_attention: {error}; write 0") from error
+        _attend_to_similar(network, similar_attention)
     own_stride = bring_to_stride(network, backbone, stride if trunk is None else 0)
-    if pooling == "class_token" and getattr(network, "cls_token", None) is None:
-        raise ConfigError(
-            f"classifier.pooling: '{backbone}' has no class token; write 'patches', or take a ViT that has one"
-        )
+    _check_pooling(pooling, network, backbone)
     own_mean, own_std = default_statistics(cnn or network)
     classifier = Classifier(network, num_classes, own_stride, mean or own_mean, std or own_std, pooling)
     classifier.freeze_batch_norm = freeze_batch_norm
@@ -141,6 +135,22 @@ def build_classifier(
     if trunk_lr_factor != 1:
         _scale_trunk_lr(classifier, backbone, trunk_lr_factor)
     return classifier
+
+
+def _attend_to_similar(network: nn.Module, scale: float) -> None:
+    """As `attend_to_similar`. Raises ConfigError for a network without attention."""
+    try:
+        attend_to_similar(network, scale)
+    except NoAttention as error:
+        raise ConfigError(f"classifier.similar_attention: {error}; write 0") from error
+
+
+def _check_pooling(pooling: str, network: nn.Module, name: str) -> None:
+    """Raise ConfigError if a class token is to be pooled that the network does not have."""
+    if pooling == "class_token" and getattr(network, "cls_token", None) is None:
+        raise ConfigError(
+            f"classifier.pooling: '{name}' has no class token; write 'patches', or take a ViT that has one"
+        )
 
 
 def _scale_trunk_lr(classifier: Classifier, name: str, factor: float) -> None:
