@@ -52,7 +52,7 @@ def class_weights(labels: Tensor, config: Config) -> Tensor:
 class SfcObjective(Objective):
     """Draws classifier maps to prototype maps, and the maps of scales 1 and 1/2 to one another.
 
-    Source: SFC (arXiv 2401.11719), specification section 3. The classifier's maps are those of its weights, also if its
+    Source: SFC (arXiv 2401.11719). The classifier's maps are those of its weights, also if its
     logits are read from a class token. All layers of the backbone learn, not the last two stages alone.
     """
 
