@@ -13,7 +13,7 @@ UserError              base; the command line prints its message and exits with 
   RunFolderBusy        another process works in this run folder
   TrainingDiverged     the loss is not finite: lower the learning rate
   PeerLost             another process of the run is gone: start the same command again
-Interrupted            not a mistake: work was saved after Ctrl-C or SIGTERM; exit code 130
+Interrupted            not a mistake: work was saved after Ctrl-C or another signal; exit code 130
 SaidByAnother          not a mistake: another process of the run has said why it ends
 """
 
@@ -71,7 +71,7 @@ class PeerLost(UserError):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM was received; what is finished has been saved."""
+    """A signal asked for an end (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1); what is finished has been saved."""
 
 
 class SaidByAnother(Exception):

@@ -28,10 +28,10 @@ from cam_pipeline.refinement.background import (
     Measure,
     choose_background,
     confusion_when_refined,
-    images_to_choose_by,
     look_around,
     map_histogram,
 )
+from cam_pipeline.refinement.choice import images_to_choose_by
 from cam_pipeline.refinement.scores import THRESHOLDS
 from cam_pipeline.store.cams import StoredCam, merged
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cam_pipeline.config import Config, load_config
 from cam_pipeline.data.readers import load_table
-from cam_pipeline.data.table import Sample, Table, image_labels
+from cam_pipeline.data.table import Sample, Table
+from cam_pipeline.data.views import image_labels
 from cam_pipeline.evaluation.confusions import with_masks
 from cam_pipeline.ops.metrics import confusions_from_histogram, frequency_groups, iou_per_class, mean_iou
 from cam_pipeline.pipeline import Pipeline

@@ -6,16 +6,16 @@ from cam_pipeline.assembly.classifier import load_classifier
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.batches import same_size_batches
-from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.grid import grid_size
 from cam_pipeline.data.images import sample_size
 from cam_pipeline.data.loading import loader_over
 from cam_pipeline.data.table import check_files
 from cam_pipeline.data.views import GridImages
-from cam_pipeline.machine.device import pick_device, worker_count
+from cam_pipeline.machine.device import pick_device
 from cam_pipeline.machine.distributed import first_before_others, is_first, local_world_size, meet, rank, world_size
+from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.models.placing import image_batch, place
-from cam_pipeline.pipeline import Inputs, Output, Stage
+from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.cams import cam_record
 from cam_pipeline.store.hdf5 import Record, artefact_attributes
 from cam_pipeline.store.parts import PartWriter, in_chunks, write_parts
@@ -63,22 +63,3 @@ def extract_cams(config: Config, inputs: Inputs, output: Output) -> None:
     meet(stoppable=True)
     if is_first():
         writer.join([sample.id for sample in samples])
-
-
-def _data(config: Config, dataset: Dataset) -> str:
-    return dataset.digest(dataset.table.split(*config.cam.splits))
-
-
-STAGE = Stage(
-    name="extract_cams",
-    makes="cams.h5",
-    command="make-cams",
-    run=extract_cams,
-    params=("cam", "run.precision"),
-    ignores=("cam.batch_size",),
-    needs=lambda config: ("train_cls",),
-    data=_data,
-    shared=True,
-    memory="cam.batch_size",
-    version=3,
-)

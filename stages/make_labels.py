@@ -6,8 +6,8 @@ from collections.abc import Generator
 import numpy as np
 
 from cam_pipeline.config import Config, to_toml
-from cam_pipeline.ops.labels import IGNORE_INDEX
-from cam_pipeline.pipeline import Inputs, Output, Stage
+from cam_pipeline.ops.ignore import IGNORE_INDEX
+from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.refinement.labels import pseudo_labels
 from cam_pipeline.store.hdf5 import Record, artefact_attributes
 from cam_pipeline.store.labels import label_record
@@ -54,13 +54,3 @@ def labelled(stored: StoredScores, config: Config) -> Record:
     labels = pseudo_labels(stored, config.labels)
     confidence = np.rint(stored.scores.max(axis=0) * 255).astype(np.uint8)
     return label_record(stored.name, labels, confidence)
-
-
-STAGE = Stage(
-    name="make_labels",
-    makes="pseudo_labels.h5",
-    command="make-cams",
-    run=make_labels,
-    params=("labels",),
-    needs=lambda config: ("refine_cams",),
-)

@@ -3,8 +3,7 @@
 from collections.abc import Generator
 
 from cam_pipeline.config import Config, to_toml
-from cam_pipeline.data.dataset import Dataset
-from cam_pipeline.pipeline import Inputs, Output, Stage
+from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.refinement.merging import merged, opened_together
 from cam_pipeline.store.cams import cam_record
 from cam_pipeline.store.hdf5 import Record, artefact_attributes
@@ -26,19 +25,3 @@ def merge_cams(config: Config, inputs: Inputs, output: Output) -> None:
 
         write_parts("merge_cams", writer, mean_maps)
         writer.join(own.names)
-
-
-def _data(config: Config, dataset: Dataset) -> str:
-    return "-".join(dataset.digests.of_merged(config.refine.merge_with))
-
-
-STAGE = Stage(
-    name="merge_cams",
-    makes="merged_cams.h5",
-    command="make-cams",
-    run=merge_cams,
-    params=("refine.merge_with",),
-    needs=lambda config: ("extract_cams",),
-    applies=lambda config: bool(config.refine.merge_with),
-    data=_data,
-)

@@ -1,11 +1,9 @@
 """CAMs -> per-pixel scores of background and present classes (scores.h5)."""
 
 from cam_pipeline.config import Config, to_toml
-from cam_pipeline.data.dataset import Dataset
-from cam_pipeline.machine.device import worker_count
-from cam_pipeline.machine.parallel import Workers
-from cam_pipeline.pipeline import Inputs, Output, Stage
-from cam_pipeline.refinement.background import images_to_choose_by, settled
+from cam_pipeline.machine.parallel import Workers, worker_count
+from cam_pipeline.pipeline import Inputs, Output
+from cam_pipeline.refinement.background import settled
 from cam_pipeline.refinement.in_workers import refined_records
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.hdf5 import artefact_attributes
@@ -33,24 +31,3 @@ def refine_cams(config: Config, inputs: Inputs, output: Output) -> None:
             lambda number: refined_records(workers, [*map(cams.read, writer.chunks[number])], samples, settings),
         )
         writer.join(cams.names)
-
-
-def _data(config: Config, dataset: Dataset) -> str:
-    samples = dataset.table.split(*config.cam.splits)
-    digest = dataset.digest(samples, labels=False)
-    if config.refine.background != "from-split":
-        return digest
-    return f"{digest}-{dataset.digest(images_to_choose_by(config.refine, samples), labels=False, masks=True)}"
-
-
-STAGE = Stage(
-    name="refine_cams",
-    makes="scores.h5",
-    command="make-cams",
-    run=refine_cams,
-    params=("refine",),
-    ignores=("refine.merge_with",),
-    needs=lambda config: (config.refine.maps_from,),
-    data=_data,
-    version=6,
-)

@@ -8,18 +8,18 @@ from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
-from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.loading import grid_batches
-from cam_pipeline.data.table import Sample, check_files, image_labels, labelled, warn_of_absent_classes
-from cam_pipeline.data.views import TrainingViews
-from cam_pipeline.machine.device import autocast, pick_device, worker_count
+from cam_pipeline.data.table import Sample, check_files, labelled, warn_of_absent_classes
+from cam_pipeline.data.views import TrainingViews, image_labels
+from cam_pipeline.machine.device import autocast, pick_device
 from cam_pipeline.machine.distributed import is_first
+from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.ops.metrics import average_precision, f1_score
-from cam_pipeline.pipeline import Inputs, Output, Stage
+from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.checkpoints import save_model
-from cam_pipeline.training.objectives import OBJECTIVES, classifier_objectives
+from cam_pipeline.training.objectives import classifier_objectives
 from cam_pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -86,24 +86,3 @@ def validate(classifier: Classifier, samples: list[Sample], config: Config) -> d
         scores[indices] = logits.float().sigmoid().cpu()
     truth = image_labels(samples, scores.shape[1])
     return {"mAP": float(average_precision(scores, truth).nanmean()), "F1": float(f1_score(scores, truth))}
-
-
-def _data(config: Config, dataset: Dataset) -> str:
-    train = dataset.digest(dataset.table.split(config.data.train))
-    settings = config.classifier
-    weights = [settings.weights, *([settings.trunk_weights] if settings.trunk else [])]
-    return " ".join([train, *(dataset.digests.of_weights(path) for path in weights)])
-
-
-STAGE = Stage(
-    name="train_cls",
-    makes="classifier.safetensors",
-    command="train-cls",
-    run=train_cls,
-    params=("classifier", "objectives", *sorted(OBJECTIVES), "train_cls", "run.seed", "run.precision"),
-    ignores=("train_cls.checkpoint_seconds",),
-    data=_data,
-    shared=True,
-    divides="train_cls.batch_size",
-    version=2,
-)

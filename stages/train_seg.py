@@ -10,7 +10,6 @@ from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.data_set import too_few_images
-from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.images import UInt8, sample_size
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table, check_files, masked
@@ -19,8 +18,8 @@ from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.placing import place
-from cam_pipeline.ops.labels import IGNORE_INDEX
-from cam_pipeline.pipeline import Inputs, Output, Stage
+from cam_pipeline.ops.ignore import IGNORE_INDEX
+from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
 from cam_pipeline.training.dry_run import check_weights_file, try_segmenter
@@ -103,32 +102,7 @@ def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
     logger.info("train_seg: %d images, %.1f %% of the pixels are ignored", len(train), 100 * share)
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Raise a UserError if the segmenter cannot be built or trained with this config."""
     check_weights_file("segmenter.weights", config.segmenter.weights)
     try_segmenter(config)
-
-
-def _needs(config: Config) -> tuple[str, ...]:
-    return ("make_labels",) if config.train_seg.supervision == "pseudo-labels" else ()
-
-
-def _data(config: Config, dataset: Dataset) -> str:
-    masks = config.train_seg.supervision == "masks"
-    train = dataset.digest(dataset.table.split(config.data.train), labels=False, masks=masks)
-    return f"{train} {dataset.digests.of_weights(config.segmenter.weights)}"
-
-
-STAGE = Stage(
-    name="train_seg",
-    makes="segmenter.safetensors",
-    command="train-seg",
-    run=train_seg,
-    params=("segmenter", "train_seg", "run.seed", "run.precision"),
-    ignores=("train_seg.checkpoint_seconds", "segmenter.max_side"),
-    needs=_needs,
-    data=_data,
-    shared=True,
-    check=_check,
-    divides="train_seg.batch_size",
-    version=2,
-)

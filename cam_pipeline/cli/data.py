@@ -27,14 +27,17 @@ def check_data(options: Options, every: bool) -> None:
     """
     from cam_pipeline.data.check.data_set import check_data
     from cam_pipeline.data.check.problems import AllProblems
-    from cam_pipeline.machine.device import worker_count
+    from cam_pipeline.machine.parallel import worker_count
     from cam_pipeline.report.terminal import show_check
-    from cam_pipeline.training.dry_run import check_networks
 
     config = options.load()
     problems = AllProblems()
-    check_networks(config, problems)
     found = check_data(config, worker_count(config.run), problems)
+    if found.classes:  # else the table cannot be read, which is to be told at once
+        from cam_pipeline.training.dry_run import check_networks  # late: it imports torch
+
+        check_networks(config, problems)
+        found = replace(found, errors=tuple(problems.errors), warnings=tuple(problems.warnings))
     show_check(found, every, quiet=options.quiet)
     if found.errors:
         count = len(found.errors)

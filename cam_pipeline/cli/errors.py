@@ -1,18 +1,28 @@
 """Errors as one line and an exit code."""
 
 import errno
+import io
+import sys
 from typing import Any
 
 import click
 
 from cam_pipeline.errors import Interrupted, SaidByAnother, UserError, one_line
 from cam_pipeline.machine.atomic import explain
-from cam_pipeline.machine.interrupt import sigterm_as_ctrl_c
+from cam_pipeline.machine.interrupt import signals_as_ctrl_c
+from cam_pipeline.machine.threads import wait_without_spinning
 
 NO_MEMORY = (
     "too little memory; use fewer --workers, a smaller train_cls.batch_size, train_seg.batch_size or "
     "cam.batch_size, or a smaller cam.max_side, then start the same command again"
 )
+
+
+def never_fail_to_print() -> None:
+    """Escape letters that the terminal's encoding lacks, such as a Japanese class name in one that is not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Mistake(click.ClickException):
@@ -24,9 +34,14 @@ class Mistake(click.ClickException):
 class Commands(click.Group):
     """Turns errors into one line and an exit code; the only place that does."""
 
+    def main(self, *arguments: Any, **more: Any) -> Any:
+        wait_without_spinning()
+        never_fail_to_print()
+        return super().main(*arguments, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with sigterm_as_ctrl_c():
+            with signals_as_ctrl_c():
                 return super().invoke(ctx)
         except SaidByAnother as error:
             ctx.exit(error.code)

@@ -22,10 +22,10 @@ def evaluate(options: Options, split: str, every: int, oracle: bool) -> None:
 
     Example: cam-pipeline evaluate -c my.toml --oracle
     """
-    from cam_pipeline.report.run_report import evaluate_run
+    pipeline = options.pipeline()
+    from cam_pipeline.report.run_report import evaluate_run  # late: they import torch, and mistakes come first
     from cam_pipeline.report.terminal import show, show_classes
 
-    pipeline = options.pipeline()
     report = evaluate_run(pipeline, force=options.force, split=split, every=every, oracle=oracle)
     if report["rows"]:
         show(report)

@@ -23,6 +23,13 @@ class RunSettings(Section):
         le=1024,
         description="processes that load images and run the CRF; 0: as many as cores, at most 8 (also `--workers`)",
     )
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="threads that torch computes with in the main process; 0: torch's own choice, one per core unless "
+        "OMP_NUM_THREADS says otherwise. Fewer leave cores to other programs",
+    )
     backend: Literal["loky", "threading", "dask", "ray"] = Field(
         "loky",
         description="what runs the CRF, by joblib: `loky` (processes on this machine), `threading`, `dask` (the "

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cam_pipeline.ops.labels import IGNORE_INDEX
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 
 @cache

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cam_pipeline.errors import LibraryMissing
-from cam_pipeline.ops.labels import IGNORE_INDEX
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 UInt8 = NDArray[np.uint8]
 

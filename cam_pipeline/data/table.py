@@ -6,9 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.coco_masks import CocoMask
 from cam_pipeline.errors import DataError
@@ -104,16 +101,6 @@ def without_mask(sample: Sample) -> str:
         f"(looked for {sample.mask or 'a mask column, file or outlines'}){sample.named_in}; "
         "add it, or take the image out of the split"
     )
-
-
-def image_labels(samples: Iterable[Sample], num_classes: int) -> Tensor:
-    """(N, num_classes) float 0/1, background not included. An unlabelled image has only zeros."""
-    samples = list(samples)
-    labels = torch.zeros(len(samples), num_classes)
-    for row, sample in enumerate(samples):
-        for class_id in sample.class_ids or ():
-            labels[row, class_id - 1] = 1
-    return labels
 
 
 def check_files(samples: Iterable[Sample]) -> None:

@@ -1,6 +1,6 @@
 """Images as networks see them: random views for training, whole cells for prediction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,3 +79,13 @@ class GridImages(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         image = to_tensor(sample_image(self.samples[index]))
         return resize_to_grid(image, self.grids[index], self.stride)
+
+
+def image_labels(samples: Iterable[Sample], num_classes: int) -> Tensor:
+    """(N, num_classes) float 0/1, background not included. An unlabelled image has only zeros."""
+    samples = list(samples)
+    labels = torch.zeros(len(samples), num_classes)
+    for row, sample in enumerate(samples):
+        for class_id in sample.class_ids or ():
+            labels[row, class_id - 1] = 1
+    return labels

@@ -13,7 +13,8 @@ from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
 from cam_pipeline.machine.progress import track
 from cam_pipeline.models.segmenter import Segmenter
-from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels
+from cam_pipeline.ops.ignore import IGNORE_INDEX
+from cam_pipeline.ops.labels import complete_labels
 from cam_pipeline.ops.metrics import (
     confusion_matrix,
     confusions_from_histogram,

@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -120,11 +119,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: free memory at the top of the heap is not given back
-
-
-def worker_count(run: RunSettings, processes: int = 1) -> int:
-    """Number of worker processes: `run.workers`, else one per core, at most 8.
-
-    If `processes` on this machine work at the same time, they share the cores.
-    """
-    return run.workers or min(max((os.cpu_count() or 1) // processes, 1), 8)

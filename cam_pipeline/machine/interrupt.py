@@ -1,9 +1,11 @@
-"""Ctrl-C and SIGTERM: the first asks for a stop at the next safe point, the second stops at once."""
+"""Ctrl-C and the other signals that ask for an end: the first stops at the next safe point, the second at once."""
 
 import multiprocessing
+import os
 import signal
+import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
@@ -11,13 +13,16 @@ from typing import Any
 
 from cam_pipeline.errors import Interrupted
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C; `kill` and the end of a container; a closed terminal; SLURM's warning before the time is up."""
+
 _received: list[int] = []
 _listeners: list[Callable[[], None]] = []
 _deaf: list[bool] = []
 
 
 def stop_requested() -> bool:
-    """True after the first Ctrl-C or SIGTERM inside `graceful_stop`."""
+    """True after the first of the STOPPING signals inside `graceful_stop`."""
     return bool(_received)
 
 
@@ -43,44 +48,68 @@ def listening(listener: Callable[[], None]) -> Iterator[None]:
 
 
 def ignore_from_now_on() -> None:
-    """Ignore Ctrl-C and SIGTERM until this process, which is about to end in order, is gone."""
+    """Ignore the STOPPING signals until this process, which is about to end in order, is gone."""
     _deaf.append(True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _restore(number: int, handler: Any) -> None:
-    if not _deaf:
-        signal.signal(number, handler)
+@contextmanager
+def _handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Handle signals inside. An ignored SIGHUP stays ignored: `nohup` asks for that."""
+    hears_hangup = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    numbers = [number for number in numbers if hears_hangup or number != signal.SIGHUP]
+    previous = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, before in zip(numbers, previous, strict=True):
+            if not _deaf:
+                signal.signal(number, before)
+
+
+def _leave_terminal() -> None:
+    """Write to nowhere in place of a terminal that is gone: an error would end the work before it is saved."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        try:
+            is_device = stat.S_ISCHR(os.fstat(number).st_mode)
+        except OSError:  # it is closed
+            continue
+        if is_device:
+            os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 @contextmanager
 def graceful_stop() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a request that loops honour; the old handlers come back at exit."""
+    """Turn the first STOPPING signal into a request that loops honour; the old handlers come back at exit."""
 
     def request(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if _received:
             raise KeyboardInterrupt
         _received.append(number)
 
-    watched = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, request) for number in watched]
     try:
-        yield
+        with _handled(STOPPING, request):
+            yield
     finally:
-        for number, handler in zip(watched, previous, strict=True):
-            _restore(number, handler)
         _received.clear()
 
 
 @contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does; `graceful_stop` inside takes precedence."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+def signals_as_ctrl_c() -> Iterator[None]:
+    """Let the other STOPPING signals raise KeyboardInterrupt, as Ctrl-C does; `graceful_stop` inside goes first."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        raise KeyboardInterrupt
+
+    with _handled(STOPPING[1:], interrupt):
         yield
-    finally:
-        _restore(signal.SIGTERM, previous)
 
 
 @contextmanager
@@ -102,12 +131,12 @@ def child_handler_kept() -> Iterator[None]:
 
 @contextmanager
 def workers_start_deaf() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM for processes that start inside, even before they can call `ignore_in_worker`.
+    """Block the STOPPING signals for processes that start inside, even before they can call `ignore_in_worker`.
 
     Signals that arrive meanwhile reach this process at the end of the block.
     """
     resource_tracker.ensure_running()  # if joblib started it inside, it would unblock the signals (older Pythons)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
@@ -115,11 +144,11 @@ def workers_start_deaf() -> Iterator[None]:
 
 
 def ignore_in_worker(*_: object) -> None:
-    """Ignore Ctrl-C and SIGTERM in a worker process: they reach the whole group, and the parent stops the worker.
+    """Ignore the STOPPING signals in a worker process: they reach the whole group, and the parent stops the worker.
 
     Nothing changes in the main process, in which joblib runs the work of a single worker, nor outside the main thread.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if multiprocessing.parent_process() is not None and in_main_thread:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)

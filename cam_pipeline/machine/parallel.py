@@ -1,6 +1,7 @@
 """Work on many images at a time with joblib, on the backend that the user chose."""
 
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, Self, TypeVar
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 
+from cam_pipeline.config import RunSettings
 from cam_pipeline.errors import ConfigError, LibraryMissing, WorkerLost
 from cam_pipeline.machine.interrupt import workers_start_deaf
 
@@ -93,6 +95,14 @@ def survived(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result | None]:
         except WorkerLost:
             done += 1
             yield None
+
+
+def worker_count(run: RunSettings, processes: int = 1) -> int:
+    """Number of worker processes: `run.workers`, else one per core, at most 8.
+
+    If `processes` on this machine work at the same time, they share the cores.
+    """
+    return run.workers or min(max((os.cpu_count() or 1) // processes, 1), 8)
 
 
 @contextmanager

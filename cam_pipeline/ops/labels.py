@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cam_pipeline.ops.dtypes import ROUNDING, at_least_float32
-
-IGNORE_INDEX = 255
-"""Label of pixels that are neither trained on nor evaluated."""
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 Array = TypeVar("Array", NDArray[Any], Tensor)
 

@@ -1,7 +1,7 @@
 """The stage engine: stages, whether their results are current, and how they are run and resumed."""
 
 from cam_pipeline.pipeline.run import Pipeline
-from cam_pipeline.pipeline.stage import STAGES, Inputs, Output, Stage, load_stages
+from cam_pipeline.pipeline.stage import Inputs, Output, Stage, load_stages
 from cam_pipeline.pipeline.state import State
 
-__all__ = ["STAGES", "Inputs", "Output", "Pipeline", "Stage", "State", "load_stages"]
+__all__ = ["Inputs", "Output", "Pipeline", "Stage", "State", "load_stages"]

@@ -17,9 +17,9 @@ from pathlib import Path
 from cam_pipeline.config import to_toml
 from cam_pipeline.errors import DamagedFile
 from cam_pipeline.machine.atomic import write_text
-from cam_pipeline.machine.device import keep_freed_memory, memory_errors_named, pick_device
 from cam_pipeline.machine.distributed import check_shares, from_first, group, is_first, world_size
 from cam_pipeline.machine.interrupt import graceful_stop
+from cam_pipeline.machine.threads import use_threads
 from cam_pipeline.pipeline.lock import held
 from cam_pipeline.pipeline.stage import Inputs, Output, Stage
 from cam_pipeline.pipeline.state import Results, State, run_id_of
@@ -40,14 +40,17 @@ class Pipeline(Results):
         With `force` the named stages are made again and get new run ids, so all that is made from them becomes stale.
         """
         names = list(names)
-        keep_freed_memory()
         with graceful_stop(), self._all_processes(), held(self.folder) if is_first() else nullcontext():
             from_first(lambda: self._prepare(names, force), stoppable=True)
             for name in names:
                 self._run_stage(name, force, announce)
 
     def _all_processes(self) -> AbstractContextManager[None]:
-        return group(pick_device(self.config.run)) if world_size() > 1 else nullcontext()
+        if world_size() == 1:
+            return nullcontext()
+        from cam_pipeline.machine.device import pick_device  # late: it imports torch, and mistakes come first
+
+        return group(pick_device(self.config.run))
 
     def _prepare(self, names: list[str], force: bool) -> None:
         """Before the first stage: write the config into the run folder, and raise what is known to be wrong."""
@@ -73,6 +76,10 @@ class Pipeline(Results):
         fingerprint = from_first(lambda: state.fingerprint if state else "", stoppable=True)
         if not fingerprint:
             return
+        from cam_pipeline.machine.device import keep_freed_memory, memory_errors_named  # late: it imports torch
+
+        keep_freed_memory()
+        use_threads(self.config.run.threads)
         output = self._output(stage, fingerprint)
         started = time.monotonic()
         if stage.shared or is_first():

@@ -11,7 +11,8 @@ from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_size
 from cam_pipeline.data.loading import grid_batches
 from cam_pipeline.data.table import Sample
-from cam_pipeline.machine.device import autocast, worker_count
+from cam_pipeline.machine.device import autocast
+from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.models.placing import image_batch
 from cam_pipeline.models.segmenter import Segmenter
 

@@ -32,6 +32,7 @@ from cam_pipeline.ops.metrics import (
     threshold_histogram,
 )
 from cam_pipeline.ops.otsu import explained_variance
+from cam_pipeline.refinement.choice import images_to_choose_by
 from cam_pipeline.refinement.scores import HIGHEST, THRESHOLDS, ReadImage, best_class, refined_scores
 from cam_pipeline.store.cams import CamStore, StoredCam
 from cam_pipeline.store.scores import ScoreStore
@@ -122,23 +123,6 @@ def measured(measure: Measure, cam: StoredCam, sample: Sample) -> Tensor:
     """The measure of one image; runs in a worker process."""
     ignore_in_worker()
     return measure(cam, sample)
-
-
-def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> list[Sample]:
-    """The images that are refined to choose the score: `background_images` of them, evenly spread.
-
-    For `from-split` only images with masks of `background_split`. Raises DataError if there is none.
-    """
-    if settings.background == "from-split":
-        samples = [one for one in samples if one.split == settings.background_split and one.mask is not None]
-        if not samples:
-            raise DataError(
-                f"refine.background = 'from-split': no image of split '{settings.background_split}' has a mask"
-            )
-    if not samples:
-        raise DataError("refine.background: there are no images to choose it on; set a number")
-    places = np.linspace(0, len(samples) - 1, min(settings.background_images, len(samples)))
-    return [samples[place] for place in places.round().astype(int)]
 
 
 def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_labels: int, total: Total) -> float:

@@ -4,7 +4,8 @@ import numpy as np
 
 from cam_pipeline.config import LabelSettings
 from cam_pipeline.data.images import UInt8
-from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels, labels_from_scores, merge_high_low
+from cam_pipeline.ops.ignore import IGNORE_INDEX
+from cam_pipeline.ops.labels import complete_labels, labels_from_scores, merge_high_low
 from cam_pipeline.store.scores import StoredScores
 
 

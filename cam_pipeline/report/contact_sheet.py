@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cam_pipeline.machine.atomic import written_aside
-from cam_pipeline.ops.labels import IGNORE_INDEX
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 COLUMNS = ("image", "CAM", "pseudo-label", "segmenter", "truth")
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cam_pipeline.data.table import Table, image_labels
+from cam_pipeline.data.table import Table
+from cam_pipeline.data.views import image_labels
 from cam_pipeline.errors import StageNotReady
 from cam_pipeline.evaluation.rows import evaluate, left_out, titles_of
 from cam_pipeline.machine.atomic import read_json, write_text

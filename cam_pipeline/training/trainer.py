@@ -25,7 +25,7 @@ from cam_pipeline.data.loading import training_batches
 from cam_pipeline.data.views import TrainingViews
 from cam_pipeline.errors import ConfigError, Interrupted, TrainingDiverged
 from cam_pipeline.machine.atomic import write_text
-from cam_pipeline.machine.device import autocast, compiled, uncompiled, worker_count
+from cam_pipeline.machine.device import autocast, compiled, uncompiled
 from cam_pipeline.machine.distributed import (
     check_shares,
     exchange,
@@ -37,6 +37,7 @@ from cam_pipeline.machine.distributed import (
     world_size,
 )
 from cam_pipeline.machine.interrupt import raise_if_stopped, stop_requested
+from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.machine.progress import track
 from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.models.shared_batch_norm import share_batch_norm

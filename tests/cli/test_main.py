@@ -1,6 +1,7 @@
 """The command line: options become settings, mistakes become one line and exit code 2, a stop becomes 130."""
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -328,3 +329,22 @@ def test_a_device_number_has_two_digits_at_most(config_file: str) -> None:
     result = call("train-cls", "-c", config_file, "--device", "cuda:99999999999999999999")
     assert result.exit_code == 2
     assert "run.device" in result.output
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gb2312"])
+@pytest.mark.parametrize(("config", "code"), [("\u00df\u732b\u05d0", 0), ("absent\u00df\u732b\u05d0", 2)])
+def test_letters_that_the_terminal_lacks_are_escaped(tmp_path: Path, encoding: str, config: str, code: int) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "1.png").touch()
+    (tmp_path / "data" / "data.csv").write_text("image,labels\n1.png,cat\n")
+    (tmp_path / "\u00df\u732b\u05d0.toml").write_text('data.root = "data"\n')
+    ended = subprocess.run(
+        [sys.executable, "-m", "cam_pipeline.cli", "status", "-c", f"{config}.toml"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "200"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert ended.returncode == code and b"Traceback" not in ended.stderr
+    # click takes an encoding of ASCII for a mistake in the settings of the terminal, and writes UTF-8.
+    assert any(shown in ended.stdout + ended.stderr for shown in (b"\\u05d0", "\u05d0".encode()))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cam_pipeline.data.augment import IGNORE_INDEX, random_view
+from cam_pipeline.data.augment import random_view
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 FILL = (201, 202, 203)
 

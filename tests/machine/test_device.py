@@ -4,7 +4,8 @@ from torch import nn
 
 from cam_pipeline.config import RunSettings
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.machine.device import _computes_in_bfloat16, autocast, compiled, pick_device, uncompiled, worker_count
+from cam_pipeline.machine.device import _computes_in_bfloat16, autocast, compiled, pick_device, uncompiled
+from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.models.placing import image_batch, place
 
 

@@ -1,11 +1,15 @@
 """The first signal asks, the second insists; handlers come back; workers leave signals to their parent."""
 
+import fcntl
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 
@@ -16,12 +20,12 @@ from cam_pipeline.machine.interrupt import (
     ignore_in_worker,
     listening,
     raise_if_stopped,
-    sigterm_as_ctrl_c,
+    signals_as_ctrl_c,
     stop_requested,
     workers_start_deaf,
 )
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 
 def send(number: signal.Signals) -> None:
@@ -57,7 +61,7 @@ def test_a_process_about_to_end_can_be_left_alone() -> None:
     """Neither the request handler nor the ones before it come back."""
 
     def end(answer: Connection) -> None:
-        with sigterm_as_ctrl_c(), graceful_stop():
+        with signals_as_ctrl_c(), graceful_stop():
             ignore_from_now_on()
             send(signal.SIGTERM)
         for number in SIGNALS:
@@ -73,7 +77,7 @@ def test_a_process_about_to_end_can_be_left_alone() -> None:
 
 
 @pytest.mark.parametrize("first", SIGNALS)
-@pytest.mark.parametrize("second", SIGNALS)
+@pytest.mark.parametrize("second", SIGNALS[:2])
 def test_second_signal_stops_at_once(first: signal.Signals, second: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt), graceful_stop():
         send(first)
@@ -105,7 +109,7 @@ def test_a_signal_outside_is_not_remembered() -> None:
 
 def test_sigterm_can_act_as_ctrl_c() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), signals_as_ctrl_c():
         send(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -128,12 +132,12 @@ def handlers_of_a_worker(answer: Connection) -> None:
     answer.send([signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS])
 
 
-def test_worker_process_ignores_both_signals() -> None:
+def test_worker_process_ignores_them() -> None:
     receiver, sender = multiprocessing.Pipe(duplex=False)
     worker = multiprocessing.get_context("fork").Process(target=handlers_of_a_worker, args=(sender,))
     worker.start()
     assert receiver.poll(30)
-    assert receiver.recv() == [True, True]
+    assert receiver.recv() == [True] * len(SIGNALS)
     worker.join()
 
 
@@ -160,3 +164,50 @@ def test_worker_thread_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     thread.start()
     thread.join()
     assert failures == []
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_as_ctrl_c(), graceful_stop():
+            send(signal.SIGHUP)
+            assert not stop_requested()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+AT_A_TERMINAL = """
+import os, sys, time
+from pathlib import Path
+from cam_pipeline.errors import Interrupted
+from cam_pipeline.machine.interrupt import graceful_stop, raise_if_stopped, signals_as_ctrl_c
+with signals_as_ctrl_c():
+    try:
+        with graceful_stop():
+            print("ready", flush=True)
+            while True:
+                raise_if_stopped()
+                time.sleep(.001)
+    except Interrupted:
+        print("progress", flush=True)  # raises OSError if this still is the terminal
+        print("more", file=sys.stderr, flush=True)
+        Path(sys.argv[1]).write_text("saved")
+"""
+
+
+def test_work_is_saved_after_the_terminal_is_closed(tmp_path: Path) -> None:
+    terminal, inner = os.openpty()
+    saved = tmp_path / "saved"
+
+    def as_first_of_session() -> None:
+        os.setsid()
+        fcntl.ioctl(inner, termios.TIOCSCTTY, 0)
+
+    command = [sys.executable, "-c", AT_A_TERMINAL, str(saved)]
+    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, preexec_fn=as_first_of_session)
+    os.close(inner)
+    assert b"ready" in os.read(terminal, 100)
+    os.close(terminal)  # the kernel sends SIGHUP
+    assert process.wait(30) == 0
+    assert saved.read_text() == "saved"

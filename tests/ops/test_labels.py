@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from cam_pipeline.ops.labels import IGNORE_INDEX, complete_labels, labels_from_scores, merge_high_low
+from cam_pipeline.ops.ignore import IGNORE_INDEX
+from cam_pipeline.ops.labels import complete_labels, labels_from_scores, merge_high_low
 
 # Background, class 7, class 3; 2 x 3 pixels.
 SCORES = [

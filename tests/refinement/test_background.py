@@ -19,10 +19,10 @@ from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.refinement.background import (
     background_score,
     choose_background,
-    images_to_choose_by,
     look_around,
     middle_of_top,
 )
+from cam_pipeline.refinement.choice import images_to_choose_by
 from cam_pipeline.refinement.labels import pseudo_labels
 from cam_pipeline.refinement.scores import refined
 from cam_pipeline.store.cams import StoredCam

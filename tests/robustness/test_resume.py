@@ -132,7 +132,7 @@ def test_killed_force_goes_on_without_force(
 SAVED = "finished work is saved. The same command resumes from there."
 
 
-@pytest.mark.parametrize("send", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("send", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 @pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
 def test_interrupted_in_every_stage_and_started_again(
     commands: Any, workspace: Path, undisturbed: Path, differences: Differences, send: str, group: bool
@@ -192,7 +192,7 @@ def test_interrupted_with_several_crf_workers(
     assert run(commands, finished, *other).code == 0
 
 
-@pytest.mark.parametrize("send", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("send", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_interrupted_evaluation_is_130_too(commands: Any, finished: Path, send: str) -> None:
     moment = signal_at("cam_pipeline.evaluation.confusions.CamStore.read", "", 3, send)
     ended = commands.run("evaluate", "-c", "tiny.toml", folder=finished, signal_at=moment)

@@ -1,7 +1,8 @@
 import numpy as np
 
 from cam_pipeline.config import Config
-from cam_pipeline.stages.make_labels import STAGE, labelled, loses_class
+from cam_pipeline.pipeline import load_stages
+from cam_pipeline.stages.make_labels import labelled, loses_class
 from cam_pipeline.store.scores import StoredScores
 
 
@@ -30,4 +31,5 @@ def test_an_image_that_loses_a_class_is_seen():
 
 
 def test_only_the_thresholds_make_it_stale():
-    assert STAGE.params == ("labels",) and STAGE.needs(Config()) == ("refine_cams",)
+    stage = load_stages()["make_labels"]
+    assert stage.params == ("labels",) and stage.needs(Config()) == ("refine_cams",)

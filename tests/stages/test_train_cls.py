@@ -8,9 +8,9 @@ from cam_pipeline.data.table import Sample
 from cam_pipeline.data.views import BLANK
 from cam_pipeline.models.classifier import ClassifierOutput
 from cam_pipeline.models.pretrained import PretrainedHalf
-from cam_pipeline.pipeline import Output
+from cam_pipeline.pipeline import Output, load_stages
 from cam_pipeline.stages import train_cls as module
-from cam_pipeline.stages.train_cls import STAGE, validate
+from cam_pipeline.stages.train_cls import validate
 
 CONFIG = Config.model_validate({"run": {"workers": 1, "device": "cpu"}, "cam": {"batch_size": 2, "max_side": 64}})
 COLOURS = {(): (0, 0, 0), (1,): (255, 0, 0), (2,): (0, 255, 0), (1, 2): (255, 255, 0)}
@@ -67,7 +67,8 @@ def test_without_labelled_images_there_are_no_figures():
 
 
 def test_the_stage_needs_nothing_and_depends_on_the_seed():
-    assert STAGE.needs(CONFIG) == () and "run.seed" in STAGE.params and "run" not in STAGE.params
+    stage = load_stages()["train_cls"]
+    assert stage.needs(CONFIG) == () and "run.seed" in stage.params and "run" not in stage.params
 
 
 # What the stage gives to the trainer

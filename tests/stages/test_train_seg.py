@@ -7,9 +7,9 @@ from PIL import Image
 from cam_pipeline.config import Config
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import ConfigError, DataError
-from cam_pipeline.pipeline import Output
+from cam_pipeline.pipeline import Output, load_stages
 from cam_pipeline.stages import train_seg as module
-from cam_pipeline.stages.train_seg import STAGE, check_coverage, supervision
+from cam_pipeline.stages.train_seg import check_coverage, supervision
 from cam_pipeline.store.hdf5 import artefact_attributes
 from cam_pipeline.store.labels import label_record
 from cam_pipeline.store.parts import PartWriter
@@ -82,7 +82,8 @@ def test_a_mask_of_another_size_is_refused_when_it_is_read(table):
 
 
 def test_needs():
-    assert STAGE.needs(Config()) == ("make_labels",) and STAGE.needs(MASKS) == ()
+    needs = load_stages()["train_seg"].needs
+    assert needs(Config()) == ("make_labels",) and needs(MASKS) == ()
 
 
 def test_deeplabv3plus_needs_two_images_in_a_batch(table, tmp_path, inputs):

@@ -1,7 +1,6 @@
 """The steps of a run, and how much each does, before it starts."""
 
 from cam_pipeline.config import CamSettings, Config, TrainSettings
-from cam_pipeline.data.batches import EpochBatches
 from cam_pipeline.data.check.image import Inspected
 
 
@@ -41,6 +40,8 @@ def _extra_cost(config: Config) -> str:
 def _training_cost(settings: TrainSettings, count: int) -> str:
     if not count:
         return "no images"
+    from cam_pipeline.data.batches import EpochBatches  # late: it imports torch
+
     batches = EpochBatches(count, settings.batch_size, settings.epochs, seed=0)
     epochs, steps = _counted(settings.epochs, "epoch"), _counted(batches.steps_per_epoch, "step")
     return f"{_counted(len(batches), 'step')}: {epochs} of {steps}, {_counted(batches.batch_size, 'image')} in each"

@@ -14,7 +14,7 @@ from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, without_image, without_mask
 from cam_pipeline.errors import DataError
 from cam_pipeline.machine.interrupt import ignore_in_worker
-from cam_pipeline.ops.labels import IGNORE_INDEX
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 TINY = 32
 """Pixels. A shorter side is less than one cell of a network of stride 32."""

@@ -12,7 +12,7 @@ from cam_pipeline.config import DataSettings
 from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.table import Sample, Table, unknown_class
 from cam_pipeline.errors import DataError
-from cam_pipeline.ops.labels import IGNORE_INDEX
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 JOINERS = "\u200c\u200d"  # zero width, but letters of Persian and Indian scripts need them
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp")

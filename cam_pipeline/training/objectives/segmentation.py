@@ -1,6 +1,6 @@
 """The segmenter's main objective: the class of every pixel."""
 
-from cam_pipeline.ops.labels import IGNORE_INDEX
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.ops.losses import segmentation_loss
 from cam_pipeline.training.objectives.base import ForwardPass, Objective, Terms
 

@@ -1,0 +1,128 @@
+"""All stages, in order: what each makes, from which results, settings and files.
+
+Nothing here imports torch, so that `status` is quick; a stage's own file is imported when its work starts.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from cam_pipeline.config import Config, ObjectiveSettings
+from cam_pipeline.data.dataset import Dataset
+from cam_pipeline.pipeline.stage import Stage
+from cam_pipeline.refinement.choice import images_to_choose_by
+
+
+def _in_file(name: str, function: str) -> Callable[..., Any]:
+    """A function of `stages/<name>.py`, which is imported at the first call."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"cam_pipeline.stages.{name}"), function)(*arguments)
+
+    return call
+
+
+def _training_data(config: Config, dataset: Dataset) -> str:
+    train = dataset.digest(dataset.table.split(config.data.train))
+    settings = config.classifier
+    weights = [settings.weights, *([settings.trunk_weights] if settings.trunk else [])]
+    return " ".join([train, *(dataset.digests.of_weights(path) for path in weights)])
+
+
+def _images_and_labels(config: Config, dataset: Dataset) -> str:
+    return dataset.digest(dataset.table.split(*config.cam.splits))
+
+
+def _merged_files(config: Config, dataset: Dataset) -> str:
+    return "-".join(dataset.digests.of_merged(config.refine.merge_with))
+
+
+def _images_and_masks_to_choose_by(config: Config, dataset: Dataset) -> str:
+    samples = dataset.table.split(*config.cam.splits)
+    digest = dataset.digest(samples, labels=False)
+    if config.refine.background != "from-split":
+        return digest
+    return f"{digest}-{dataset.digest(images_to_choose_by(config.refine, samples), labels=False, masks=True)}"
+
+
+def _supervision_data(config: Config, dataset: Dataset) -> str:
+    masks = config.train_seg.supervision == "masks"
+    train = dataset.digest(dataset.table.split(config.data.train), labels=False, masks=masks)
+    return f"{train} {dataset.digests.of_weights(config.segmenter.weights)}"
+
+
+def _supervision_results(config: Config) -> tuple[str, ...]:
+    return ("make_labels",) if config.train_seg.supervision == "pseudo-labels" else ()
+
+
+STAGES = (
+    Stage(
+        name="train_cls",
+        makes="classifier.safetensors",
+        command="train-cls",
+        run=_in_file("train_cls", "train_cls"),
+        params=("classifier", "objectives", *sorted(ObjectiveSettings.model_fields), "train_cls", "run.seed",
+                "run.precision"),
+        ignores=("train_cls.checkpoint_seconds",),
+        data=_training_data,
+        shared=True,
+        divides="train_cls.batch_size",
+        version=2,
+    ),
+    Stage(
+        name="extract_cams",
+        makes="cams.h5",
+        command="make-cams",
+        run=_in_file("extract_cams", "extract_cams"),
+        params=("cam", "run.precision"),
+        ignores=("cam.batch_size",),
+        needs=lambda config: ("train_cls",),
+        data=_images_and_labels,
+        shared=True,
+        memory="cam.batch_size",
+        version=3,
+    ),
+    Stage(
+        name="merge_cams",
+        makes="merged_cams.h5",
+        command="make-cams",
+        run=_in_file("merge_cams", "merge_cams"),
+        params=("refine.merge_with",),
+        needs=lambda config: ("extract_cams",),
+        applies=lambda config: bool(config.refine.merge_with),
+        data=_merged_files,
+    ),
+    Stage(
+        name="refine_cams",
+        makes="scores.h5",
+        command="make-cams",
+        run=_in_file("refine_cams", "refine_cams"),
+        params=("refine",),
+        ignores=("refine.merge_with",),
+        needs=lambda config: (config.refine.maps_from,),
+        data=_images_and_masks_to_choose_by,
+        version=6,
+    ),
+    Stage(
+        name="make_labels",
+        makes="pseudo_labels.h5",
+        command="make-cams",
+        run=_in_file("make_labels", "make_labels"),
+        params=("labels",),
+        needs=lambda config: ("refine_cams",),
+    ),
+    Stage(
+        name="train_seg",
+        makes="segmenter.safetensors",
+        command="train-seg",
+        run=_in_file("train_seg", "train_seg"),
+        params=("segmenter", "train_seg", "run.seed", "run.precision"),
+        ignores=("train_seg.checkpoint_seconds", "segmenter.max_side"),
+        needs=_supervision_results,
+        data=_supervision_data,
+        shared=True,
+        check=_in_file("train_seg", "check"),
+        divides="train_seg.batch_size",
+        version=2,
+    ),
+)  # fmt: skip
