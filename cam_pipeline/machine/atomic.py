@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,18 +12,25 @@ from typing import Any
 
 from cam_pipeline.errors import CannotWrite
 
+ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")
+"""The name of a file that is being written; the group is its final name."""
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` when the block succeeds, else remove it.
+    """Give the path of a new, empty file beside `path`; rename it to `path` when the block succeeds, else remove it.
 
-    Raises CannotWrite for a full disk, a folder that may not be written to, and the like.
+    Its name is random, so nobody can put a link there before. Raises CannotWrite for a full disk, a folder that may not
+    be written to, and the like.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     with write_errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             yield aside
+            if not aside.stat().st_size:
+                raise ValueError(f"nothing was written for {path}")
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
@@ -42,6 +51,9 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+UNNAMED = "(the system names no file: it is in the run folder, the temporary folder or /dev/shm)"
 
 
 @contextmanager
@@ -74,16 +86,21 @@ def explain(error: OSError, path: Path | None = None) -> str:
         remedy = "set output.dir to another folder"
     else:
         return f"{where}: {reason}" if where else reason
-    problem = f"{where} cannot be written ({reason})" if path is not None else f"{where or 'output'}: {reason}"
+    problem = (
+        f"{where} cannot be written ({reason})"
+        if path is not None
+        else f"{where}: {reason}"
+        if where
+        else f"{reason} {UNNAMED}"
+    )
     return f"{problem}; {remedy}, then start the same command again: finished work is kept"
 
 
 def _plain(name: object) -> object:
     """A file's name without the parts that `written_aside` adds."""
     path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
-    if path is None or not path.name.endswith(f".{os.getpid()}.tmp"):
-        return name
-    return path.with_name(path.name[1:].removesuffix(f".{os.getpid()}.tmp"))
+    aside = ASIDE.fullmatch(path.name) if path else None
+    return path.with_name(aside[1]) if path and aside else name
 
 
 class PatientFile:

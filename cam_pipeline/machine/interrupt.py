@@ -5,6 +5,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -15,6 +16,7 @@ from cam_pipeline.errors import Interrupted
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C; `kill` and the end of a container; a closed terminal; SLURM's warning before the time is up."""
+SECONDS_BETWEEN_LOOKS = 1.0
 
 _received: list[int] = []
 _listeners: list[Callable[[], None]] = []
@@ -141,6 +143,25 @@ def workers_start_deaf() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_worker(parent: int) -> None:
+    """The first call in a worker process: it leaves signals to its parent, the process `parent`, and ends with it.
+
+    A killed parent cannot end its workers, and they ignore the signals by which others would. A thread looks once a
+    second; Linux's PR_SET_PDEATHSIG would end a worker with the thread that started it, although the process lives.
+    """
+    ignore_in_worker()
+    above = os.getppid()  # `parent`, or a fork server that ends with it
+    if above == 1 != parent:  # an orphan already
+        os._exit(1)
+    threading.Thread(target=_end_with, args=(above,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
 
 
 def ignore_in_worker(*_: object) -> None:

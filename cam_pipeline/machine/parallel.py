@@ -13,7 +13,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from cam_pipeline.config import RunSettings
 from cam_pipeline.errors import ConfigError, LibraryMissing, WorkerLost
-from cam_pipeline.machine.interrupt import workers_start_deaf
+from cam_pipeline.machine.interrupt import start_worker, workers_start_deaf
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +146,9 @@ def results_of(parallel: Parallel, tasks: Iterable[Any]) -> Iterator[Iterator[An
 
 def _parallel(backend: str, workers: int) -> Parallel:
     # Each worker has one core: with more than one thread each, BLAS and torch would wait for one another.
-    threads = {"inner_max_num_threads": 1} if backend == "loky" and workers > 1 else {}
-    with parallel_config(backend=_dask_backend() if backend == "dask" else backend, **threads):
+    in_processes = backend == "loky" and workers > 1
+    more: dict[str, Any] = {"inner_max_num_threads": 1, "initializer": start_worker, "initargs": (os.getpid(),)}
+    with parallel_config(backend=_dask_backend() if backend == "dask" else backend, **(more if in_processes else {})):
         try:
             return Parallel(n_jobs=workers, return_as="generator")
         except ValueError:  # Ray's backend gives complete lists only

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cam_pipeline.store.hdf5 import Record, RecordStore, damage_named, read_record
+from cam_pipeline.errors import DamagedFile
+from cam_pipeline.store.hdf5 import Record, RecordStore, checked_shape, damage_named, read_record
 
 LEAST = torch.finfo(torch.float32).tiny
 
@@ -49,10 +50,12 @@ class CamStore(RecordStore):
         with damage_named(f"{self.file.filename} is damaged at image {name}"):
             class_ids = tuple(int(number) for number in record.attributes["class_ids"])
             height, width = (int(side) for side in record.attributes["size"])
+            _check_maps(f"{self.file.filename} at image {name}", record.arrays["cams"], len(class_ids))
             cam = _from_parts(record.arrays["cams"], record.attributes["peaks"])
             if not calibrated:
                 normalized = bool(record.attributes.get("normalized", False))
                 return StoredCam(name, cam, class_ids, (height, width), normalized=normalized)
+            _check_maps(f"{self.file.filename} at image {name}", record.arrays["calibration"], 2 + len(class_ids))
             beside = _from_parts(record.arrays["calibration"], record.attributes["calibration_peaks"])
         return StoredCam(name, cam, class_ids, (height, width), beside[0], beside[1:])
 
@@ -72,6 +75,13 @@ def cam_record(stored: StoredCam) -> Record:
         beside = torch.cat([stored.background[None], stored.prototype])
         arrays["calibration"], attributes["calibration_peaks"] = _in_parts(beside)
     return Record(stored.name, arrays, attributes)
+
+
+def _check_maps(where: str, maps: NDArray[np.float16], count: int) -> None:
+    """Raise DamagedFile unless there are `count` maps on a grid with cells, all of finite numbers."""
+    checked_shape(where, maps, count, None, None)
+    if not np.isfinite(maps).all():
+        raise DamagedFile(f"{where} has maps with numbers that are not finite; make it again with --force")
 
 
 def _in_parts(maps: Tensor) -> tuple[NDArray[np.float16], NDArray[np.float32]]:

@@ -20,6 +20,10 @@ from cam_pipeline.machine.atomic import file_aside, write_text
 
 logger = logging.getLogger(__name__)
 
+MOST_DEFLATED = 1032
+"""Deflate makes nothing smaller than a 1032th of its size."""
+NUMBERS = "buif"
+
 FORMAT_VERSION = 2  # since 2: text of fixed length everywhere, a checksum for `/names`
 
 
@@ -35,6 +39,16 @@ class Record:
 def key_of(name: str) -> str:
     """An image id as one HDF5 link name: `/` would start a group, so it is written as %2F."""
     return name.replace("%", "%25").replace("/", "%2F")
+
+
+def checked_shape(where: str, array: np.ndarray[Any, Any], *expected: int | None) -> None:
+    """Raise DamagedFile unless an array has the expected shape; None stands for any length of 1 or more."""
+    fits = array.ndim == len(expected) and all(
+        length == wanted if wanted is not None else length > 0
+        for length, wanted in zip(array.shape, expected, strict=False)
+    )
+    if not fits:
+        raise DamagedFile(f"{where} has the shape {array.shape}, which does not fit; make it again with --force")
 
 
 @contextmanager
@@ -82,24 +96,49 @@ def _fixed(texts: Sequence[str]) -> np.ndarray[Any, Any]:
     return np.array(encoded, dtype=f"S{max(1, longest)}")
 
 
+def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    """A member that lies in the file itself. Raises DamagedFile for a link, which could lead anywhere."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise DamagedFile(f"{group.file.filename}: {name} is a link or missing; such files are not read")
+    return group[name]
+
+
+def content_of(dataset: h5py.Dataset, kind: str) -> np.ndarray[Any, Any]:
+    """The array of a dataset, if it is of numbers or fixed-length text (`kind` as in numpy) and lies in this file.
+
+    Raises DamagedFile before memory is taken for a dataset whose content lies in other files, or whose size is more
+    than its stored bytes could give (a small file can state any shape).
+    """
+    where = f"{dataset.file.filename}: {dataset.name}"
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in kind:
+        raise DamagedFile(f"{where} holds data of another kind; make it again with --force")
+    if dataset.external or dataset.is_virtual:
+        raise DamagedFile(f"{where} keeps its content in other files; such files are not read")
+    if dataset.nbytes > MOST_DEFLATED * dataset.id.get_storage_size():
+        raise DamagedFile(
+            f"{where} states the shape {dataset.shape}, but too little is stored; make it again with --force"
+        )
+    return np.asarray(dataset[()])
+
+
 def read_record(file: h5py.File, kinds: Sequence[str], name: str) -> Record:
     """The named arrays of one image. Raises UserError for an unknown image, DamagedFile for an unreadable one."""
     key = key_of(name)
     damaged = f"{file.filename} is damaged at image {name}"
     with damage_named(damaged):
-        known = f"{kinds[0]}/{key}" in file
+        known = kinds[0] in file and key in member(file, kinds[0])
     if not known:
         raise UserError(f"{file.filename} holds no image {name}")
     with damage_named(damaged):
-        sets = [file[f"{kind}/{key}"] for kind in kinds]
-        arrays = {kind: dataset[()] for kind, dataset in zip(kinds, sets, strict=True)}
+        sets = [member(member(file, kind), key) for kind in kinds]
+        arrays = {kind: content_of(dataset, NUMBERS) for kind, dataset in zip(kinds, sets, strict=True)}
         return Record(name, arrays, dict(sets[0].attrs))
 
 
 def names_in(file: h5py.File) -> list[str]:
     """Ids of all images, in the order of the data set. Raises DamagedFile if they cannot be read."""
     with damage_named(f"{file.filename} is damaged"):
-        return [bytes(name).decode() for name in file["names"][()]]
+        return [bytes(name).decode() for name in content_of(member(file, "names"), "S")]
 
 
 def classes_in(file: h5py.File) -> tuple[str, ...]:

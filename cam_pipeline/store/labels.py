@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cam_pipeline.store.hdf5 import Record, RecordStore, read_record
+from cam_pipeline.errors import DamagedFile
+from cam_pipeline.ops.ignore import IGNORE_INDEX
+from cam_pipeline.store.hdf5 import Record, RecordStore, checked_shape, read_record
 
 UInt8 = NDArray[np.uint8]
 
@@ -22,6 +24,11 @@ class LabelStore(RecordStore):
     def read(self, name: str) -> UInt8:
         """(H, W) uint8: 0 background, 1..C, 255 ignore. Raises UserError for an unknown name."""
         labels: UInt8 = read_record(self.file, ["labels"], name).arrays["labels"]
+        where = f"{self.file.filename} at image {name}"
+        checked_shape(where, labels, None, None)
+        unknown = (labels != IGNORE_INDEX) & (labels >= len(self.classes))
+        if labels.dtype != np.uint8 or unknown.any():
+            raise DamagedFile(f"{where} has labels of no class; make it again with --force")
         return labels
 
     def confidence(self, name: str) -> UInt8:

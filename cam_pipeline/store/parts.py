@@ -11,7 +11,7 @@ import h5py
 from cam_pipeline.errors import UserError
 from cam_pipeline.machine.interrupt import raise_if_stopped
 from cam_pipeline.machine.progress import track
-from cam_pipeline.store.hdf5 import Record, names_in, open_file, write_artefact, write_progress, write_record
+from cam_pipeline.store.hdf5 import Record, member, names_in, open_file, write_artefact, write_progress, write_record
 
 Item = TypeVar("Item")
 
@@ -65,11 +65,12 @@ class PartWriter:
         def fill(file: h5py.File) -> Iterator[None]:
             for number in range(len(self.chunks)):
                 with h5py.File(self.path(number), "r") as part:
-                    for kind, group in part.items():
+                    for kind in part:
+                        group = member(part, kind)
                         if isinstance(group, h5py.Group):
                             target = file.require_group(kind)
                             for key in group:
-                                part.copy(group[key], target, name=key)
+                                part.copy(member(group, key), target, name=key)
                                 yield
 
         write_artefact(self.output, self.kind, self.attributes, names, fill)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cam_pipeline.store.hdf5 import Record, RecordStore, damage_named, read_record
+from cam_pipeline.store.hdf5 import Record, RecordStore, checked_shape, damage_named, read_record
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class ScoreStore(RecordStore):
         record = read_record(self.file, ["scores", *others], name)
         with damage_named(f"{self.file.filename} is damaged at image {name}"):
             class_ids = tuple(int(number) for number in record.attributes["class_ids"])
+            where = f"{self.file.filename} at image {name}"
+            checked_shape(where, record.arrays["scores"], 1 + len(class_ids), None, None)
+            for kind in others:
+                checked_shape(f"{where} ({kind})", record.arrays[kind], *record.arrays["scores"].shape[1:])
             scores = record.arrays["scores"].astype(np.float32) / np.float32(255)
             return StoredScores(name, scores, class_ids, {kind: record.arrays[kind] for kind in others})
 

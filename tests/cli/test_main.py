@@ -17,6 +17,7 @@ from cam_pipeline.cli import main
 from cam_pipeline.cli.errors import Commands
 from cam_pipeline.cli.options import Options, configure_output, run_options
 from cam_pipeline.config import Config, load_config
+from cam_pipeline.machine.atomic import UNNAMED
 from cam_pipeline.machine.progress import set_quiet
 
 
@@ -261,7 +262,7 @@ def test_system_error_with_a_file_names_it() -> None:
 def test_full_disk_without_a_file_name_says_what_to_do() -> None:
     result = ended_by(OSError(28, "No space left on device"))
     remedy = "free some space, then start the same command again: finished work is kept"
-    assert (result.exit_code, result.stderr) == (2, f"Error: output: No space left on device; {remedy}\n")
+    assert (result.exit_code, result.stderr) == (2, f"Error: No space left on device {UNNAMED}; {remedy}\n")
 
 
 def test_too_little_memory_names_the_keys() -> None:

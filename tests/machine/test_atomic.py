@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cam_pipeline.errors import CannotWrite
-from cam_pipeline.machine.atomic import PatientFile, explain, file_aside, write_text, written_aside
+from cam_pipeline.machine.atomic import UNNAMED, PatientFile, explain, file_aside, write_text, written_aside
 
 
 def names_in(folder: Path) -> list[str]:
@@ -46,7 +46,7 @@ def test_failed_block_leaves_the_old_content_and_no_litter(tmp_path: Path, error
 def test_block_that_writes_nothing_fails_and_keeps_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "numbers.bin"
     path.write_bytes(b"old")
-    with pytest.raises(FileNotFoundError), written_aside(path):
+    with pytest.raises(ValueError, match="nothing was written"), written_aside(path):
         pass
     assert path.read_bytes() == b"old"
 
@@ -54,8 +54,28 @@ def test_block_that_writes_nothing_fails_and_keeps_the_old_content(tmp_path: Pat
 def test_temporary_file_lies_beside_the_final_one(tmp_path: Path) -> None:
     """On the same file system, or the rename would not be one step."""
     with written_aside(tmp_path / "numbers.bin") as aside:
-        aside.touch()
+        aside.write_bytes(b"123")
         assert aside.parent == tmp_path
+
+
+def test_temporary_file_is_new_and_never_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link put there before would be written through."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    monkeypatch.setattr("secrets.token_hex", lambda count: "ab" * count)
+    (tmp_path / f".notes.{'ab' * 6}.tmp").symlink_to(victim)
+    with pytest.raises(CannotWrite, match="notes cannot be written"):
+        write_text(tmp_path / "notes", "theirs")
+    assert victim.read_text() == "mine"
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    with written_aside(path) as first, written_aside(path) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # each was whole; the outer block ended last
 
 
 def test_write_text_makes_folders_and_writes_utf8(tmp_path: Path) -> None:
@@ -118,7 +138,7 @@ def test_folder_without_permission(tmp_path: Path) -> None:
 def test_explanation_without_a_path_says_what_is_known() -> None:
     assert explain(FileNotFoundError(errno.ENOENT, "No such file", "x/y")) == "x/y: No such file"
     full = explain(OSError(errno.ENOSPC, "No space left on device"))
-    assert full.startswith("output: No space left on device; free some space, then")
+    assert full.startswith(f"No space left on device {UNNAMED}; free some space, then")
 
 
 # Files that tell of their first error late

@@ -275,3 +275,46 @@ def test_scores_are_complete_and_equal_although_a_worker_was_killed(
     assert "unrefined" not in ended.stderr
     assert commands.run(*slow, folder=undisturbed).code == 0
     assert changed(differences(finished / "run", undisturbed / "run")) == []
+
+
+ORPHANS = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+from cam_pipeline.machine.parallel import Workers
+
+def work(number):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(300)
+
+if __name__ == "__main__":
+    with Workers("loky", 2) as workers:
+        list(workers.results(range(4), lambda number: partial(work, number)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes by /proc")
+def test_workers_end_soon_after_their_parent_is_killed(tmp_path: Path) -> None:
+    """They ignore SIGTERM, and nobody else would end them."""
+    program = tmp_path / "program.py"
+    program.write_text(ORPHANS.replace("sys.argv[1]", repr(str(tmp_path / "ids"))))
+    (tmp_path / "ids").mkdir()
+    parent = subprocess.Popen([sys.executable, program], stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list((tmp_path / "ids").iterdir())) == 2)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not any(is_running(path.name) for path in (tmp_path / "ids").iterdir()))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

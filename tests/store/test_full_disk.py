@@ -55,7 +55,7 @@ def record(name: str) -> Record:
 
 
 def writer_in(folder: Path) -> PartWriter:
-    attributes = artefact_attributes(["background", "cat"], "print", "x" * 3000)
+    attributes = artefact_attributes([str(label) for label in range(255)], "print", "x" * 3000)
     return PartWriter(folder / "pseudo_labels.h5", "pseudo-labels", attributes, CHUNKS)
 
 
@@ -72,7 +72,7 @@ def test_stored_results_go_on_when_there_is_room_again(tmp_path: Path) -> None:
     whole = (tmp_path / "undisturbed" / "pseudo_labels.h5").stat().st_size
     part = (tmp_path / "undisturbed" / "part-00000.h5").stat().st_size
     seen = set()
-    for limit in [0, 10, 48, 96, 1000, *range(2000, whole + 3000, 4999)]:
+    for limit in [0, 10, 48, 96, 1000, *range(2000, whole, 4999), whole + 3000]:
         folder = tmp_path / str(limit)
         folder.mkdir()
         said = limited(limit, lambda folder=folder: work(folder))  # type: ignore[misc]
