@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -108,5 +109,6 @@ def configure_output(verbose: bool, quiet: bool) -> None:
         quiet = True
         level = logging.DEBUG if verbose else logging.ERROR
     set_quiet(quiet)
+    warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")  # ours has the remedy
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("cam_pipeline").setLevel(level)

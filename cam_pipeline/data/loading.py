@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -17,6 +18,7 @@ from cam_pipeline.data.table import Sample
 from cam_pipeline.data.views import GridImages, TrainingViews
 from cam_pipeline.errors import UserError, WorkerLost
 from cam_pipeline.machine.interrupt import child_handler_kept, ignore_in_worker
+from cam_pipeline.machine.shared_memory import FOLDER, is_ample, workers_can_start
 
 CPU = torch.device("cpu")
 
@@ -36,6 +38,22 @@ class _Reporting(Dataset[Any]):
 
 def _collate(items: list[Any] | UserError) -> Any:
     return items if isinstance(items, UserError) else default_collate(items)
+
+
+def _collate_for_pipe(items: list[Any] | UserError) -> Any:
+    """As arrays: those go through a pipe, tensors through shared memory, of which there is too little."""
+    if isinstance(items, UserError):
+        return items
+    if isinstance(items[0], dict):
+        return {key: _collate_for_pipe([item[key] for item in items]) for key in items[0]}
+    return np.stack([np.asarray(item) for item in items])
+
+
+def _from_pipe(batch: Any) -> Any:
+    """The batch that `_collate` makes, from that of `_collate_for_pipe`."""
+    if isinstance(batch, dict):
+        return {key: _from_pipe(value) for key, value in batch.items()}
+    return torch.from_numpy(batch)
 
 
 _unfinished: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
@@ -58,11 +76,13 @@ def _load(items: Dataset[Any], batches: Iterable[Any], workers: int, device: tor
 def _loading(
     items: Dataset[Any], batches: Iterable[Any], workers: int, device: torch.device
 ) -> Generator[Any, None, None]:
+    workers = workers if workers_can_start() else 0
+    by_pipe = workers > 0 and not is_ample()
     loader: DataLoader[Any] = DataLoader(
         _Reporting(items),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=_collate_for_pipe if by_pipe else _collate,
         worker_init_fn=ignore_in_worker,
         generator=torch.Generator(),  # its own: torch's global random state stays untouched
         pin_memory=device.type == "cuda",  # on another device it would take memory of a GPU that others use
@@ -74,7 +94,7 @@ def _loading(
         while (batch := _next_batch(iterator)) is not None:
             if isinstance(batch, UserError):
                 raise batch
-            yield batch
+            yield _from_pipe(batch) if by_pipe else batch
     finally:
         del iterator  # its workers end in order, unless an error holds it
         _kill(processes)
@@ -86,7 +106,13 @@ def _next_batch(iterator: Iterator[Any]) -> Any:
         return next(iterator, None)
     except (RuntimeError, ConnectionError, EOFError) as error:
         # A worker that ends while it hands over a batch raises the other two. Errors of items have another text.
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+        words = str(error)
+        if "shared memory" in words:  # what others took since this loading began
+            raise WorkerLost(
+                f"too little shared memory in {FOLDER}; give it more (docker run --shm-size=1g) or use fewer processes "
+                "(--workers 1), then start the same command again: finished work is kept"
+            ) from error
+        if isinstance(error, RuntimeError) and not words.startswith("DataLoader worker (pid"):
             raise
         raise WorkerLost(
             "a process that loads images was killed, most often for lack of memory; use fewer (--workers 1) or a "

@@ -14,6 +14,7 @@ from joblib.externals.loky import get_reusable_executor
 from cam_pipeline.config import RunSettings
 from cam_pipeline.errors import ConfigError, LibraryMissing, WorkerLost
 from cam_pipeline.machine.interrupt import start_worker, workers_start_deaf
+from cam_pipeline.machine.shared_memory import workers_can_start
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,8 @@ def joblib_workers(backend: str, workers: int) -> Iterator[Parallel]:
     Raises LibraryMissing for a backend that is not installed, ConfigError if no Dask scheduler answers, WorkerLost if a
     worker process is gone before its work is done.
     """
+    if backend == "loky" and not workers_can_start():
+        backend, workers = "sequential", 1
     before = set(threading.enumerate())
     try:
         with _started(backend, workers), _parallel(backend, workers) as parallel:

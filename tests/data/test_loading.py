@@ -130,3 +130,33 @@ def test_memory_is_pinned_for_a_gpu_that_is_used_not_for_one_that_is_there(
     list(loader_over(GridImages(samples, [(3, 5)] * 5, 4), [[0], [2, 1]], 0, place))
     list(grid_batches(samples, stride=4, max_side=30, batch_size=2, workers=0, device=place)[1])
     assert asked == [pinned] * 3
+
+
+def same(first, second):
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    return first.dtype == second.dtype and torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("can_start", "ample"), [(True, False), (False, True)])
+def test_batches_are_the_same_with_little_or_no_shared_memory(samples, make_views, monkeypatch, can_start, ample):
+    views, batches = make_views(samples, masks=True), EpochBatches(5, 2, epochs=1, seed=0)
+    images = GridImages(samples, [(3, 5)] * 5, 4)
+    expected = list(training_batches(views, batches, 0)), list(loader_over(images, [[0], [2, 1]], 0))
+    monkeypatch.setattr(loading, "is_ample", lambda: ample)
+    monkeypatch.setattr(loading, "workers_can_start", lambda: can_start)
+    # What torch does to make a tensor that other processes see.
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", lambda *_, **__: pytest.fail("shared memory is used"))
+    found = list(training_batches(views, batches, 1)), list(loader_over(images, [[0], [2, 1]], 1))
+    for before, after in zip(expected, found, strict=True):
+        assert len(before) == len(after) and all(map(same, before, after))
+
+
+def test_too_little_shared_memory_is_one_line(samples, monkeypatch, make_views):
+    def fail(*_):
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm)")
+
+    views = make_views(samples)
+    monkeypatch.setattr(type(views), "__getitem__", fail)
+    with pytest.raises(WorkerLost, match=r"^too little shared memory in /dev/shm; .*--shm-size.*--workers 1"):
+        list(training_batches(views, EpochBatches(5, 2, epochs=1, seed=0), 1))

@@ -1,0 +1,35 @@
+"""Shared memory (/dev/shm on Linux): worker processes need it, and containers often have little or none of it."""
+
+import logging
+import multiprocessing
+import shutil
+from functools import cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path("/dev/shm")
+AMPLE = 2**30
+"""Bytes. A batch of loaded images takes up to 50 MB, and each loading process has three of them in flight."""
+
+
+@cache
+def workers_can_start() -> bool:
+    """Whether this machine gives what processes need to talk to each other; logs a warning, once, if it does not."""
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except (OSError, ImportError) as error:
+        logger.warning(
+            "%s cannot be used (%s), so that no worker processes can start: all is done in this process, which is "
+            "slower. Make it writable (docker run --shm-size=1g)",
+            FOLDER,
+            getattr(error, "strerror", None) or error,
+        )
+        return False
+    return True
+
+
+@cache
+def is_ample() -> bool:
+    """Whether batches can be handed over in shared memory. A container of Docker's has 64 MB of it by default."""
+    return not FOLDER.is_dir() or shutil.disk_usage(FOLDER).free >= AMPLE
