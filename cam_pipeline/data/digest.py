@@ -1,4 +1,4 @@
-"""Digest of file contents, remembered by path, size and modification time so that each file is read once."""
+"""Digest of file contents, remembered by path and state (size, times, inode), so that each file is read once."""
 
 import hashlib
 import json
@@ -12,6 +12,25 @@ from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.atomic import write_text
 
+STATE = 4
+"""Number of facts in a file's state."""
+
+
+def state_of(path: Path) -> list[int]:
+    """What changes when a file's content does: size, both times, inode.
+
+    The time of modification alone can be put back, as `cp -p`, `rsync -t` and unpacking an archive do; the system's own
+    (ctime) cannot.
+    """
+    state = os.stat(path)
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's content, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 class FileDigests:
     """SHA-256 of files; `save` keeps what is known in a JSON file beside the results."""
@@ -23,12 +42,12 @@ class FileDigests:
         self.seen: dict[Path, str] = {}
         try:
             known = json.loads(memory.read_text())
-            self.known = {path: list(entry) for path, entry in known.items() if len(entry) == 3}
+            self.known = {path: list(entry) for path, entry in known.items() if len(entry) == 1 + STATE}
         except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             self.known = {}  # nothing remembered, or unreadable: the files are read again
 
     def look_again(self) -> None:
-        """Check size and time of change of every file again: it may have changed."""
+        """Check the state of every file again: it may have changed."""
         self.seen.clear()
 
     def of(self, path: Path, named_in: str = "") -> str:
@@ -44,18 +63,23 @@ class FileDigests:
     def _of(self, path: Path, named_in: str) -> str:
         place = os.path.join(os.getcwd(), path)
         try:
-            state = os.stat(path)
+            state = state_of(path)
             entry = self.known.get(place)
-            if entry is not None and entry[:2] == [state.st_size, state.st_mtime_ns]:
-                return str(entry[2])
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if entry is not None and entry[:STATE] == state:
+                return str(entry[STATE])
+            digest = content_digest(path)
         except OSError as error:
             raise DataError(
                 f"{path} cannot be read ({error.strerror}); restore it, or take it out of the data set{named_in}"
             ) from error
-        self.known[place] = [state.st_size, state.st_mtime_ns, digest]
+        self.known[place] = [*state, digest]
         self.changed = True
         return digest
+
+    def note(self, path: Path, digest: str) -> None:
+        """Remember the digest of a file that was just written."""
+        self.known[os.path.join(os.getcwd(), path)] = [*state_of(path), digest]
+        self.changed = True
 
     def of_weights(self, weights: str) -> str:
         """Digest of a weights setting: of the file's content if it names a file, else the setting itself."""

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from cam_pipeline.config import to_toml
+from cam_pipeline.data.digest import content_digest
 from cam_pipeline.errors import DamagedFile
 from cam_pipeline.machine.atomic import write_text
 from cam_pipeline.machine.distributed import check_shares, from_first, group, is_first, world_size
@@ -22,7 +23,7 @@ from cam_pipeline.machine.interrupt import graceful_stop
 from cam_pipeline.machine.threads import use_threads
 from cam_pipeline.pipeline.lock import held
 from cam_pipeline.pipeline.stage import Inputs, Output, Stage
-from cam_pipeline.pipeline.state import Results, State, run_id_of
+from cam_pipeline.pipeline.state import Results, State, libraries, run_id_of
 from cam_pipeline.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Pipeline(Results):
         """
         names = list(names)
         with graceful_stop(), self._all_processes(), held(self.folder) if is_first() else nullcontext():
-            from_first(lambda: self._prepare(names, force), stoppable=True)
+            from_first(lambda: self._prepare(names, force, announce), stoppable=True)
             for name in names:
                 self._run_stage(name, force, announce)
 
@@ -52,21 +53,25 @@ class Pipeline(Results):
 
         return group(pick_device(self.config.run))
 
-    def _prepare(self, names: list[str], force: bool) -> None:
-        """Before the first stage: write the config into the run folder, and raise what is known to be wrong."""
+    def _prepare(self, names: list[str], force: bool, announce: Callable[[str], None]) -> None:
+        """Before the first stage: raise what is known to be wrong, say what is replaced, write the config down."""
         for key in (self.stages[name].divides for name in names if self.stages[name].divides):
             check_shares(key, self.config.pick((key,))[key])
         write_text(self.folder / "config.toml", to_toml(self.config))
         for name in (name for name in self.order(names) if name not in names):
             self.ensure(name)
-        self._check_later(names[1:], force)
+        states = self.states(names)
+        to_make = [name for name in names if force or states[name].kind != "current"]
+        self._check_later([name for name in to_make if name != names[0]])
+        if replaced := [name for name in to_make if states[name].kind == "stale"]:
+            makes = ", ".join(self.stages[name].makes for name in replaced)
+            keep = "to keep both, stop and set output.dir to another folder"
+            announce(f"{states[replaced[0]].reason}: {makes} in {self.folder} will be replaced; {keep}")
 
-    def _check_later(self, names: list[str], force: bool) -> None:
+    def _check_later(self, names: list[str]) -> None:
         """Raise the UserError at which one of these stages would stop after the earlier ones have worked for hours."""
-        checks = {name: check for name in names if (check := self.stages[name].check)}
-        states = self.states(checks)
-        for name, check in checks.items():
-            if force or states[name].kind != "current":
+        for name in names:
+            if check := self.stages[name].check:
                 check(self.config)
 
     def _run_stage(self, name: str, force: bool, announce: Callable[[str], None]) -> None:
@@ -122,19 +127,24 @@ class Pipeline(Results):
         """Put the result in place. The old manifest goes first, so that it never stands beside a newer result."""
         manifest_path = self._manifest_path(stage.name)
         manifest_path.unlink(missing_ok=True)
-        run_id = run_id_of(output.folder, state.fingerprint)
+        noted = run_id_of(output.folder, state.fingerprint)
+        digest = content_digest(output.path)
         os.replace(output.path, self.path(stage.name))
+        self.dataset.digests.note(self.path(stage.name), digest)
         manifest = {
             "stage": stage.name,
             "fingerprint": state.fingerprint,
-            "run_id": run_id,
+            "run_id": noted if noted != state.fingerprint else f"{state.fingerprint}-{digest[:8]}",
             "facts": state.facts,
             "bytes": self.path(stage.name).stat().st_size,
+            "sha256": digest,
             "made": time.strftime("%Y-%m-%d %H:%M:%S"),
             "seconds": round(seconds, 1),
             "cam_pipeline": __version__,
+            "libraries": libraries(),
         }
         write_text(manifest_path, json.dumps(manifest, indent=1))
+        self.dataset.digests.save()
         self._discard_partial(stage.name, state.fingerprint)
 
     def _discard_partial(self, name: str, fingerprint: str) -> None:

@@ -1,13 +1,14 @@
 """Whether a stage's result is current, and if not, why.
 
 A result is current if the facts in its manifest give the same fingerprint as the present config and data, and its file
-has the size in the manifest.
+has the content of which the manifest states the digest.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.errors import ConfigError, StageNotReady
 from cam_pipeline.machine.atomic import read_json
 from cam_pipeline.pipeline.stage import Stage, load_stages
+
+LIBRARIES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "pydensecrf2")
 
 
 @dataclass(frozen=True)
@@ -96,31 +99,34 @@ class Results:
         }
         fingerprint = fingerprint_of(facts)
         partial = self._partial(name, fingerprint)
-        run_id = run_id_of(partial, fingerprint)
-        kind, reason = self._compare(name, fingerprint, facts, partial)
-        if kind in ("current", "damaged"):
-            run_id = self._manifest(name)["run_id"]
+        manifest = self._manifest(name)
+        made_from = self._that_matter(manifest["facts"]) if manifest else {}
+        matches = bool(manifest) and fingerprint_of(made_from) == fingerprint
+        # If the file is gone, the same is expected to be made again.
+        run_id = str(manifest["run_id"]) if matches else run_id_of(partial, fingerprint)
+        path = self.path(name)
+        if matches and path.is_file():
+            kind, reason = self._look_at(path, manifest)
+        elif progress := _progress(partial):
+            kind, reason = "partial", progress
+        elif manifest and path.is_file():
+            kind, reason = "stale", explain_change(made_from, facts)
+        else:
+            kind, reason = "missing", "not made yet"
         waiting = next((need for need, state in upstream.items() if state.kind != "current"), None)
         if kind == "current" and waiting:
             kind, reason = "stale", f"{waiting} is {upstream[waiting].kind}"
         return State(name, kind, reason, run_id, fingerprint, facts)
 
-    def _compare(self, name: str, fingerprint: str, facts: Mapping[str, Any], partial: Path) -> tuple[str, str]:
-        """Kind and reason of a stage's state, by its own manifest alone."""
-        manifest = self._manifest(name)
-        path = self.path(name)
-        made_from = self._that_matter(manifest["facts"]) if manifest else {}
-        if manifest and path.is_file() and fingerprint_of(made_from) == fingerprint:
-            size = path.stat().st_size
-            if size != manifest["bytes"]:
-                return "damaged", f"{path} has {size} bytes, its manifest says {manifest['bytes']}"
-            return "current", f"made {manifest['made']}"
-        progress = read_json(partial / "progress.json")
-        if {"done", "total", "unit"} <= progress.keys():
-            return "partial", f"{progress['done']} of {progress['total']} {progress['unit']} done"
-        if manifest and path.is_file():
-            return "stale", explain_change(made_from, facts)
-        return "missing", "not made yet"
+    def _look_at(self, path: Path, manifest: Mapping[str, Any]) -> tuple[str, str]:
+        """Current, or damaged if the file is not the one that the manifest was written for."""
+        size = path.stat().st_size
+        if size != manifest["bytes"]:
+            return "damaged", f"{path} has {size} bytes, its manifest says {manifest['bytes']}"
+        stated = manifest.get("sha256")  # earlier versions did not state it
+        if stated and self.dataset.digests.of(path) != stated:
+            return "damaged", f"{path} has another content than when it was made"
+        return "current", f"made {manifest['made']}{_with_other_libraries(manifest)}"
 
     def _that_matter(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """The facts of a manifest without settings that have no effect now; earlier versions stored some of these."""
@@ -228,6 +234,29 @@ def _table(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A table among stored facts; empty if there is none."""
     found = facts.get(key)
     return found if isinstance(found, dict) else {}
+
+
+def _progress(partial: Path) -> str:
+    """How far work in progress is, in words; empty if there is none."""
+    progress = read_json(partial / "progress.json")
+    known = {"done", "total", "unit"} <= progress.keys()
+    return f"{progress['done']} of {progress['total']} {progress['unit']} done" if known else ""
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries on which the last digits of results depend; read without importing them."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _with_other_libraries(manifest: Mapping[str, Any]) -> str:
+    """What `status` says of a result that was made with other versions of libraries; usually nothing."""
+    now = libraries()
+    others = [
+        f"{name} {made} (now {now[name]})"
+        for name, made in _table(manifest, "libraries").items()
+        if name in now and now[name] != made
+    ]
+    return f" with {', '.join(others)}" if others else ""
 
 
 def run_id_of(partial: Path, fingerprint: str) -> str:

@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from cam_pipeline.data import digest as digest_module
 from cam_pipeline.data.digest import FileDigests, data_digest
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
@@ -14,6 +15,15 @@ def change_unseen(path, content):
     assert len(content) == state.st_size
     path.write_bytes(content)
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that are read, in order."""
+    read = []
+    original = digest_module.content_digest
+    monkeypatch.setattr(digest_module, "content_digest", lambda path: read.append(path.name) or original(path))
+    return read
 
 
 def test_digest_is_sha256_and_follows_the_content(tmp_path):
@@ -28,17 +38,47 @@ def test_digest_is_sha256_and_follows_the_content(tmp_path):
         assert digests.of(path) == hashlib.sha256(content).hexdigest()
 
 
-def test_a_file_is_read_once_while_size_and_time_stay(tmp_path):
+def test_a_file_is_read_once_while_its_state_stays(tmp_path, reads):
     path, memory = tmp_path / "a", tmp_path / "run" / "memory.json"
     path.write_bytes(b"abc")
     digests = FileDigests(memory)
     first = digests.of(path)
+    digests.look_again()
+    assert digests.of(path) == first and reads == ["a"], "from memory"
+    assert FileDigests(memory).of(path) == first and reads == ["a", "a"], "not saved yet"
+    digests.save()
+    assert FileDigests(memory).of(path) == first and reads == ["a", "a"], "from the saved memory"
+
+
+def test_a_change_is_seen_although_size_and_time_of_modification_are_as_before(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    digests = FileDigests(tmp_path / "memory.json")
+    first = digests.of(path)
     change_unseen(path, b"xyz")
     digests.look_again()
-    assert digests.of(path) == first, "from memory"
-    assert FileDigests(memory).of(path) != first, "not saved yet"
-    digests.save()
-    assert FileDigests(memory).of(path) == first, "from the saved memory"
+    assert digests.of(path) == hashlib.sha256(b"xyz").hexdigest() != first
+
+
+def test_a_file_put_in_its_place_is_seen_although_its_times_agree(tmp_path):
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"abc")
+    other.write_bytes(b"xyz")
+    state = path.stat()
+    os.utime(other, ns=(state.st_atime_ns, state.st_mtime_ns))
+    digests = FileDigests(tmp_path / "memory.json")
+    first = digests.of(path)
+    other.replace(path)
+    digests.look_again()
+    assert digests.of(path) != first
+
+
+def test_what_was_just_written_need_not_be_read(tmp_path, reads):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    digests = FileDigests(tmp_path / "memory.json")
+    digests.note(path, "known")
+    assert digests.of(path) == "known" and reads == []
 
 
 def test_a_file_is_looked_at_once_between_two_calls_of_look_again(tmp_path):

@@ -171,6 +171,17 @@ def test_later_stages_are_checked_before_the_first_unless_they_are_current(baker
     assert bakery.made == []
 
 
+def test_what_is_replaced_and_why_is_said_before_it_happens(baked: Bakery) -> None:
+    lines: list[str] = []
+    pipeline = baked.pipeline("refine.background=0.4")
+    pipeline.run(NAMES, announce=lines.append)
+    assert lines[0].startswith("refine.background was ")
+    assert f", is 0.4: flour.bin, bread.bin in {baked.folder} will be replaced; to keep both" in lines[0]
+    lines.clear()
+    baked.pipeline("refine.background=0.4").run(NAMES, announce=lines.append)
+    assert not [line for line in lines if "replaced" in line]
+
+
 # What a change makes stale
 
 
@@ -264,6 +275,51 @@ def test_deleted_result_remade_leaves_what_follows_current(baked: Bakery) -> Non
     assert baked.reason("mill") == "grow is missing"
     assert baked.run() == ["grow"]
     assert baked.kinds() == all_of("current")
+
+
+def test_other_bytes_under_the_same_settings_make_what_follows_stale(baked: Bakery) -> None:
+    """As from training again with another number of processes."""
+    grow = baked.stages["grow"]
+
+    def run(config: Config, inputs: Inputs, output: Output) -> None:
+        grow.run(config, inputs, output)
+        output.path.write_bytes(output.path.read_bytes() + b"other")
+
+    (baked.folder / "wheat.bin").unlink()
+    baked.stages["grow"] = dataclasses.replace(grow, run=run)
+    assert baked.run(names=("grow",)) == ["grow"]
+    assert baked.kinds() == {"grow": "current", "mill": "stale", "bake": "stale"}
+    assert baked.reason("mill") == "grow was made again or will be"
+    assert baked.run() == ["mill", "bake"]
+
+
+def test_a_file_of_the_same_size_put_in_its_place_is_damaged(baked: Bakery) -> None:
+    path = baked.folder / "flour.bin"
+    state = path.stat()
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert baked.kinds() == {"grow": "current", "mill": "damaged", "bake": "stale"}
+    assert baked.reason("mill").endswith("has another content than when it was made")
+
+
+def test_manifest_of_an_earlier_version_states_no_digest(baked: Bakery) -> None:
+    path = baked.folder / "flour.bin.manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"], manifest["libraries"]
+    path.write_text(json.dumps(manifest))
+    assert baked.kinds() == all_of("current")
+
+
+def test_status_tells_of_other_versions_of_libraries(baked: Bakery) -> None:
+    path = baked.folder / "flour.bin.manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["libraries"].keys() >= {"torch", "timm"}
+    now = manifest["libraries"]["timm"]
+    manifest["libraries"]["timm"] = "0.1"
+    path.write_text(json.dumps(manifest))
+    assert baked.kinds() == all_of("current")
+    assert baked.reason("mill").endswith(f" with timm 0.1 (now {now})")
+    assert "with" not in baked.reason("grow")
 
 
 @pytest.mark.parametrize("content", [None, "", "{half a mani", "[]", "{}", '{"fingerprint": 3}'])
