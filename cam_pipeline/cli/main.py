@@ -62,8 +62,7 @@ def run(options: Options) -> None:
     pipeline = options.pipeline()
     pipeline.run(pipeline.order(["train_seg"]), force=options.force)
     if is_first():
-        same = pipeline.folder / "config.toml" if options.overrides else options.config
-        click.echo(f"Results are in {pipeline.folder}. Next: cam-pipeline evaluate -c {same}")
+        click.echo(f"Results are in {pipeline.folder}. Next: cam-pipeline evaluate {options.same}")
 
 
 @main.command("status")

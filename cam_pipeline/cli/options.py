@@ -2,9 +2,11 @@
 
 import json
 import logging
+import shlex
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +32,12 @@ class Options:
     overrides: tuple[str, ...]
     force: bool = False
     quiet: bool = False
+    given: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> str:
+        """The config and settings as they were given, quoted for a shell: for a command that is offered next."""
+        return shlex.join(self.given or ("-c", self.config))
 
     def load(self) -> "Config":
         """The resolved config; warns of given settings that have no effect."""
@@ -41,10 +49,24 @@ class Options:
         return config
 
     def pipeline(self) -> "Pipeline":
-        """The stages of the config."""
-        from cam_pipeline.pipeline import Pipeline
+        """The stages of the config; warns of a run folder that another config of that name has used."""
+        from cam_pipeline.pipeline import Pipeline, source_of
 
-        return Pipeline(self.load())
+        config = self.load()
+        path = Path(self.config)
+        own, last = config.folder / "config.toml", source_of(config.folder)
+        source = last if path.resolve() == own.resolve() else str(path.resolve() if path.is_file() else path)
+        if is_first() and last != source and Path(last).stem == Path(source).stem and is_config(last):
+            shared = "they replace each other's; set output.dir to keep both"
+            logger.warning("%s holds results of %s, and this is %s: %s", config.folder, last, source, shared)
+        return Pipeline(config, source=source, same=self.same)
+
+
+def is_config(source: str) -> bool:
+    """Whether there is such a config: a file, or a shipped one."""
+    from cam_pipeline.config.loading import shipped_configs
+
+    return Path(source).is_file() or source in shipped_configs()
 
 
 def run_options(
@@ -66,8 +88,11 @@ def run_options(
             overrides = list(settings)
             overrides += [f"run.device={json.dumps(device)}"] if device is not None else []
             overrides += [f"run.workers={workers}"] if workers is not None else []
+            given = ["-c", config, *(word for setting in settings for word in ("--set", setting))]
+            given += ["--device", device] if device is not None else []
+            given += ["--workers", str(workers)] if workers is not None else []
             configure_output(verbose, quiet)
-            command(Options(config, tuple(overrides), force, quiet), **more)
+            command(Options(config, tuple(overrides), force, quiet, tuple(given)), **more)
 
         call.__doc__, call.__name__ = command.__doc__, command.__name__
         call.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]

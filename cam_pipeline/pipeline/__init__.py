@@ -2,6 +2,6 @@
 
 from cam_pipeline.pipeline.run import Pipeline
 from cam_pipeline.pipeline.stage import Inputs, Output, Stage, load_stages
-from cam_pipeline.pipeline.state import State
+from cam_pipeline.pipeline.state import State, source_of
 
-__all__ = ["Inputs", "Output", "Pipeline", "Stage", "State", "load_stages"]
+__all__ = ["Inputs", "Output", "Pipeline", "Stage", "State", "load_stages", "source_of"]

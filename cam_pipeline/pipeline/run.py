@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from cam_pipeline.config import to_toml
@@ -23,7 +24,7 @@ from cam_pipeline.machine.interrupt import graceful_stop
 from cam_pipeline.machine.threads import use_threads
 from cam_pipeline.pipeline.lock import held
 from cam_pipeline.pipeline.stage import Inputs, Output, Stage
-from cam_pipeline.pipeline.state import Results, State, libraries, run_id_of
+from cam_pipeline.pipeline.state import FROM, Results, State, libraries, run_id_of, source_of
 from cam_pipeline.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,14 @@ KEPT_PARTIALS = 2
 """Number of other settings whose interrupted work is kept when a stage is done: they may come back."""
 
 
+@dataclass
 class Pipeline(Results):
-    """The stages of one config in one run folder, and how they are run."""
+    """The stages of one config in one run folder, and how they are run.
+
+    `source` is the file that the config was read from, for the folder's own config.toml; empty: not known.
+    """
+
+    source: str = ""
 
     def run(self, names: Iterable[str], force: bool = False, announce: Callable[[str], None] = logger.info) -> None:
         """Run the named stages that are not current, in order; what they need must be current or among them.
@@ -57,7 +64,8 @@ class Pipeline(Results):
         """Before the first stage: raise what is known to be wrong, say what is replaced, write the config down."""
         for key in (self.stages[name].divides for name in names if self.stages[name].divides):
             check_shares(key, self.config.pick((key,))[key])
-        write_text(self.folder / "config.toml", to_toml(self.config))
+        source = self.source or source_of(self.folder)
+        write_text(self.folder / "config.toml", (f"{FROM}{source}\n" if source else "") + to_toml(self.config))
         for name in (name for name in self.order(names) if name not in names):
             self.ensure(name)
         states = self.states(names)
@@ -104,9 +112,7 @@ class Pipeline(Results):
             self._discard_partial(name, state.fingerprint)
             return None
         if state.kind == "damaged" and not force:
-            raise DamagedFile(
-                f"{state.reason}: it is damaged. Make it again with: cam-pipeline {self.stages[name].command} --force"
-            )
+            raise DamagedFile(f"{state.reason}: it is damaged. Make it again with: {self.command(name)} --force")
         self._begin(self.stages[name], state, force)
         announce(f"{name}: starts" + (f" ({state.reason})" if state.kind in ("stale", "partial") else ""))
         return state

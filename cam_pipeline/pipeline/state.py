@@ -19,6 +19,8 @@ from cam_pipeline.errors import ConfigError, StageNotReady
 from cam_pipeline.machine.atomic import read_json
 from cam_pipeline.pipeline.stage import Stage, load_stages
 
+FROM = "# from "
+"""Begins the first line of a run folder's config.toml, before the file that the config was read from."""
 LIBRARIES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "pydensecrf2")
 
 
@@ -36,10 +38,14 @@ class State:
 
 @dataclass
 class Results:
-    """The results of one config's stages, as its run folder holds them."""
+    """The results of one config's stages, as its run folder holds them.
+
+    `same`: the options that name this config on the command line, for commands that messages offer.
+    """
 
     config: Config
     stages: Mapping[str, Stage] = field(default_factory=lambda: load_stages())
+    same: str = ""
 
     def __post_init__(self) -> None:
         self.folder = self.config.folder
@@ -57,6 +63,10 @@ class Results:
         manifest = read_json(self._manifest_path(name))
         complete = {"fingerprint", "run_id", "facts", "bytes", "made"} <= manifest.keys()
         return manifest if complete and isinstance(manifest["facts"], dict) else {}
+
+    def command(self, name: str) -> str:
+        """The command that makes a stage's result, as a user types it."""
+        return f"cam-pipeline {self.stages[name].command} {self.same}".strip()
 
     def order(self, names: Iterable[str]) -> list[str]:
         """The named stages and all that they need, upstream first."""
@@ -190,10 +200,18 @@ class Results:
         """Path of a current result. Raises StageNotReady, naming the command to run, if it is not current."""
         state = self.states([name])[name]
         if state.kind != "current":
-            raise StageNotReady(
-                f"{self.path(name)} is {state.kind} ({state.reason}). Run: cam-pipeline {self.stages[name].command}"
-            )
+            raise StageNotReady(f"{self.path(name)} is {state.kind} ({state.reason}). Run: {self.command(name)}")
         return self.path(name)
+
+
+def source_of(folder: Path) -> str:
+    """The file that the config of a run folder was read from; empty if that is not known."""
+    try:
+        with (folder / "config.toml").open(encoding="utf-8") as file:
+            first = file.readline()
+    except (OSError, ValueError):
+        return ""
+    return first.removeprefix(FROM).strip() if first.startswith(FROM) else ""
 
 
 def fingerprint_of(facts: Mapping[str, Any]) -> str:

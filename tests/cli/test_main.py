@@ -16,7 +16,7 @@ from cam_pipeline import __version__, errors
 from cam_pipeline.cli import main
 from cam_pipeline.cli.errors import Commands
 from cam_pipeline.cli.options import Options, configure_output, run_options
-from cam_pipeline.config import Config, load_config
+from cam_pipeline.config import Config, load_config, to_toml
 from cam_pipeline.machine.atomic import UNNAMED
 from cam_pipeline.machine.progress import set_quiet
 
@@ -45,7 +45,7 @@ class PipelineOfNothing:
 
     calls: list[tuple[Any, ...]]
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, source: str, same: str) -> None:
         self.config, self.folder = config, config.folder
         PipelineOfNothing.config = config
 
@@ -214,7 +214,7 @@ def test_run_options_hand_over_what_a_command_adds(config_file: str) -> None:
         seen.extend([options, split])
 
     CliRunner().invoke(command, ["-c", config_file, "--split", "val"])
-    assert seen == [Options(config_file, ()), "val"]
+    assert seen == [Options(config_file, (), given=("-c", config_file)), "val"]
     assert CliRunner().invoke(command, ["-c", config_file, "--force"]).exit_code == 2
 
 
@@ -349,3 +349,74 @@ def test_letters_that_the_terminal_lacks_are_escaped(tmp_path: Path, encoding: s
     assert ended.returncode == code and b"Traceback" not in ended.stderr
     # click takes an encoding of ASCII for a mistake in the settings of the terminal, and writes UTF-8.
     assert any(shown in ended.stdout + ended.stderr for shown in (b"\\u05d0", "\u05d0".encode()))
+
+
+# Commands that are offered next
+
+
+def test_options_are_carried_on_as_given_and_quoted_for_the_shell() -> None:
+    seen: list[Options] = []
+    command = click.command()(run_options()(seen.append))
+    CliRunner().invoke(
+        command, ["-c", "my photos.toml", "--set", "output.dir=a b", "--workers", "2", "--device", "cpu"]
+    )
+    assert seen[0].same == "-c 'my photos.toml' --set 'output.dir=a b' --device cpu --workers 2"
+    assert seen[0].overrides == ("output.dir=a b", 'run.device="cpu"', "run.workers=2")
+
+
+def test_a_result_that_is_missing_names_the_command_with_its_options(tmp_path: Path) -> None:
+    (tmp_path / "1.png").touch()
+    (tmp_path / "data.csv").write_text("image,labels\n1.png,cat\n")
+    path = tmp_path / "my photos.toml"
+    path.write_text(
+        f"[data]\nroot = '{tmp_path}'\n[output]\ndir = '{tmp_path}/run'\n[train_seg]\nsupervision='masks'\n"
+    )
+    result = call("make-cams", "-c", str(path), "--set", "run.seed=3")
+    assert result.exit_code == 2
+    assert f"Run: cam-pipeline train-cls -c '{path}' --set run.seed=3" in result.output
+
+
+# Two configs of one name
+
+
+@pytest.fixture
+def two_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1.png").touch()
+    (tmp_path / "data.csv").write_text("image,labels\n1.png,cat\n")
+    paths = [tmp_path / "a" / "my.toml", tmp_path / "b" / "my.toml"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(f"[data]\nroot = '{tmp_path}'\n")
+    return paths
+
+
+def wrote(path: Path) -> None:
+    """What a stage of that config leaves in the folder that both use."""
+    Path("outputs/my").mkdir(parents=True, exist_ok=True)
+    Path("outputs/my/config.toml").write_text(f"# from {path}\n{to_toml(load_config(path))}")
+
+
+def test_two_configs_that_share_a_run_folder_are_told_of(two_configs: list[Path]) -> None:
+    first, second = two_configs
+    wrote(first)
+    assert "replace" not in call("status", "-c", str(first)).output
+    assert "replace" not in call("status", "-c", "outputs/my/config.toml").output
+    words = f"outputs/my holds results of {first}, and this is {second}: they replace each other's; set output.dir"
+    assert words in call("status", "-c", str(second)).output
+
+
+def test_a_config_that_was_moved_is_no_second_one(two_configs: list[Path]) -> None:
+    first, second = two_configs
+    wrote(first)
+    first.unlink()
+    assert "replace" not in call("status", "-c", str(second)).output
+
+
+def test_a_run_folder_knows_its_config(two_configs: list[Path]) -> None:
+    result = call("make-cams", "-c", str(two_configs[0]))  # it ends at the missing classifier
+    assert result.exit_code == 2
+    assert Path("outputs/my/config.toml").read_text().startswith(f"# from {two_configs[0]}\n")
+    call("make-cams", "-c", "outputs/my/config.toml")
+    assert Path("outputs/my/config.toml").read_text().startswith(f"# from {two_configs[0]}\n")
+    assert load_config("outputs/my/config.toml") == load_config(two_configs[0])
