@@ -80,7 +80,7 @@ STAGES = (
         data=_images_and_labels,
         shared=True,
         memory="cam.batch_size",
-        version=3,
+        version=4,
     ),
     Stage(
         name="merge_cams",

@@ -1,20 +1,23 @@
 """Classifier over any timm backbone: images in, feature map and image logits out."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
-from cam_pipeline.errors import ConfigError
+from cam_pipeline.errors import ConfigError, one_line
 from cam_pipeline.models.attention import NoAttention, attend_to_similar
 from cam_pipeline.models.backbone import bring_to_stride, create_for_any_size
 from cam_pipeline.models.hybrid import Trunk, channels_first, create_hybrid, create_trunk, trunk_of
 from cam_pipeline.models.levels import NoLevels, feature_levels
+from cam_pipeline.models.offset import cell_offset
 from cam_pipeline.models.pretrained import Normalize, PretrainedHalf, Rgb, default_statistics, feature_width
 from cam_pipeline.models.sfc import CalibrationHead
-from cam_pipeline.models.stride import cell_offset
 from cam_pipeline.models.weights import load_backbone
+
+logger = logging.getLogger(__name__)
 
 
 class ClassifierOutput(NamedTuple):
@@ -31,7 +34,7 @@ class Classifier(PretrainedHalf):
     are the means of these maps; with "class_token" they are read from the class token after the last norm.
     `prefix_tokens`: number of tokens before the patches of a transformer, 0 for a CNN. `stride`: input pixels per cell.
     `offset`: distance in cells by which the cells' centres lie right of and below an even division of the image
-    (`models.stride.cell_offset`).
+    (`models.offset.cell_offset`).
     """
 
     trunk_lr_factor = 1.0
@@ -46,7 +49,7 @@ class Classifier(PretrainedHalf):
         self.backbone = backbone
         self.prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0))
         self.stride = stride
-        self.offset = cell_offset(backbone, stride) / stride
+        self.offset = _offset_in_cells(backbone, stride)
         self.width = feature_width(backbone)
         self.head = nn.Linear(self.width, num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=0.01)
@@ -79,15 +82,47 @@ class Classifier(PretrainedHalf):
         return self
 
     def forward(self, images: Tensor) -> ClassifierOutput:
-        """Features and logits: images (B, 3, H, W) uint8 or float in 0..1, sides multiples of the stride."""
+        """Features and logits: images (B, 3, H, W) uint8 or float in 0..1, sides multiples of the stride.
+
+        Sides of training crops need not be multiples. Raises ConfigError if the features do not have a cell for every
+        `stride` pixels: maps would be drawn at wrong places.
+        """
         out: Tensor = self.backbone.forward_features(self.normalize(images))  # type: ignore[operator]
-        if out.dim() == 3:  # tokens (B, p + N, D)
-            rows, columns = images.shape[-2] // self.stride, images.shape[-1] // self.stride
+        rows, columns = images.shape[-2] // self.stride, images.shape[-1] // self.stride
+        if out.dim() == 3 and out.shape[1] == self.prefix_tokens + rows * columns:  # tokens (B, p + N, D)
             features = out[:, self.prefix_tokens :].transpose(1, 2).unflatten(2, (rows, columns))
         else:
-            features = channels_first(out, self.width)
+            features = channels_first(out, self.width) if out.dim() == 4 else out
+            self._check_grid(features, images)
         pooled = out[:, 0] if self.pooling == "class_token" else features.mean(dim=(2, 3))
         return ClassifierOutput(features, self.head(pooled))
+
+    def _check_grid(self, features: Tensor, images: Tensor) -> None:
+        """Raise ConfigError unless `features` is (B, D, h, w) with h and w of the images over the stride."""
+        height, width = images.shape[-2:]
+        apart = [
+            abs(cells * self.stride - side) for cells, side in zip(features.shape[2:], (height, width), strict=False)
+        ]
+        if features.dim() != 4 or max(apart) >= self.stride:
+            raise ConfigError(
+                f"classifier.backbone: {type(self.backbone).__name__} gives features {tuple(features.shape)} for "
+                f"images of {height} x {width} pixels, where stride {self.stride} has {height // self.stride} x "
+                f"{width // self.stride} cells; take another backbone or stride"
+            )
+
+
+def _offset_in_cells(backbone: nn.Module, stride: int) -> float:
+    """Mean of both axes, which no model of timm tells apart; 0, with a warning, if it cannot be measured."""
+    try:
+        return sum(cell_offset(backbone, stride)) / 2 / stride
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        logger.warning(
+            "classifier.backbone: where the cells of this %s lie cannot be measured (%s), so maps are drawn as if they "
+            "divided the image evenly: compare them with the images",
+            type(backbone).__name__,
+            one_line(str(error))[:160],
+        )
+        return 0.0
 
 
 def build_classifier(

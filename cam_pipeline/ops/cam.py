@@ -40,7 +40,7 @@ def place_features(features: Tensor, size: tuple[int, int], offset: float = 0.0,
 
     A view is the image at some scale, or its mirror image (`flipped`), which is turned back. `offset`: by how many
     cells the centres of the network's cells lie right of and below an even division of the view
-    (`models.stride.cell_offset`). Resampling is bilinear (align_corners=False) and repeats the border. Raises
+    (`models.offset.cell_offset`). Resampling is bilinear (align_corners=False) and repeats the border. Raises
     ValueError for an empty grid or size.
     """
     if features.ndim < 2 or 0 in features.shape[-2:] or min(size) < 1:

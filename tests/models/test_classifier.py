@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.classifier import build_classifier
+from cam_pipeline.models.classifier import Classifier, build_classifier
 from cam_pipeline.models.pretrained import Normalize, default_statistics
 from cam_pipeline.ops.cam import classifier_cam
 
@@ -158,3 +158,44 @@ def test_mistakes_are_told_in_one_line(arguments, complaint):
     with pytest.raises(ConfigError, match=complaint) as caught:
         build_classifier(num_classes=3, **arguments)
     assert "\n" not in str(caught.value)
+
+
+class Rounding(nn.Module):
+    """Gives a row of cells too many, or tokens of another number, for images that are not square."""
+
+    num_features = 4
+    tokens = False
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 8, 8)
+
+    def forward_features(self, images):
+        seen = self.layer(images)
+        if images.shape[-1] != images.shape[-2]:
+            seen = torch.cat([seen, seen[:, :, -1:]], dim=2)
+        return seen.flatten(2).transpose(1, 2) if self.tokens else seen
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_the_grid_of_every_map_is_compared_with_the_images(tokens):
+    backbone = Rounding()
+    classifier = Classifier(backbone, 2, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert classifier(torch.zeros(1, 3, 32, 32)).features.shape == (1, 4, 4, 4)
+    backbone.tokens = tokens
+    line = r"classifier.backbone: Rounding gives features \(1, .*\) for images of 32 x 40 .*, where stride 8 has 4 x 5 "
+    with pytest.raises(ConfigError, match=line):
+        classifier(torch.zeros(1, 3, 32, 40))
+
+
+def test_crops_that_are_no_multiple_of_the_stride_are_rounded():
+    assert build("resnet18", {}, 0)(torch.zeros(1, 3, 70, 64)).features.shape[2:] == (3, 2)
+
+
+def test_cells_that_cannot_be_placed_are_warned_of(caplog):
+    class Other(Rounding):
+        def forward_features(self, images):
+            return torch.zeros(1, 4, images.shape[-2] // 8, images.shape[-1] // 8)
+
+    assert Classifier(Other(), 2, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).offset == 0
+    assert "where the cells of this Other lie cannot be measured (" in caplog.text

@@ -3,14 +3,7 @@ import timm
 import torch
 from torch import nn
 
-from cam_pipeline.models.stride import cell_offset, reduce_stride
-
-
-class ToGrey(nn.Module):
-    """One channel of three."""
-
-    def forward(self, images):
-        return images[:, :1]
+from cam_pipeline.models.stride import reduce_stride
 
 
 def create(name, **arguments):
@@ -90,51 +83,3 @@ def test_a_stride_out_of_reach_is_refused_and_the_mode_restored(name, stride):
         reduce_stride(backbone, stride)
     assert backbone.training
     assert not any(module._forward_hooks for module in backbone.modules())
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "pixels"),
-    [
-        ("resnet18", {}, -15.5),  # five layers padded on both sides: -1/2 - 1 - 2 - 4 - 8
-        ("mobilenetv2_050", {}, -15.5),
-        ("mobilenetv2_050", {"pad_type": "same"}, 15.5),  # padded as TensorFlow does: right and below
-        ("resnet18d", {}, -8.5),  # three of its shortcuts pool 2 x 2 pixels, evenly: -1/2 - 1 - (2 + 4 + 8) / 2
-        ("densenet121", {}, -1.5),  # a convolution and a pooling, then even poolings
-        ("test_convnext", {}, 0),  # 4 x 4 and 2 x 2 pixels: even divisions
-        ("vgg11", {}, 0),
-        ("test_vit", {}, 0),
-        ("pvt_v2_b0", {}, -15.5),  # its attention shrinks keys, too, but that moves no cell
-        ("legacy_seresnet18", {}, -13.5),  # its pooling is padded right and below
-        ("mobilenetv4_hybrid_medium", {}, -15.5),
-    ],
-)
-def test_cell_offset_in_pixels(name, arguments, pixels):
-    dynamic = {"dynamic_img_size": True} if "vit" in name else {}
-    backbone = create(name, **arguments, **dynamic).train()
-    before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    assert cell_offset(backbone, 16 if "vit" in name else 32) == pytest.approx(pixels)
-    assert backbone.training and not any(module._forward_hooks for module in backbone.modules())
-    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
-
-
-def test_cell_offset_after_reducing_the_stride():
-    backbone = create("mobilenetv2_050", pad_type="same")
-    reduce_stride(backbone, 16)
-    assert cell_offset(backbone, 16) == 7.5  # 1/2 + 1 + 2 + 4
-
-
-def test_cell_offset_is_where_a_point_shows():
-    """Seen from outside: where every pixel counts alike, the centre of mass of a point's response is off by it."""
-    network = nn.Sequential(*[nn.Conv2d(1, 1, 3, 2, 1, bias=False) for _ in range(3)])
-    hat = torch.tensor([1.0, 2.0, 1.0])
-    for layer in network:
-        layer.weight.data[0, 0] = torch.outer(hat, hat) / 4
-    network.forward_features = network.forward
-    image = torch.zeros(1, 1, 256, 256)
-    image[..., 121, 66] = 1
-    with torch.no_grad():
-        response = network(image)[0, 0]
-    centre = float((response.sum(dim=1) / response.sum() * torch.arange(32)).sum()) * 8 + 3.5
-    network.insert(0, ToGrey())
-    assert cell_offset(network, 8) == -3.5
-    assert centre + cell_offset(network, 8) == pytest.approx(121, abs=1e-3)
