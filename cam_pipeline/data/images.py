@@ -5,12 +5,13 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from cam_pipeline.data.table import MAX_PIXELS, Sample
 from cam_pipeline.errors import DataError
@@ -18,6 +19,8 @@ from cam_pipeline.errors import DataError
 UInt8 = NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
 """Kinds of files that are opened. Pillow knows more; for some it starts other programs (EPS: Ghostscript)."""
+WIDE = ("RGB;16", "RGBA;16", "RGBX;16", "RGBa;16", "LA;16")
+"""How Pillow calls pixels of several channels of 16 bits (`BGR;16` is something else: 16 bits a pixel)."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,12 +33,17 @@ UPRIGHT = {
 }
 """The transposition that turns an image of an EXIF orientation upright."""
 
+METADATA = 64 * 2**20
+"""Bytes that a profile or a text in a PNG may unpack to. Pillow stops at 1 MB, and real profiles are larger."""
+
 
 class _PillowSettings:
-    """Switches off Pillow's own pixel limit and its warnings while any thread is inside.
+    """Switches off Pillow's own pixel limit and its warnings, and raises its limit of PNG metadata to METADATA.
 
-    Both belong to the whole process and cannot be set for one call, so the last thread that leaves restores what the
-    first one found. Other threads use Pillow without its limit meanwhile, too.
+    This holds while any thread is inside.
+
+    All of it belongs to the whole process and cannot be set for one call, so the last thread that leaves restores what
+    the first one found. Other threads use Pillow without its limit meanwhile, too.
     """
 
     def __init__(self) -> None:
@@ -55,6 +63,8 @@ class _PillowSettings:
                 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
                 self.found.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
                 Image.MAX_IMAGE_PIXELS = None  # `data.max_pixels` takes its place
+                self.found.callback(setattr, PngImagePlugin, "MAX_TEXT_CHUNK", PngImagePlugin.MAX_TEXT_CHUNK)
+                PngImagePlugin.MAX_TEXT_CHUNK = METADATA
             self.inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -89,10 +99,24 @@ def opened(path: Path, max_pixels: int, kind: str = "image") -> Iterator[Image.I
         raise DataError(f"there is no {kind} file {path}") from None
     except Exception as error:  # damaged bytes make Pillow raise almost anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        if isinstance(error, ValueError) and "MAX_TEXT" in str(error):
+            reason = f"its texts or its colour profile unpack to more than {METADATA >> 20} MB"
         raise DataError(
             f"{path} cannot be read as {'an' if kind == 'image' else 'a'} {kind} ({reason or type(error).__name__}); "
             "replace it, or take it out of the data set"
         ) from error
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image: `pixels` (height, width, 3) uint8 RGB.
+
+    `brightest` is the greatest number in a file of 16 bits a channel, 0..65535 (of colours to the next multiple of 256,
+    less 1); None for other files.
+    """
+
+    pixels: UInt8
+    brightest: int | None = None
 
 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
@@ -102,18 +126,46 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
     dropped, and the colours beneath it are kept. Raises DataError as `opened`, and for pixel values of unknown range
     (32 bits, floats).
     """
+    return read_picture(path, max_pixels).pixels
+
+
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
+    """As `read_image`, with what the check of a data set asks beside the pixels."""
     with opened(path, max_pixels) as image:
+        wide = stored_as(image).startswith(WIDE)
         image.load()  # this turns a TIFF upright, and removes its tag
         turn = UPRIGHT.get(_orientation(image))
         upright = image.transpose(turn) if turn is not None else image
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-            grey = (np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            return np.stack([grey] * 3, axis=-1)
+            numbers = np.asarray(upright).astype(np.int64)
+            grey = (numbers >> 8).clip(0, 255).astype(np.uint8)
+            return Picture(np.stack([grey] * 3, axis=-1), int(numbers.max()))
         if image.mode in ("I", "F"):
             raise DataError(
                 f"{path}: pixel values of unknown range (mode {image.mode}); convert it to 8 bits per channel"
             )
-        return np.asarray(upright.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB"))
+        pixels = np.asarray(upright.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB"))
+        return Picture(pixels, int(pixels.max()) * 256 + 255 if wide else None)
+
+
+def stored_as(image: Image.Image) -> str:
+    """Pillow's name of the way in which the pixels lie in the file, such as `L;4` or `RGB;16B`; "" if it tells none.
+
+    It is known only until the image is loaded.
+    """
+    tiles = getattr(image, "tile", [])  # codec, place, offset, arguments of each
+    arguments = tiles[0][3] if tiles else ""
+    name = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return name if isinstance(name, str) else ""
+
+
+def highest_number(image: Image.Image) -> int:
+    """The number that Pillow shows as white, if the head of a PPM file names another than the usual one; else 0.
+
+    It is known only until the image is loaded.
+    """
+    tiles = getattr(image, "tile", [])
+    return int(tiles[0][3][1]) if tiles and tiles[0][0] == "ppm" else 0
 
 
 def _orientation(image: Image.Image) -> int:

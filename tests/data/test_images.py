@@ -1,3 +1,4 @@
+import io
 import os
 import struct
 import subprocess
@@ -8,9 +9,9 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from cam_pipeline.data.images import image_size, is_turned, opened, read_image, sample_image, sample_size
+from cam_pipeline.data.images import image_size, is_turned, opened, read_image, read_picture, sample_image, sample_size
 from cam_pipeline.data.masks import read_mask, sample_mask
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
@@ -331,3 +332,63 @@ def test_the_size_of_an_unchanged_file_is_read_once(tmp_path, monkeypatch):
     path.unlink()
     with pytest.raises(DataError, match="there is no image file"):
         image_size(path)
+
+
+def png_with(chunk, size):
+    """A PNG of PIXELS that has a chunk of metadata of so many bytes when unpacked."""
+    packed = zlib.compress(b"x" * size, 9)
+    content = {
+        b"iCCP": b"profile\0\0" + packed,
+        b"zTXt": b"Comment\0\0" + packed,
+        b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0" + packed,
+        b"tEXt": b"Comment\0" + b"x" * size,
+    }[chunk]
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, "PNG")
+    whole = buffer.getvalue()
+    metadata = struct.pack(">I", len(content)) + chunk + content + struct.pack(">I", zlib.crc32(chunk + content))
+    return whole[:33], metadata, whole[33:]
+
+
+@pytest.mark.parametrize("chunk", [b"iCCP", b"zTXt", b"iTXt", b"tEXt"])
+@pytest.mark.parametrize("late", [False, True])
+def test_metadata_of_more_than_a_megabyte_do_not_cost_a_png(tmp_path, chunk, late):
+    head, metadata, rest = png_with(chunk, 3_000_000)
+    path = tmp_path / "a.png"
+    path.write_bytes(head + rest[:-12] + metadata + rest[-12:] if late else head + metadata + rest)
+    np.testing.assert_array_equal(read_image(path), PIXELS)
+    assert image_size(path) == (2, 3) and not is_turned(Sample("a", path, "train"))
+
+
+def test_metadata_that_unpack_to_very_much_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("cam_pipeline.data.images.METADATA", 2**21)
+    (tmp_path / "a.png").write_bytes(b"".join(png_with(b"zTXt", 2**21 + 1)))
+    with pytest.raises(DataError, match=r"a\.png cannot be read .* \(its texts or its colour profile unpack to"):
+        read_image(tmp_path / "a.png")
+    assert PngImagePlugin.MAX_TEXT_CHUNK < 2**21
+
+
+@pytest.mark.parametrize(
+    ("pixels", "brightest"),
+    [
+        (np.array([[0, 7, 4095]], np.uint16), 4095),
+        (np.array([[0, 7, 255]], np.uint16), 255),
+        (np.array([[0, 7, 255]], np.uint8), None),
+        (PIXELS, None),
+    ],
+)
+def test_the_greatest_number_of_sixteen_bits_is_told(tmp_path, pixels, brightest):
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        assert read_picture(tmp_path / name).brightest == brightest
+
+
+def test_the_greatest_number_of_colours_of_sixteen_bits_is_told(tmp_path):
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    row = struct.pack(">6H", 0, 17, 4095, 3, 900, 20)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    rest = chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + rest)
+    assert read_picture(tmp_path / "a.png").brightest == 4095
