@@ -3,7 +3,7 @@
 from cam_pipeline.config.acr import AcrSettings
 from cam_pipeline.config.cams import CamSettings
 from cam_pipeline.config.classifier import ClassifierSettings, ObjectiveSettings
-from cam_pipeline.config.data import DataSettings
+from cam_pipeline.config.data import Colour, DataSettings, shown_colour
 from cam_pipeline.config.loading import load_config, shipped_configs, to_toml
 from cam_pipeline.config.refinement import LabelSettings, RefineSettings
 from cam_pipeline.config.run import OutputSettings, RunSettings
@@ -19,6 +19,7 @@ __all__ = [
     "AcrSettings",
     "CamSettings",
     "ClassifierSettings",
+    "Colour",
     "Config",
     "DataSettings",
     "LabelSettings",
@@ -32,6 +33,7 @@ __all__ = [
     "TrainSettings",
     "load_config",
     "shipped_configs",
+    "shown_colour",
     "to_toml",
     "toml_value",
 ]

@@ -1,15 +1,35 @@
 """Settings of the data set."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from cam_pipeline.config.conditions import If
 from cam_pipeline.config.section import Section
 
 VOC = If("data.format", "voc")
 COCO = If("data.format", "coco")
+
+
+def _checked_colour(value: Any) -> tuple[int, int, int]:
+    """`[r, g, b]` or `#rrggbb` as three numbers."""
+    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
+        value = bytes.fromhex(value[1:])
+    numbers = tuple(value) if isinstance(value, list | tuple | bytes) else ()
+    if len(numbers) != 3 or not all(type(number) is int and 0 <= number <= 255 for number in numbers):
+        raise ValueError(f"must be three whole numbers in 0..255, or text such as '#ff0080', given {str(value)[:40]!r}")
+    return numbers
+
+
+Colour = Annotated[tuple[int, int, int], BeforeValidator(_checked_colour)]
+"""Red, green, blue."""
+
+
+def shown_colour(colour: Colour) -> str:
+    """A colour as `#rrggbb`."""
+    return f"#{bytes(colour).hex()}"
 
 
 class DataSettings(Section):
@@ -43,8 +63,22 @@ class DataSettings(Section):
         (),
         description="class names without background, in label order; empty: from `classes.txt`, else from the data",
     )
+    colors: tuple[Colour, ...] = Field(
+        (),
+        description="colours in masks, `[r, g, b]` or `#rrggbb`: background first, then the classes in label order; "
+        "any further ones mean ignore. Empty: masks hold class numbers",
+    )
     train: str = Field("train", description="name of the split to train on")
     val: str = Field("val", description="name of the split to report on; may be empty")
     max_pixels: int = Field(
         100_000_000, ge=1, description="largest image or mask that is decoded, in pixels; a larger one is refused"
     )
+
+    @field_validator("colors")
+    @classmethod
+    def each_once(cls, colors: tuple[Colour, ...]) -> tuple[Colour, ...]:
+        """A colour cannot mean two labels."""
+        for place, colour in enumerate(colors):
+            if colour in colors[:place]:
+                raise ValueError(f"must name each colour once, but {shown_colour(colour)} is there twice")
+        return colors

@@ -122,4 +122,7 @@ def data_digest(
 def _mask_digest(sample: Sample, digests: FileDigests) -> str | None:
     if isinstance(sample.mask, CocoMask):
         return sample.mask.digest()
-    return digests.of(sample.mask, sample.named_in) if sample.mask else None
+    if sample.mask is None:
+        return None
+    of_file = digests.of(sample.mask, sample.named_in)
+    return f"{of_file} {sample.colors}" if sample.colors else of_file

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cam_pipeline.config import DataSettings
+from cam_pipeline.config import Colour, DataSettings
 from cam_pipeline.data.coco_masks import CocoMask
 from cam_pipeline.errors import DataError
 
@@ -21,8 +21,8 @@ class Sample:
     """One image. `class_ids` are 1-based and sorted; None means that they are unknown.
 
     `mask` is a file, or outlines from COCO annotations. Files of more than `max_pixels` pixels are not decoded (see
-    `data.images`). `source` says where the data set names the image (file and line), for messages; comparisons of
-    samples ignore it.
+    `data.images`). `colors` are what colours in a mask file mean (see `data.masks`). `source` says where the data set
+    names the image (file and line), for messages; comparisons of samples ignore it.
     """
 
     id: str
@@ -31,6 +31,7 @@ class Sample:
     class_ids: tuple[int, ...] | None = None
     mask: Path | CocoMask | None = None
     max_pixels: int = MAX_PIXELS
+    colors: tuple[Colour, ...] = ()
     source: str = field(default="", compare=False)
 
     @property

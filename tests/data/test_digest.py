@@ -1,5 +1,6 @@
 import hashlib
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -190,3 +191,13 @@ def test_data_digest_does_not_depend_on_the_folder(digest, tmp_path):
         (moved / one.image.name).write_bytes(one.image.read_bytes())
         samples.append(Sample(one.id, moved / one.image.name, one.split, one.class_ids))
     assert digest(samples=samples) == digest()
+
+
+def test_the_meaning_of_colours_changes_the_digest_of_masks_alone(tmp_path):
+    for name in ("a.png", "m.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    digests = FileDigests(tmp_path / "memory.json")
+    plain = Sample("a", tmp_path / "a.png", "train", (1,), tmp_path / "m.png")
+    samples = [plain, replace(plain, colors=((0, 0, 0), (1, 1, 1))), replace(plain, colors=((1, 1, 1), (0, 0, 0)))]
+    assert len({data_digest(("c",), [sample], digests, masks=True) for sample in samples}) == 3
+    assert len({data_digest(("c",), [sample], digests) for sample in samples}) == 1

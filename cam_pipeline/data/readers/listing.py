@@ -7,6 +7,7 @@ can make the program read or name files elsewhere.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.check.problems import Problems
@@ -56,7 +57,7 @@ class Listing:
     def __init__(self, settings: DataSettings, classes: tuple[str, ...], problems: Problems) -> None:
         self.root, self.classes, self.problems = settings.root, classes, problems
         self.samples: dict[str, Sample] = {}
-        self._max_pixels = settings.max_pixels
+        self._common: dict[str, Any] = {"max_pixels": settings.max_pixels, "colors": settings.colors}
         self._real_root = settings.root.resolve()
         self._inside: dict[Path, bool] = {}
         self._index = {name: class_id for class_id, name in enumerate(classes, 1)}
@@ -90,7 +91,7 @@ class Listing:
         """Take a sample whose paths `path` has accepted. The id must be new; `where` is file and line."""
         first = self.samples.get(sample.id)
         if first is None:
-            self.samples[sample.id] = replace(sample, source=where, max_pixels=self._max_pixels)
+            self.samples[sample.id] = replace(sample, source=where, **self._common)
         elif first.image == sample.image:
             self.problems.report(
                 "duplicate id", f"{where}: the id {sample.id} appears twice; {first.source} names it already"
