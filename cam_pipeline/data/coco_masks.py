@@ -5,7 +5,8 @@ Crowd regions become 255 (ignore) and lie below all objects: what is outlined in
 """
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,11 @@ class Region:
 
 @dataclass(frozen=True)
 class CocoMask:
-    """The regions of one image of `height` x `width` pixels. `source` names file and image, for messages."""
+    """The regions of one image of `height` x `width` pixels. `source` names file and image, for messages.
+
+    Both are 0 if the file does not tell them; `of_size` then gives the mask at the size of the image file. It has no
+    region by run lengths, as these tell a size.
+    """
 
     height: int
     width: int
@@ -91,15 +96,53 @@ def _pycocotools() -> Any:
     return mask
 
 
-def packed_polygon(coordinates: list[float], height: int, width: int) -> bytes:
-    """One part of an outline. Raises ValueError for numbers that pycocotools would misread or fail on."""
-    if len(coordinates) < 6 or len(coordinates) % 2:
-        raise ValueError(f"a polygon needs three points or more, as x, y, x, y ...; it has {len(coordinates)} numbers")
-    points = np.array(coordinates, np.float64)
-    far = np.abs(points.reshape(-1, 2) - (width / 2, height / 2)) > (width, height)  # half an image beyond the edge
-    if far.any():
+class StrayPart(ValueError):
+    """A part of an outline that encloses nothing: a point or a line."""
+
+
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom"""
+
+
+def packed_polygon(coordinates: Any, height: int = 0, width: int = 0) -> bytes:
+    """One part of an outline; `height` and `width` 0: not known yet, see `of_size`.
+
+    Raises StrayPart for fewer than three points, and ValueError for what pycocotools would misread or fail on.
+    """
+    return polygon_and_box(coordinates, height, width)[0]
+
+
+def polygon_and_box(coordinates: Any, height: int = 0, width: int = 0) -> tuple[bytes, Box]:
+    """As `packed_polygon`, and the box around it."""
+    try:
+        points = np.array(coordinates, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("a polygon is a list of numbers x, y, x, y ...") from None
+    if points.ndim != 1:
+        raise ValueError("a polygon is a list of numbers x, y, x, y ...")
+    if len(points) < 6:
+        raise StrayPart(f"a polygon needs three points or more, as x, y, x, y ...; it has {len(points)} numbers")
+    if len(points) % 2:
+        raise ValueError(f"a polygon needs pairs of x and y; it has {len(points)} numbers")
+    box = _box_around(points)
+    if not all(map(math.isfinite, box)):
+        raise ValueError("a polygon is a list of finite numbers x, y, x, y ...")
+    if height and width:
+        _check_near(box, height, width)
+    return points.tobytes(), box
+
+
+def _box_around(points: NDArray[np.float64]) -> Box:
+    pairs = points.reshape(-1, 2)
+    (left, top), (right, bottom) = pairs.min(axis=0).tolist(), pairs.max(axis=0).tolist()
+    return left, top, right, bottom
+
+
+def _check_near(box: Box, height: int, width: int) -> None:
+    """Raise ValueError for points more than half an image beyond its edge."""
+    left, top, right, bottom = box
+    if min(left / width, top / height) < -0.5 or max(right / width, bottom / height) > 1.5:
         raise ValueError(f"a polygon has points far outside its image of {width} x {height} pixels (width x height)")
-    return points.tobytes()
 
 
 def packed_runs(counts: list[int] | str, height: int, width: int) -> bytes:
@@ -111,6 +154,14 @@ def packed_runs(counts: list[int] | str, height: int, width: int) -> bytes:
     if any(length < 0 for length in lengths) or sum(lengths) != height * width:
         raise ValueError(f"its run lengths do not fill the image of {width} x {height} pixels (width x height)")
     return np.array(lengths, np.uint32).tobytes()
+
+
+def of_size(mask: CocoMask, height: int, width: int) -> CocoMask:
+    """A mask whose size the file does not tell, at that of its image. Raises ValueError if its outlines do not fit."""
+    for region in mask.regions:
+        for polygon in region.polygons:
+            _check_near(_box_around(np.frombuffer(polygon)), height, width)
+    return replace(mask, height=height, width=width)
 
 
 def _decompressed(text: str) -> list[int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cam_pipeline.config import Colour, shown_colour
-from cam_pipeline.data.coco_masks import CocoMask, draw
+from cam_pipeline.data.coco_masks import CocoMask, draw, of_size
 from cam_pipeline.data.images import UInt8, errors_named_for, highest_number, is_turned, opened, sample_size, stored_as
 from cam_pipeline.data.table import MAX_PIXELS, Sample
 from cam_pipeline.errors import DataError
@@ -164,12 +164,22 @@ def mask_of_sample(sample: Sample, num_classes: int) -> Mask:
     if sample.mask is None:
         raise DataError(f"image {sample.id} has no mask{sample.named_in}; add one, or take the image out of the split")
     if isinstance(sample.mask, CocoMask):
+        if not sample.mask.height:
+            return Mask(draw(_at_size_of_image(sample, sample.mask)))
         _check_size(sample, (sample.mask.height, sample.mask.width))  # first: a wrong size could fill the memory
         return Mask(draw(sample.mask))
     with errors_named_for(sample):
         mask = mask_of_file(sample.mask, num_classes, sample.max_pixels, sample.colors)
         _check_size(sample, mask.labels.shape)
     return mask
+
+
+def _at_size_of_image(sample: Sample, mask: CocoMask) -> CocoMask:
+    """Outlines without a size, at that of the image file. Raises DataError if they do not fit it."""
+    try:
+        return of_size(mask, *sample_size(sample))
+    except ValueError as error:
+        raise DataError(f"{mask}: {error}; correct the outline, or replace the image") from error
 
 
 def _check_size(sample: Sample, shape: tuple[int, ...]) -> None:

@@ -1,73 +1,114 @@
 """COCO: a JSON file of images, categories and annotations for each split."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 
-from cam_pipeline.config import DataSettings
+from cam_pipeline.config import DataSettings, toml_value
 from cam_pipeline.data.check.problems import Problem, Problems
-from cam_pipeline.data.coco_masks import CocoMask, Region, packed_polygon, packed_runs
+from cam_pipeline.data.coco_masks import CocoMask, Region
+from cam_pipeline.data.readers.coco_outlines import Outlines
 from cam_pipeline.data.readers.listing import Listing, class_names
 from cam_pipeline.data.table import Sample, Table, unknown_class
 from cam_pipeline.errors import DataError
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 Key = int | str
-Side = Annotated[int, Field(ge=1, le=65_535)]
+LARGEST_SIDE = 65_535
 Entry = TypeVar("Entry", bound=BaseModel)
 
 
+def _as_number(key: Key) -> Key:
+    """An id as a number if it is written as one: `"7"`, `"007"` and `"7.0"` are 7."""
+    found = re.fullmatch(r"([0-9]{1,18})(\.0+)?", key.strip()) if isinstance(key, str) else None
+    return int(found[1]) if found else key
+
+
+def _side(value: Any) -> int:
+    """A height or width; 0 if it is not given, or is none."""
+    try:
+        side = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return side if side == float(value) and 1 <= side <= LARGEST_SIDE else 0
+
+
+def _truth(value: Any) -> Any:
+    """`iscrowd`: nothing, in any form, is no."""
+    return value or False
+
+
+Side = Annotated[int, BeforeValidator(_side)]
+
+
 class Image(BaseModel):
-    """The fields that are read of an entry in `images`."""
+    """The fields that are read of an entry in `images`; `height` and `width` are 0 if not given."""
 
     id: Key
     file_name: str
-    height: Side
-    width: Side
+    height: Side = 0
+    width: Side = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), or (0, 0) if one of them is not known."""
+        return (self.height, self.width) if self.height and self.width else (0, 0)
 
 
 class Category(BaseModel):
     """The fields that are read of an entry in `categories`."""
 
-    id: int
+    id: Annotated[Key, AfterValidator(_as_number)]
     name: str
-
-
-class Runs(BaseModel):
-    """A segmentation by run lengths, as numbers or compressed; `size` is the (height, width) that they fill."""
-
-    counts: list[int] | str
-    size: list[int] = []
+    supercategory: Any = None
 
 
 class Annotation(BaseModel):
     """The fields that are read of an entry in `annotations`."""
 
     image_id: Key
-    category_id: int
-    iscrowd: bool = False
-    segmentation: list[list[FiniteFloat]] | Runs | None = None
+    category_id: Annotated[Key, AfterValidator(_as_number)]
+    iscrowd: Annotated[bool, BeforeValidator(_truth)] = False
+    segmentation: Any = None
+    bbox: Any = None
+    area: Any = None
 
 
-Outline = tuple[int, Region | None]  # category, and its region (labelled by the category) if there is one
+Outline = tuple[Key, Region | None]  # category, and its region (its label still to be set) if there is one
 
 
 @dataclass
 class CocoFile:
-    """A file's content, checked entry by entry, and its mistakes."""
+    """A file's content, checked entry by entry, its mistakes, and what is doubtful.
 
-    categories: dict[int, str] = field(default_factory=dict)
+    `unread` are ids of entries that cannot be read, by the name of their list.
+    """
+
+    categories: dict[Key, Category] = field(default_factory=dict)
     images: dict[Key, Image] = field(default_factory=dict)
     outlines: dict[Key, list[Outline]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+    unread: dict[str, set[Any]] = field(default_factory=dict)
 
     def wrong(self, kind: str, message: str) -> None:
         """Note a mistake."""
         self.problems.append(Problem(kind, message))
+
+    def doubtful(self, kind: str, message: str) -> None:
+        """Note what may be right."""
+        self.warnings.append(Problem(kind, message))
+
+    @property
+    def used(self) -> set[Key]:
+        """The categories that have annotations."""
+        return {category for outlines in self.outlines.values() for category, _ in outlines}
 
 
 def read_coco(settings: DataSettings, problems: Problems) -> Table:
@@ -84,11 +125,14 @@ def read_coco(settings: DataSettings, problems: Problems) -> Table:
     for _, file in files.values():
         for problem in file.problems:
             problems.report(problem.kind, problem.message)
-    categories = _categories({path: file for path, (_, file) in files.items()}, problems)
-    classes = class_names(settings, [categories[number] for number in sorted(categories)])
+        for warning in file.warnings:
+            problems.warn(warning.kind, warning.message)
+    categories = _categories({path: file for path, (_, file) in files.items()}, settings, problems)
+    classes = class_names(settings, _names(categories))
     listing = Listing(settings, classes, problems)
-    labels = {"background": 0} | {name: label for label, name in enumerate(classes, 1)}
-    label_of = {number: labels[name] for number, name in categories.items() if name in labels}
+    labels = {name: label for label, name in enumerate(classes, 1)}
+    found = {key: labels.get(name, _label_of_no_class(name)) for key, name in categories.items()}
+    label_of = {key: label for key, label in found.items() if label is not None}
     for path, (split, file) in files.items():
         _report_unknown(path, file, label_of, listing)
         folder = settings.images.replace("{split}", split)
@@ -98,42 +142,85 @@ def read_coco(settings: DataSettings, problems: Problems) -> Table:
     return listing.table()
 
 
-def _add(listing: Listing, image: Image, outlines: list[Outline], split: str, folder: str, where: str) -> None:
+def _label_of_no_class(name: str) -> int | None:
+    """The label of a category that is no class: 0 for background, 255 for what Labelme calls `__ignore__`."""
+    plain = name.strip().casefold()
+    if plain.strip("_") == "background":
+        return 0
+    return IGNORE_INDEX if plain.strip("_") == "ignore" and plain.startswith("_") else None
+
+
+def _names(categories: Mapping[Key, str]) -> list[str]:
+    """The class names by rising id, each once; ids that are text come last."""
+    ordered = sorted(categories, key=lambda key: (isinstance(key, str), key))
+    return list(dict.fromkeys(categories[key] for key in ordered if _label_of_no_class(categories[key]) is None))
+
+
+def _add(
+    listing: Listing, image: Image, outlines: list[tuple[int, Region | None]], split: str, folder: str, where: str
+) -> None:
     """Add one image, whose outlines have labels in place of categories."""
     path = listing.path(str(PurePosixPath(folder, image.file_name)), where)
     if path is None:
         return
     regions = tuple(
-        Region(label, region.crowd, region.polygons, region.runs) for label, region in outlines if region is not None
+        Region(label, region.crowd or label == IGNORE_INDEX, region.polygons, region.runs)
+        for label, region in outlines
+        if region is not None
     )
     complete = len(regions) == len(outlines)
     sample = Sample(
         id=path.with_suffix("").as_posix(),
         image=listing.root / path,
         split=split,
-        class_ids=tuple(sorted({label for label, _ in outlines} - {0})),
-        mask=CocoMask(image.height, image.width, regions, where) if complete else None,
+        class_ids=tuple(sorted({label for label, _ in outlines} - {0, IGNORE_INDEX})),
+        mask=CocoMask(*image.size, regions, where) if complete else None,
     )
     listing.add(sample, where)
 
 
-def _report_unknown(path: Path, file: CocoFile, label_of: dict[int, int], listing: Listing) -> None:
+def _report_unknown(path: Path, file: CocoFile, label_of: Mapping[Key, int], listing: Listing) -> None:
     """Report each category that has annotations but no label."""
-    used = {category for outlines in file.outlines.values() for category, _ in outlines}
-    for number in sorted(used - label_of.keys()):
-        message = unknown_class(file.categories[number], listing.classes)
-        listing.problems.report("unknown class", f"{path}, category {number}: {message}")
+    for key in sorted(file.used - label_of.keys(), key=str):
+        message = unknown_class(file.categories[key].name, listing.classes)
+        listing.problems.report("unknown class", f"{path}, category {key}: {message}")
 
 
-def _categories(files: dict[Path, CocoFile], problems: Problems) -> dict[int, str]:
-    """Name of every category id; the files of the splits must agree."""
-    found: dict[int, str] = {}
+def _categories(files: Mapping[Path, CocoFile], settings: DataSettings, problems: Problems) -> dict[Key, str]:
+    """Name of every category id; the files of the splits must agree.
+
+    A category without annotations is left out if it is only the supercategory of others, or another has its name. Two
+    that have annotations and one name are reported, unless the settings name the classes: both are then one.
+    """
+    found: dict[Key, Category] = {}
     for path, file in files.items():
-        for number, name in file.categories.items():
-            if found.setdefault(number, name) != name:
-                message = f"{path}: category {number} is '{name}', but '{found[number]}' in another split's file"
+        for key, category in file.categories.items():
+            if found.setdefault(key, category).name != category.name:
+                message = (
+                    f"{path}: category {key} is '{category.name}', but '{found[key].name}' in another split's file"
+                )
                 problems.report("categories that differ", f"{message}; use one name, or two ids")
-    return found
+    used = set[Key]().union(*(file.used for file in files.values()))
+    where, given = " and ".join(map(str, files)), settings.classes or (settings.root / "classes.txt").is_file()
+    kept = dict(found)
+    for key, category in found.items():
+        others = [one for number, one in kept.items() if number != key]
+        over = any(one.supercategory == category.name for one in others)
+        if key not in used and (over or any(one.name == category.name for one in others)):
+            del kept[key]
+            if over and not given:
+                message = f"{where}: category {key}, '{category.name}', has no annotations and stands only above others"
+                problems.warn("category that is left out", f"{message}; it is no class here")
+    names = {key: category.name for key, category in kept.items()}
+    for name in dict.fromkeys(names.values()):
+        keys = [str(key) for key in names if names[key] == name]
+        if len(keys) > 1 and not given and _label_of_no_class(name) is None:
+            problems.report(
+                "category named twice",
+                f"{where}: the categories {' and '.join(keys)} have one name, '{name}'; rename all but one, or set "
+                f"data.classes = {toml_value(_names(names))} to make them one class",
+            )
+    return names
 
 
 def _paths(settings: DataSettings) -> dict[str, Path]:
@@ -161,24 +248,79 @@ def read_file(path: Path, size: int, mtime_ns: int) -> CocoFile:
     for category in _entries(content, "categories", Category, path, file):
         if category.id in file.categories:
             file.wrong("duplicate id", f"{path}: the category id {category.id} appears twice; give each its own")
-        file.categories.setdefault(category.id, category.name)
+        file.categories.setdefault(category.id, category)
     for image in _entries(content, "images", Image, path, file):
         if image.id in file.images:
             file.wrong("duplicate id", f"{path}: the image id {image.id} appears twice; give each image its own")
         file.images.setdefault(image.id, image)
-    for number, annotation in enumerate(_entries(content, "annotations", Annotation, path, file)):
-        where = f"{path}, annotations[{number}]"
-        if annotation.category_id not in file.categories:
-            file.wrong(
-                "unknown class", f"{where}: there is no category {annotation.category_id}; add it, or correct the id"
-            )
-        elif annotation.image_id not in file.images:
-            message = f"{where}: there is no image {annotation.image_id} in the file; add it, or delete the annotation"
-            file.wrong("label without image", message)
-        else:
-            outlines = file.outlines.setdefault(annotation.image_id, [])
-            outlines.append((annotation.category_id, _region(annotation, file, where)))
+    _read_annotations(content, path, file)
+    drawn = [key for key, outlines in file.outlines.items() if any(region for _, region in outlines)]
+    without = [key for key in drawn if file.images[key].size == (0, 0)]
+    if without:
+        more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
+        message = f"image {without[0]}{more} has no height and width; those of the image file are taken"
+        file.doubtful("COCO image without size", f"{path}: {message}")
     return file
+
+
+def _read_annotations(content: dict[str, Any], path: Path, file: CocoFile) -> None:
+    """Note the category and the outline of each annotation at its image."""
+    outlines, ids = Outlines(), ImageIds(file.images)
+    for number, annotation in enumerate(_entries(content, "annotations", Annotation, path, file)):
+        where = f"annotations[{number}]"
+        category, key = annotation.category_id, ids.find(annotation.image_id)
+        if category in file.unread["categories"] or _as_number(annotation.image_id) in file.unread["images"]:
+            continue  # the entry that cannot be read is told already
+        if category not in file.categories:
+            message = f"{path}, {where}: there is no category {category!r}; add it, or correct the id"
+            file.wrong("unknown class", message)
+        elif key is None:
+            message = f"{path}, {where}: there is no image {annotation.image_id!r} in the file"
+            file.wrong("label without image", f"{message}; add it, or delete the annotation")
+        else:
+            image = file.images[key] = _sized(file.images[key], annotation.segmentation)
+            region = outlines.region(
+                annotation.segmentation, annotation.iscrowd, image.size, annotation.bbox, annotation.area, where
+            )
+            file.outlines.setdefault(key, []).append((category, region))
+    if outlines.all_tiny:  # runs are no shares
+        for key, known in file.outlines.items():
+            file.outlines[key] = [(category, region if region and region.runs else None) for category, region in known]
+    file.warnings += outlines.problems(str(path))
+    if ids.other:
+        there, here = ids.other[0]
+        message = f"annotations write ids in another way than images do: {there!r} is taken for {here!r}"
+        file.doubtful("ids of two types", f"{path}: {message}")
+
+
+class ImageIds:
+    """Finds an image by its id, also if that is a number in one place and text in another."""
+
+    def __init__(self, ids: Iterable[Key]) -> None:
+        self.known = set(ids)
+        self.by_number: dict[Key, list[Key]] = {}
+        for key in self.known:
+            self.by_number.setdefault(_as_number(key), []).append(key)
+        self.other: list[tuple[Key, Key]] = []
+
+    def find(self, key: Key) -> Key | None:
+        """The id of the image that is meant; None if there is none, or more than one fits."""
+        if key in self.known:
+            return key
+        fitting = self.by_number.get(_as_number(key), [])
+        if len(fitting) != 1:
+            return None
+        if not self.other:
+            self.other.append((key, fitting[0]))
+        return fitting[0]
+
+
+def _sized(image: Image, shape: Any) -> Image:
+    """An image whose entry has no size gets that of its first outline by run lengths."""
+    size = shape.get("size") if isinstance(shape, dict) and image.size == (0, 0) else None
+    if not isinstance(size, list) or len(size) != 2:
+        return image
+    return image.model_copy(update={"height": _side(size[0]), "width": _side(size[1])})
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -196,7 +338,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _entries(content: dict[str, Any], name: str, kind: type[Entry], path: Path, file: CocoFile) -> Iterator[Entry]:
-    """The entries of a list that can be read; the others are noted."""
+    """The entries of a list that can be read; the others, and their ids, are noted."""
+    unread = file.unread.setdefault(name, set())
     for number, entry in enumerate(content[name]):
         try:
             yield kind.model_validate(entry)
@@ -204,24 +347,5 @@ def _entries(content: dict[str, Any], name: str, kind: type[Entry], path: Path, 
             first = error.errors()[0]
             key = ".".join(["", *(str(part) for part in first["loc"])])
             file.wrong("entry that cannot be read", f"{path}, {name}[{number}]{key}: {first['msg']}; correct it")
-
-
-def _region(annotation: Annotation, file: CocoFile, where: str) -> Region | None:
-    """The region of an annotation; None if it has no segmentation, or a wrong one, which is reported."""
-    image = file.images[annotation.image_id]
-    shape = annotation.segmentation
-    if not shape:
-        return None
-    label, crowd = annotation.category_id, annotation.iscrowd
-    try:
-        if isinstance(shape, Runs):
-            if shape.size != [image.height, image.width]:
-                raise ValueError(
-                    f"its run lengths are for the size {shape.size}, the image is {[image.height, image.width]} "
-                    "([height, width])"
-                )
-            return Region(label, crowd, runs=packed_runs(shape.counts, image.height, image.width))
-        return Region(label, crowd, tuple(packed_polygon(part, image.height, image.width) for part in shape))
-    except ValueError as error:
-        file.wrong("outline that cannot be drawn", f"{where}: {error}; correct or delete it")
-        return None
+            if isinstance(entry, dict) and isinstance(entry.get("id"), int | str):
+                unread.add(_as_number(entry["id"]))
