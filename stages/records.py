@@ -101,6 +101,7 @@ STAGES = (
         ignores=("refine.merge_with",),
         needs=lambda config: (config.refine.maps_from,),
         data=_images_and_masks_to_choose_by,
+        check=_in_file("refine_cams", "check"),
         version=6,
     ),
     Stage(

@@ -10,6 +10,7 @@ from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.data_set import too_few_images
+from cam_pipeline.data.check.masks import check_supervision
 from cam_pipeline.data.images import UInt8, sample_size
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table, check_files, masked
@@ -65,7 +66,8 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
 def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample]) -> ReadMask:
     """The labels that the segmenter learns from, checked: a function from an index into `train` to labels (H, W)."""
     if config.train_seg.supervision == "masks":
-        return partial(_indexed_mask, masked(train), len(table.classes))
+        check_supervision(config.data.train, masked(train), table.classes)
+        return partial(_indexed_mask, train, len(table.classes))
     check_coverage(inputs["make_labels"], table, train)
     return LabelReader(inputs["make_labels"], [sample.id for sample in train])
 

@@ -202,6 +202,12 @@ def sample_image(sample: Sample) -> UInt8:
         return read_image(sample.image, sample.max_pixels)
 
 
+def sample_picture(sample: Sample) -> Picture:
+    """As `sample_image`, see `read_picture`."""
+    with errors_named_for(sample):
+        return read_picture(sample.image, sample.max_pixels)
+
+
 def sample_size(sample: Sample) -> tuple[int, int]:
     """The size of a sample's image, see `image_size`; errors as of `sample_image`."""
     with errors_named_for(sample):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.config import Config, RefineSettings
+from cam_pipeline.data.check.masks import warn_if_unseen
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
 from cam_pipeline.evaluation.confusions import (
@@ -120,7 +121,8 @@ def evaluate(
 
     Without `split`, CAMs, scores and labels are compared on the training split and the segmenter on the validation
     split. `every` = N keeps the first of every N images. `oracle` adds the CAM at its best background score.
-    `left_out` says why rows are missing. Raises DataError if no image is in `split`.
+    `left_out` says why rows are missing. Logs classes that labels name and no mask shows. Raises DataError if no image
+    is in `split`.
     """
     rows: list[Row] = []
     of_labels, of_segmenter = _compared_splits(config, table, split)
@@ -128,6 +130,7 @@ def evaluate(
     if config.refine.maps_from in results and samples:
         facts: dict[str, Any] = {"split": of_labels, "images": len(samples)}
         confusions = cam_sweep(results[config.refine.maps_from], table, samples, config.refine)
+        warn_if_unseen(of_labels, samples, table.classes, confusions[0].sum(dim=1).tolist())
         background = background_score(config.refine, results.get("refine_cams"))
         facts["used"] = _used(config.refine)
         rows += cam_rows(confusions, background, oracle, **facts)
@@ -143,6 +146,7 @@ def evaluate(
         place(segmenter, pick_device(config.run))
         used = "masks" if config.train_seg.supervision == "masks" else "image labels"
         total = segmenter_confusion(segmenter, table, samples, config)
+        warn_if_unseen(of_segmenter, samples, table.classes, total.sum(dim=1).tolist())
         rows.append(Row("segmenter", split=of_segmenter, images=len(samples), used=used, confusion=total))
     return rows
 

@@ -32,7 +32,7 @@ from cam_pipeline.ops.metrics import (
     threshold_histogram,
 )
 from cam_pipeline.ops.otsu import explained_variance
-from cam_pipeline.refinement.choice import images_to_choose_by
+from cam_pipeline.refinement.choice import images_to_choose_by, no_class_to_choose_by
 from cam_pipeline.refinement.scores import HIGHEST, THRESHOLDS, ReadImage, best_class, refined_scores
 from cam_pipeline.store.cams import CamStore, StoredCam
 from cam_pipeline.store.scores import ScoreStore
@@ -136,7 +136,8 @@ def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_l
     2. Refinement moves the middle, most often down. So scores around the unrefined middle are measured with
        refinement, on `images_to_choose_by`.
 
-    Raises DataError if no map separates anything from its surroundings.
+    Raises DataError if no map separates anything from its surroundings, and for `from-split` if no mask has a pixel of
+    a class.
     """
     few = images_to_choose_by(settings, samples)
     value_at: Callable[[float], float]
@@ -148,7 +149,10 @@ def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_l
 
     else:
         histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels), few)
-        curve = mean_iou(confusions_from_histogram(histogram))
+        confusions = confusions_from_histogram(histogram)
+        if not confusions[0, 1:].any():
+            raise DataError(no_class_to_choose_by(settings))
+        curve = mean_iou(confusions)
 
         def value_at(background: float) -> float:
             measure = partial(confusion_when_refined, settings=settings.at(background), num_labels=num_labels)

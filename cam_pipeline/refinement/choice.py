@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from cam_pipeline.config import RefineSettings
+from cam_pipeline.data.check.masks import decoded, shown_in
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 
 def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> list[Sample]:
@@ -24,3 +26,23 @@ def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> 
         raise DataError("refine.background: there are no images to choose it on; set a number")
     places = np.linspace(0, len(samples) - 1, min(settings.background_images, len(samples)))
     return [samples[place] for place in places.round().astype(int)]
+
+
+def check_masks_to_choose_by(settings: RefineSettings, samples: Sequence[Sample], num_classes: int) -> None:
+    """Check before hours of work that the masks of `from-split` show a class; reads them up to the first that does.
+
+    Raises DataError if none does.
+    """
+    if settings.background != "from-split":
+        return
+    few = images_to_choose_by(settings, samples)
+    if not shown_in(few, decoded(num_classes)).classes:
+        raise DataError(no_class_to_choose_by(settings))
+
+
+def no_class_to_choose_by(settings: RefineSettings) -> str:
+    """The message about masks on which no background score can be chosen."""
+    return (
+        f"refine.background = 'from-split': no mask of split '{settings.background_split}' that is looked at shows a "
+        f"class ({IGNORE_INDEX} means ignore); write class numbers into the masks, or set 'auto' or a number"
+    )

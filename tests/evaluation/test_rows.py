@@ -278,6 +278,15 @@ def test_evaluate_makes_a_row_for_everything_that_exists(table, results, monkeyp
     assert [row.map for row in evaluate(CONFIG, table, results)].count("CAM, oracle") == 0
 
 
+def test_evaluate_tells_of_classes_that_no_mask_shows(table, results, monkeypatch, caplog):
+    fake_segmenter(monkeypatch, {"v": [[0, 1, 2], [0, 1, 1]]})
+    evaluate(CONFIG, table, results)
+    assert not caplog.messages
+    Image.fromarray(np.array([[0, 1, 255], [0, 1, 255]], np.uint8)).save(table.samples[2].mask)
+    evaluate(CONFIG, table, results)
+    assert caplog.messages == ["evaluate: labels of split 'val' name dog, but no mask has a pixel of it"]
+
+
 def test_evaluate_takes_split_share_and_supervision_into_account(table, results, monkeypatch):
     fake_segmenter(monkeypatch, {"a": [[0] * 3] * 2, "b": [[0] * 2] * 3, "v": [[0] * 3] * 2})
     rows = evaluate(CONFIG, table, results, split="val")

@@ -22,7 +22,7 @@ from cam_pipeline.refinement.background import (
     look_around,
     middle_of_top,
 )
-from cam_pipeline.refinement.choice import images_to_choose_by
+from cam_pipeline.refinement.choice import check_masks_to_choose_by, images_to_choose_by
 from cam_pipeline.refinement.labels import pseudo_labels
 from cam_pipeline.refinement.scores import refined
 from cam_pipeline.store.cams import StoredCam
@@ -97,6 +97,20 @@ def test_maps_that_say_nothing_choose_nothing(image: tuple[StoredCam, Sample], h
         Image.fromarray(np.full(SIZE, 2, np.uint8)).save(image[1].mask)
     with pytest.raises(DataError, match=rf"refine\.background = '{how}': no map tried separates .* set a number"):
         choose(RefineSettings(background=how, crf=False), empty, image[1])
+
+
+@pytest.mark.parametrize("number", [0, 255])
+def test_masks_that_show_no_class_choose_nothing(image: tuple[StoredCam, Sample], number: int) -> None:
+    Image.fromarray(np.where(np.indices(SIZE)[0] > 5, number, 0).astype(np.uint8)).save(image[1].mask)
+    settings = RefineSettings(background="from-split", crf=False)
+    refused = r"refine\.background = 'from-split': no mask of split 'val' that is looked at shows a class \(255 means"
+    with pytest.raises(DataError, match=refused):
+        choose(settings, *image)
+    with pytest.raises(DataError, match=refused):
+        check_masks_to_choose_by(settings, [image[1]], 2)
+    check_masks_to_choose_by(RefineSettings(background="auto"), [image[1]], 2)
+    Image.fromarray(np.full(SIZE, 2, np.uint8)).save(image[1].mask)
+    check_masks_to_choose_by(settings, [image[1]], 2)
 
 
 def test_the_middle_of_the_top() -> None:

@@ -76,9 +76,8 @@ def test_supervision_by_masks_needs_no_labels(table):
 
 def test_a_mask_of_another_size_is_refused_when_it_is_read(table):
     Image.new("L", (2, 3)).save(table.samples[1].mask)
-    read = supervision(MASKS, {}, table, list(table.samples))
     with pytest.raises(DataError, match=r"ma\.png: the mask is \(3, 2\), its image is \(2, 3\)"):
-        read(1)
+        supervision(MASKS, {}, table, list(table.samples))(1)
 
 
 def test_needs():
@@ -93,3 +92,14 @@ def test_deeplabv3plus_needs_two_images_in_a_batch(table, tmp_path, inputs):
     given.dataset.table = table
     with pytest.raises(ConfigError, match=r"DeepLabV3\+ needs two .* there are 2, train_seg\.batch_size is 1"):
         module.train_seg(one, given, output)
+
+
+def test_masks_that_teach_nothing_stop_the_training(table):
+    for sample in table.samples:
+        with Image.open(sample.mask) as mask:
+            size = mask.size
+        Image.new("L", size, 255).save(sample.mask)
+    with pytest.raises(
+        DataError, match=r"^train_seg\.supervision = 'masks': no mask of split 'train' has a pixel of a"
+    ):
+        supervision(MASKS, {}, table, list(table.samples))

@@ -10,7 +10,9 @@ from joblib import delayed
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.costs import costs
+from cam_pipeline.data.check.depth import told_of_dark
 from cam_pipeline.data.check.image import Inspected, Inspection, inspect
+from cam_pipeline.data.check.masks import check_denied, check_palettes, check_shown
 from cam_pipeline.data.check.problems import AllProblems, Problem
 from cam_pipeline.data.digest import without_maps
 from cam_pipeline.data.readers import load_table
@@ -69,6 +71,7 @@ def check_data(config: Config, workers: int, problems: AllProblems | None = None
     _check_splits(config, table, problems)
     _check_training(config, table, problems)
     _check_pictures(inspected, problems)
+    _check_masks(config, table, inspected, problems)
     return DataCheck(
         table.classes,
         tuple(_facts(name, table) for name in _split_names(used, table)),
@@ -205,8 +208,24 @@ def _check_names(classes: Sequence[str], problems: AllProblems) -> None:
             problems.warn("classes with nearly the same name", message)
 
 
+def _check_masks(config: Config, table: Table, inspected: Inspected, problems: AllProblems) -> None:
+    """Compare masks with one another and with labels, each split as a whole."""
+    masks = [(sample, inspection.mask) for sample, inspection in inspected if inspection.mask]
+    trained_on = config.data.train if config.train_seg.supervision == "masks" else ""
+    chosen_on = config.refine.background_split if config.refine.background == "from-split" else ""
+    check_shown(masks, table.classes, problems, trained_on, chosen_on)
+    check_palettes(masks, problems)
+    check_denied(masks, table.classes, problems)
+
+
 def _check_pictures(inspected: Inspected, problems: AllProblems) -> None:
-    """Warn of the same file content under two ids: worst if it is trained on and reported on."""
+    """Warn of images that look black, and of the same file content under two ids.
+
+    The latter is worst if it is trained on and reported on.
+    """
+    deep = [(sample, inspection.brightest) for sample, inspection in inspected if inspection.brightest is not None]
+    if message := told_of_dark(deep):
+        problems.warn("images of 16 bits that look black", message)
     first: dict[str, Sample] = {}
     for sample, inspection in inspected:
         other = first.setdefault(inspection.digest, sample) if inspection.digest else sample

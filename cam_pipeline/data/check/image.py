@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cam_pipeline.data.check.masks import MaskFacts
 from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.data.coco_masks import CocoMask
-from cam_pipeline.data.images import is_turned, sample_image
-from cam_pipeline.data.masks import sample_mask
+from cam_pipeline.data.images import is_turned, sample_picture
+from cam_pipeline.data.masks import mask_of_sample
 from cam_pipeline.data.table import Sample, without_image, without_mask
 from cam_pipeline.errors import DataError
 from cam_pipeline.machine.interrupt import ignore_in_worker
@@ -22,10 +23,15 @@ TINY = 32
 
 @dataclass(frozen=True)
 class Inspection:
-    """Findings on one image: `size` (height, width), None if it cannot be read; `digest` of its file; problems."""
+    """Findings on one image: `size` (height, width), None if it cannot be read; `digest` of its file; problems.
+
+    `brightest` is the greatest number of an image of 16 bits, else None; `mask` is None if there is none to use.
+    """
 
     size: tuple[int, int] | None = None
     digest: str = ""
+    brightest: int | None = None
+    mask: MaskFacts | None = None
     problems: AllProblems = field(default_factory=AllProblems)
 
 
@@ -37,7 +43,8 @@ def inspect(sample: Sample, classes: tuple[str, ...]) -> Inspection:
         problems.report("label without image", without_image(sample))
         return Inspection(problems=problems)
     try:
-        height, width = sample_image(sample).shape[:2]
+        picture = sample_picture(sample)
+        height, width = picture.pixels.shape[:2]
         digest = hashlib.sha256(sample.image.read_bytes()).hexdigest()
     except DataError as error:
         problems.report("image that cannot be read", str(error))
@@ -48,34 +55,37 @@ def inspect(sample: Sample, classes: tuple[str, ...]) -> Inspection:
     if min(height, width) < TINY:
         message = f"{sample.image}: {width} x {height} pixels (width x height); enlarge it, or take it out"
         problems.warn(f"image with a side of less than {TINY} pixels", message)
-    _inspect_mask(sample, classes, problems)
-    return Inspection((height, width), digest, problems)
+    mask = _inspect_mask(sample, classes, problems)
+    return Inspection((height, width), digest, picture.brightest, mask, problems)
 
 
-def _inspect_mask(sample: Sample, classes: tuple[str, ...], problems: AllProblems) -> None:
+def _inspect_mask(sample: Sample, classes: tuple[str, ...], problems: AllProblems) -> MaskFacts | None:
     """Decode the mask and compare its classes with the image-level labels."""
     if sample.mask is None:
-        return
+        return None
     if isinstance(sample.mask, Path) and not sample.mask.is_file():
         problems.report("missing mask file", without_mask(sample))
-        return
+        return None
     try:
-        mask = sample_mask(sample, len(classes))
+        mask = mask_of_sample(sample, len(classes))
     except DataError as error:
         problems.report("mask that cannot be used", str(error))
-        return
+        return None
     if isinstance(sample.mask, CocoMask) and is_turned(sample):
         message = f"{sample.image}: EXIF turns it upright; check that its outlines fit the upright image"
         problems.warn("COCO image that is turned by EXIF", f"{message}{sample.named_in}")
+    counts = np.bincount(mask.labels.ravel(), minlength=1)
+    facts = MaskFacts({int(label): int(counts[label]) for label in np.flatnonzero(counts)}, mask.palette)
     if sample.class_ids is None:
-        return
-    shown = set(np.unique(mask).tolist()) - {0, IGNORE_INDEX}
+        return facts
+    shown = set(facts.pixels) - {0, IGNORE_INDEX}
     differences = [("only in the mask", shown - {*sample.class_ids})]
-    if IGNORE_INDEX not in mask:  # a class may be in undecided pixels
+    if IGNORE_INDEX not in facts.pixels:  # a class may be in undecided pixels
         differences.append(("only in the labels", {*sample.class_ids} - shown))
     parts = [f"{', '.join(classes[one - 1] for one in sorted(ids))} {where}" for where, ids in differences if ids]
     if parts:
         problems.warn("mask and labels that disagree", f"image {sample.id}{sample.named_in}: {'; '.join(parts)}")
+    return facts
 
 
 Inspected = Sequence[tuple[Sample, Inspection]]

@@ -94,8 +94,8 @@ class Outlines:
             others = f" ({len(places) - 1} more like this)" if len(places) > 1 else ""
             yield Problem(kind, f"{path}, {where}: {REMEDIES[kind].format(reason=reason, others=others)}")
         if self.all_tiny:
-            message = "all outlines lie in 0..1, so the images have no masks; multiply x by the width, y by the height"
-            yield Problem("outlines in 0..1", f"{path}: {message}")
+            message = "outlines lie in 0..1, so the images have no masks; multiply x by the width, y by the height"
+            yield Problem("outlines in 0..1", f"{path}: all {self.polygons} {message}")
         elif self.polygons >= MANY and max(self.corner) <= CORNER:
             share = round(100 * max(self.corner))
             yield Problem(

@@ -7,6 +7,7 @@ from PIL import ExifTags, Image
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.data_set import check_data, used_splits
+from cam_pipeline.data.table import Sample
 
 SIZE = (40, 50)  # height, width
 
@@ -294,3 +295,53 @@ def test_used_splits():
     config = Config.model_validate({"data": {"val": ""}, "cam": {"splits": ["val", "train"]}})
     assert used_splits(config) == ("train", "val")
     assert used_splits(Config()) == ("train", "val")
+
+
+def test_masks_of_nought_and_255_are_a_mistake_only_if_they_are_needed(data):
+    for name in "abv":
+        Image.fromarray(np.pad(np.zeros((30, 50), np.uint8), ((0, 10), (0, 0)), constant_values=255)).save(
+            data / f"m{name}.png"
+        )
+    found = check(data)
+    assert not found.errors and kinds(found.warnings) == ["masks without a class"] * 2
+    assert "no mask of split 'train' has a pixel of a class: they hold 0 and 255, and 255 " in found.warnings[0].message
+    found = check(data, train_seg={"batch_size": 2, "supervision": "masks"})
+    assert kinds(found.errors) == kinds(found.warnings) == ["masks without a class"]
+    by_masks = {"background": "from-split", "background_split": "val"}
+    found = check(data, refine=by_masks, cam={"splits": ["train", "val"]})
+    assert "split 'val'" in found.errors[0].message and "split 'train'" in found.warnings[0].message
+
+
+def test_masks_with_loss_and_palettes_that_differ(data):
+    Image.fromarray(np.ones(SIZE, np.uint8)).save(data / "ma.png", format="JPEG")
+    for name, colours in (("b", [0, 0, 0, 9, 9, 9, 7, 7, 7]), ("v", [0, 0, 0, 7, 7, 7, 9, 9, 9])):
+        with Image.open(data / f"m{name}.png") as mask:
+            mask.putpalette(colours)
+            mask.save(data / f"m{name}.png")
+    found = check(data)
+    assert [problem.message for problem in found.errors] == [
+        f"{data / 'ma.png'}: a mask in JPEG has wrong numbers at every edge; make it again from its source, as PNG "
+        f"({data / 'data.csv'}, line 2)"
+    ]
+    assert kinds(found.warnings) == ["palettes that disagree"]
+    found = check(data, data={"colors": ["#000000", "#090909", "#070707"]})
+    assert "palettes that disagree" not in kinds(found.warnings)
+
+
+def test_images_of_sixteen_bits_that_look_black(data):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, SIZE).astype(np.uint16)).save(data / "a.png")
+    found = check(data)
+    assert not found.errors and kinds(found.warnings) == ["images of 16 bits that look black"]
+    assert found.warnings[0].message.startswith("1 of 1 images of 16 bits use less than 1/16 of their range")
+
+
+def test_a_file_is_decoded_once(data, monkeypatch):
+    from cam_pipeline.data.check.image import inspect
+
+    opened = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, **more: opened.append(path) or original(path, **more))
+    image = Sample("a", data / "a.png", "train", (1,), data / "ma.png")
+    assert inspect(image, ("cat", "dog")).mask.pixels == {1: SIZE[0] * SIZE[1]}
+    assert opened.count(data / "ma.png") == 1
+    assert opened.count(data / "a.png") <= 2  # its size is remembered, but a PNG may hide its orientation

@@ -324,7 +324,7 @@ def test_outlines_in_shares_of_the_image_make_no_mask(tmp_path):
     shares = [[0.1, 0.1, 0.6, 0.1, 0.6, 0.7]]
     table, warnings = one_image(tmp_path, shares, shares, image=LARGE, bbox=[5, 4, 25, 24], area=600)
     assert table.samples[0].class_ids == (1,) and table.samples[0].mask is None
-    message = "all outlines lie in 0..1, so the images have no masks; multiply x by the width, y by the height"
+    message = "all 2 outlines lie in 0..1, so the images have no masks; multiply x by the width, y by the height"
     assert warnings == [("outlines in 0..1", f"instances_train.json: {message}")]
     table, warnings = one_image(tmp_path, shares, [[0, 0, 40, 0, 40, 39]], image=LARGE)
     assert table.samples[0].mask is not None
