@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
+from cam_pipeline.data.foreign import remedy
 from cam_pipeline.data.table import MAX_PIXELS, Sample
 from cam_pipeline.errors import DataError
 
@@ -103,7 +104,7 @@ def opened(path: Path, max_pixels: int, kind: str = "image") -> Iterator[Image.I
             reason = f"its texts or its colour profile unpack to more than {METADATA >> 20} MB"
         raise DataError(
             f"{path} cannot be read as {'an' if kind == 'image' else 'a'} {kind} ({reason or type(error).__name__}); "
-            "replace it, or take it out of the data set"
+            f"{remedy(path) or 'replace it, or take it out of the data set'}"
         ) from error
 
 
