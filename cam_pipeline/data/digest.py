@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cam_pipeline.data.coco_masks import CocoMask
+from cam_pipeline.data.nearest import did_you_mean
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.atomic import write_text
@@ -110,13 +111,20 @@ def data_digest(
     """One digest over class names, ids, image contents and, if asked for, image-level labels and masks."""
     total = hashlib.sha256(json.dumps(list(classes)).encode())
     for sample in samples:
-        facts: list[Any] = [sample.id, digests.of(sample.image, sample.named_in)]
+        facts: list[Any] = [sample.id, _image_digest(sample, digests)]
         if labels:
             facts.append(sample.class_ids)
         if masks:
             facts.append(_mask_digest(sample, digests))
         total.update(json.dumps(facts).encode())
     return total.hexdigest()
+
+
+def _image_digest(sample: Sample, digests: FileDigests) -> str:
+    try:
+        return digests.of(sample.image, sample.named_in)
+    except DataError as error:
+        raise DataError(f"{error}{did_you_mean(sample.image, sample.folder)}") from error
 
 
 def _mask_digest(sample: Sample, digests: FileDigests) -> str | None:

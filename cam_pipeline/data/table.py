@@ -2,18 +2,24 @@
 
 import difflib
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cam_pipeline.config import Colour, DataSettings
 from cam_pipeline.data.coco_masks import CocoMask
+from cam_pipeline.data.names import clean, fold, is_background, is_missing, joined
+from cam_pipeline.data.nearest import did_you_mean
 from cam_pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = DataSettings().max_pixels
 LONGEST_NAME = 60  # letters; a longer name is not just misspelt, and comparing it takes long
+MANY_CLASSES = 12
+"""Number of classes that one line names with their counts; of more it shows the most frequent and the rarest."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,12 @@ class Sample:
     def named_in(self) -> str:
         """`source` in brackets, to follow a name; empty if it is not known."""
         return f" ({self.source})" if self.source else ""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the id starts from: the data root, in the VOC layout JPEGImages."""
+        parents = self.image.parents
+        return parents[min(len(PurePosixPath(self.id).parts), len(parents)) - 1]
 
 
 @dataclass(frozen=True)
@@ -97,9 +109,10 @@ def masked(samples: Iterable[Sample]) -> list[Sample]:
 
 def without_mask(sample: Sample) -> str:
     """The message about an image without the mask that it needs."""
+    near = did_you_mean(sample.mask, sample.folder) if isinstance(sample.mask, Path) else ""
     return (
         f"image {sample.id} of split '{sample.split}' has no mask "
-        f"(looked for {sample.mask or 'a mask column, file or outlines'}){sample.named_in}; "
+        f"(looked for {sample.mask or 'a mask column, file or outlines'}){near}{sample.named_in}; "
         "add it, or take the image out of the split"
     )
 
@@ -114,8 +127,8 @@ def check_files(samples: Iterable[Sample]) -> None:
 def without_image(sample: Sample) -> str:
     """The message about a sample whose image file does not exist."""
     return (
-        f"image {sample.id}{sample.named_in}: there is no file {sample.image}; "
-        f"restore it, or drop it from '{sample.split}'"
+        f"image {sample.id}{sample.named_in}: there is no file {sample.image}"
+        f"{did_you_mean(sample.image, sample.folder)}; restore it, or drop it from '{sample.split}'"
     )
 
 
@@ -137,8 +150,33 @@ def warn_of_absent_classes(classes: Sequence[str], samples: Iterable[Sample]) ->
         )
 
 
+def class_counts(classes: Sequence[str], samples: Sequence[Sample]) -> str:
+    """One line: how many samples show each class, the most frequent first, without those that none shows."""
+    counts = Counter(class_id for sample in samples for class_id in sample.class_ids or ())
+    negatives = sum(sample.class_ids == () for sample in samples)
+    by_count = sorted(counts, key=lambda class_id: (-counts[class_id], class_id))
+    shown = [f"{classes[class_id - 1]} {counts[class_id]:,}" for class_id in by_count]
+    if len(shown) > MANY_CLASSES:
+        half = MANY_CLASSES // 2
+        shown = [*shown[:half], f"... ({len(shown) - 2 * half} more)", *shown[-half:]]
+    number = f"{len(classes)} class{'es' if len(classes) > 1 else ''}"
+    images = f"{len(samples):,} training image{'s' if len(samples) > 1 else ''}"
+    none = f"; {negatives:,} show none of them" if negatives else ""
+    return f"{number}, {images}: {', '.join(shown) or 'none shows one'}{none}"
+
+
 def unknown_class(name: str, classes: Sequence[str]) -> str:
-    """The message about an unknown class name: it suggests the nearest class, or lists all."""
-    near = difflib.get_close_matches(name, classes, n=1) if len(name) <= LONGEST_NAME else []
+    """The message about an unknown class name: what it looks like, else the nearest class, else all of them."""
+    if parts := joined(name, classes):
+        return f"unknown class '{name}'; {' and '.join(parts)} are labels of their own: separate them as in the docs"
+    if is_background(name):
+        return f"unknown class '{name}'; the background is no label: an image that shows no class has none"
+    if lists := [other for other in classes if other != name and name in map(clean, re.split(r"[,;|]", other))]:
+        return f"unknown class '{name}'; the list of classes has '{lists[0]}' as one: write one a line"
+    near = [other for other in classes if fold(other) == fold(name)]
+    if not near and len(name) <= LONGEST_NAME:
+        near = difflib.get_close_matches(name, classes, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"the classes are {', '.join(classes)}"
+    if not near and is_missing(name):
+        hint = "is it a missing value? An image that shows no class has no label"
     return f"unknown class '{name}'; {hint}"

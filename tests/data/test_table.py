@@ -8,6 +8,7 @@ from cam_pipeline.data.table import (
     Table,
     absent_classes,
     check_files,
+    class_counts,
     image_labels,
     labelled,
     masked,
@@ -102,3 +103,36 @@ def test_messages_say_where_a_sample_is_named():
         labelled([there])
     with pytest.raises(DataError, match=r"^image a \(data.csv, line 7\): there is no file a.jpg; "):
         check_files([there])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("CAT", "unknown class 'CAT'; did you mean 'cat'?"),
+        ("red_panda", "unknown class 'red_panda'; did you mean 'red panda'?"),
+        ("cat|dog", "unknown class 'cat|dog'; cat and dog are labels of their own: separate them as in the docs"),
+        ("_background_", "unknown class '_background_'; the background is no label: an image that shows no class has"),
+        ("nan", "unknown class 'nan'; is it a missing value? An image that shows no class has no label"),
+    ],
+)
+def test_unknown_class_says_what_the_name_looks_like(name, message):
+    assert unknown_class(name, ("cat", "dog", "red panda")).startswith(message)
+
+
+def test_unknown_class_of_a_list_in_one_line():
+    message = "unknown class 'cat'; the list of classes has 'cat, dog' as one: write one a line"
+    assert unknown_class("cat", ("cat, dog",)) == message
+
+
+def test_class_counts():
+    samples = [sample("a", class_ids=(2,)), sample("b", class_ids=(1, 2)), sample("c", class_ids=())]
+    assert class_counts(("cat", "dog", "eel"), samples) == (
+        "3 classes, 3 training images: dog 2, cat 1; 1 show none of them"
+    )
+    assert class_counts(("cat",), samples[2:]) == "1 class, 1 training image: none shows one; 1 show none of them"
+    many = tuple(f"c{number}" for number in range(1, 21))
+    samples = [sample(str(n), class_ids=tuple(range(n, 21))) for n in range(1, 1201)]
+    assert class_counts(many, samples) == (
+        "20 classes, 1,200 training images: c20 20, c19 19, c18 18, c17 17, c16 16, c15 15, ... (8 more), c6 6, c5 5, "
+        "c4 4, c3 3, c2 2, c1 1; 1,180 show none of them"
+    )

@@ -1,0 +1,113 @@
+"""What the name of a class, a split or a file means, by its letters alone."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+JOINERS = "\u200c\u200d"
+"""Zero width, but letters of Persian and Indian scripts need them."""
+INVISIBLE = "\u200b\u200e\u200f\u202a\u202c\u2060\ufeff"
+"""Marks that spreadsheets and web pages leave around text; nobody sees them."""
+AROUND = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
+NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.0*)?")
+"""Whole numbers; pandas writes 3 as 3.0 if a cell of the column is empty."""
+SEPARATORS = re.compile(r"[,|/\\+&:\uff0c\uff1b\u3001\u060c]")
+"""Signs that other tools write between labels. Class names seldom have them."""
+BETWEEN_WORDS = re.compile(r"\s+and\s+|[\s_-]+")
+"""What may as well stand inside the name of one class (fire truck)."""
+BRACKETS = {"[": "]", "(": ")", "{": "}"}
+QUOTES = "'\"`\u2018\u2019\u201c\u201d"
+
+MISSING = {"nan", "none", "null", "nil", "na", "n/a", "<na>", "#n/a", "#na", "#value!", "undefined", "nat", "-", "--"}
+"""Small letters of what programs write into cells without a value."""
+UNKNOWN = {"unknown", "unlabelled", "unlabeled", "unannotated", "todo", "tbd", "??", "???"}
+"""Small letters of what people write where nobody has looked."""
+SYSTEM_FOLDERS = {
+    "@eadir", "@recycle", "#recycle", "@recently-snapshot", "#snapshot", "__macosx", "lost+found", "$recycle.bin",
+    "recycler", "system volume information", ".ipynb_checkpoints", ".appledouble", ".trashes", ".spotlight-v100",
+    ".fseventsd", ".thumbnails",
+}  # fmt: skip
+"""Small letters of folders that network disks, zip programs and notebooks make."""
+SYSTEM_FILES = {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+
+
+def clean(text: str) -> str:
+    """The text without blanks of any kind and invisible marks at its ends."""
+    return text.strip() if text.isascii() else AROUND.sub("", text)
+
+
+def same_letters(text: str) -> str:
+    """A key that texts share if they differ only in case or Unicode form."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def fold(text: str) -> str:
+    """A key that texts share if a reader takes them for one: also without blanks, hyphens, quotes, leading zeros."""
+    text = same_letters(text)
+    if is_number(text):
+        return str(int(float(text)))
+    return re.sub(rf"[\s_\-{QUOTES}{INVISIBLE}{JOINERS}\ufe0e\ufe0f]+", "", text) or text
+
+
+def is_background(name: str) -> bool:
+    """Whether a name means label 0, which is no class: `Background`, `_background_` (Labelme's), `__background__`."""
+    return fold(name) == "background"
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a name means label 255, which is no class: `__ignore__` (Labelme's), `_ignore_`."""
+    return re.fullmatch(r"_+ignored?_+", name.casefold()) is not None
+
+
+def is_class(name: str) -> bool:
+    """Whether a name means neither the background nor what is to be ignored."""
+    return not is_background(name) and not is_ignored(name)
+
+
+def is_missing(name: str) -> bool:
+    """Whether a name is what programs write into a cell without a value (nan, None, null, N/A)."""
+    return name.casefold() in MISSING
+
+
+def is_number(name: str) -> bool:
+    """Whether a name is a whole number."""
+    return NUMBER.fullmatch(name) is not None
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each name once: sorted by number if all are whole numbers, else as text."""
+    found = sorted(set(names))
+    if all(is_number(name) for name in found if is_class(name)):
+        found.sort(key=lambda name: float(name) if is_number(name) else -1.0)
+    return found
+
+
+def in_brackets(cell: str) -> list[str] | None:
+    """The names in a list as Python and JSON write it, `['cat', 'dog']`; None if the cell is no such list."""
+    if len(cell) < 2 or BRACKETS.get(cell[0]) != cell[-1]:
+        return None
+    return [name for part in re.split(r"[,;|]", cell[1:-1]) if (name := part.strip(QUOTES + " "))]
+
+
+def joined(name: str, known: Collection[str], between: re.Pattern[str] = SEPARATORS) -> list[str]:
+    """The names that `name` joins by a sign that is no `;`; empty unless there are two or more, all of them known."""
+    parts = [part for text in between.split(name) if (part := clean(text))]
+    return parts if len(parts) > 1 and all(part in known for part in parts) else []
+
+
+def all_joined(names: Collection[str]) -> dict[str, list[str]]:
+    """The names that join others (see `joined`), and which. A part is known if it is a name, or part of two of them."""
+    parts = {name: {part for text in SEPARATORS.split(name) if (part := clean(text))} for name in names}
+    shared = Counter(part for found in parts.values() if len(found) > 1 for part in found)
+    known = {*names, *(part for part, count in shared.items() if count > 1)}
+    return {name: found for name in names if (found := joined(name, known))}
+
+
+def system_part(parts: Sequence[str]) -> str:
+    """The part of a path that a system has made, such as a NAS or a zip program, and no person; else empty."""
+    for part in parts:
+        small = part.casefold()
+        if small in SYSTEM_FOLDERS or small in SYSTEM_FILES or small.startswith("._"):
+            return part
+    return ""
