@@ -21,5 +21,7 @@ def load_table(settings: DataSettings, problems: Problems | None = None) -> Tabl
     continue, and the table then lacks the samples that are wrong.
     """
     if not settings.root.is_dir():
-        raise DataError(f"data.root: there is no folder {settings.root}; set it with --set data.root=FOLDER")
+        tried = "" if settings.root.is_absolute() else f" (looked for {settings.root.absolute()})"
+        what = "a file, not a folder:" if settings.root.is_file() else "there is no folder"
+        raise DataError(f"data.root: {what} {settings.root}{tried}; set it with --set data.root=FOLDER")
     return READERS[settings.format](settings, problems or Problems())

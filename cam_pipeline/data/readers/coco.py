@@ -13,8 +13,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 from cam_pipeline.config import DataSettings, toml_value
 from cam_pipeline.data.check.problems import Problem, Problems
 from cam_pipeline.data.coco_masks import CocoMask, Region
+from cam_pipeline.data.names import is_class
 from cam_pipeline.data.readers.coco_outlines import Outlines
-from cam_pipeline.data.readers.listing import Listing, class_names
+from cam_pipeline.data.readers.listing import Listing, check_inside, class_names, no_class_labels, not_decoded
 from cam_pipeline.data.table import Sample, Table, unknown_class
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
@@ -119,7 +120,7 @@ def read_coco(settings: DataSettings, problems: Problems) -> Table:
     suffix.
     """
     files = {
-        path: (split, read_file(*_state(path, may_be_left_out=split != settings.train)))
+        path: (split, read_file(*_state(path, settings.root, may_be_left_out=split != settings.train)))
         for split, path in _paths(settings).items()
     }
     for _, file in files.values():
@@ -128,11 +129,10 @@ def read_coco(settings: DataSettings, problems: Problems) -> Table:
         for warning in file.warnings:
             problems.warn(warning.kind, warning.message)
     categories = _categories({path: file for path, (_, file) in files.items()}, settings, problems)
-    classes = class_names(settings, _names(categories))
+    classes = class_names(settings, _names(categories), problems)
     listing = Listing(settings, classes, problems)
-    labels = {name: label for label, name in enumerate(classes, 1)}
-    found = {key: labels.get(name, _label_of_no_class(name)) for key, name in categories.items()}
-    label_of = {key: label for key, label in found.items() if label is not None}
+    labels = no_class_labels(categories.values()) | {name: label for label, name in enumerate(classes, 1)}
+    label_of = {key: labels[name] for key, name in categories.items() if name in labels}
     for path, (split, file) in files.items():
         _report_unknown(path, file, label_of, listing)
         folder = settings.images.replace("{split}", split)
@@ -142,18 +142,10 @@ def read_coco(settings: DataSettings, problems: Problems) -> Table:
     return listing.table()
 
 
-def _label_of_no_class(name: str) -> int | None:
-    """The label of a category that is no class: 0 for background, 255 for what Labelme calls `__ignore__`."""
-    plain = name.strip().casefold()
-    if plain.strip("_") == "background":
-        return 0
-    return IGNORE_INDEX if plain.strip("_") == "ignore" and plain.startswith("_") else None
-
-
 def _names(categories: Mapping[Key, str]) -> list[str]:
     """The class names by rising id, each once; ids that are text come last."""
     ordered = sorted(categories, key=lambda key: (isinstance(key, str), key))
-    return list(dict.fromkeys(categories[key] for key in ordered if _label_of_no_class(categories[key]) is None))
+    return list(dict.fromkeys(categories[key] for key in ordered))
 
 
 def _add(
@@ -164,9 +156,7 @@ def _add(
     if path is None:
         return
     regions = tuple(
-        Region(label, region.crowd or label == IGNORE_INDEX, region.polygons, region.runs)
-        for label, region in outlines
-        if region is not None
+        Region(label, region.crowd, region.polygons, region.runs) for label, region in outlines if region is not None
     )
     complete = len(regions) == len(outlines)
     sample = Sample(
@@ -214,7 +204,7 @@ def _categories(files: Mapping[Path, CocoFile], settings: DataSettings, problems
     names = {key: category.name for key, category in kept.items()}
     for name in dict.fromkeys(names.values()):
         keys = [str(key) for key in names if names[key] == name]
-        if len(keys) > 1 and not given and _label_of_no_class(name) is None:
+        if len(keys) > 1 and not given and is_class(name):
             problems.report(
                 "category named twice",
                 f"{where}: the categories {' and '.join(keys)} have one name, '{name}'; rename all but one, or set "
@@ -229,8 +219,9 @@ def _paths(settings: DataSettings) -> dict[str, Path]:
     return {split: settings.root / settings.annotations.replace("{split}", split) for split in splits}
 
 
-def _state(path: Path, may_be_left_out: bool) -> tuple[Path, int, int]:
+def _state(path: Path, root: Path, may_be_left_out: bool) -> tuple[Path, int, int]:
     """A split's file, its size and time of change. Raises DataError if they cannot be read."""
+    check_inside(path, root)
     try:
         state = path.stat()
     except (OSError, ValueError) as error:
@@ -326,6 +317,8 @@ def _sized(image: Image, shape: Any) -> Image:
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise DataError(not_decoded(path, error)) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}); replace it") from error
     lists = ("images", "annotations", "categories")

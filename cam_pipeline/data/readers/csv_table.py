@@ -3,17 +3,27 @@
 import csv
 import difflib
 import io
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from cam_pipeline.config import DataSettings
 from cam_pipeline.config.mistakes import shown
 from cam_pipeline.data.check.problems import Problems
-from cam_pipeline.data.readers.listing import Listing, class_names, read_text
+from cam_pipeline.data.names import all_joined, clean, in_brackets, in_order, is_class, system_part
+from cam_pipeline.data.readers.listing import IMAGE_SUFFIXES, Listing, class_names, given_names, read_text
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
 
 COLUMNS = ("image", "labels", "mask", "split")
+OTHER_NAMES = {
+    "image": ("file", "filename", "file_name", "filepath", "file_path", "path", "img", "image_path", "image_name",
+              "image_file", "image_id", "name", "id", "picture", "photo"),
+    "labels": ("class", "classes", "class_name", "category", "categories", "tag", "tags", "target", "targets"),
+}  # fmt: skip
+"""What other programs call the columns that must be there."""
+DELIMITERS = (",", ";", "\t", "|")
+"""What may stand between cells. Excel writes `;` where a comma is the decimal sign, and tabs into its Unicode text."""
 LABEL_SEPARATOR = ";"
 UNKNOWN = "?"
 LIKENESS = 0.85
@@ -28,11 +38,20 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
     An empty `labels` cell says that the image shows none of the classes. Without a `split` column every image
     belongs to the training split. The id is the image path without its suffix.
     """
-    rows = _read_rows(settings.root / settings.table, problems)
-    named = {name for _, row in rows for name in _names(row["labels"])} - {UNKNOWN}
-    listing = Listing(settings, class_names(settings, sorted(named)), problems)
+    rows = _read_rows(settings.root / settings.table, settings.root, problems)
+    wrong = _wrong_cells([row["labels"] for _, row in rows if not _is_left_out(row)], given_names(settings)[1])
+    named = {
+        name
+        for _, row in rows
+        if not _is_left_out(row)
+        for name in wrong.get(row["labels"], _names(row["labels"]))
+        if name != UNKNOWN and is_class(name)
+    }
+    listing = Listing(settings, class_names(settings, in_order(named), problems), problems)
     for where, row in rows:
-        class_ids = _class_ids(row["labels"], where, listing)
+        if _is_left_out(row) and listing.is_left_out(PurePosixPath(row["image"]), where):
+            continue
+        class_ids = _class_ids(row["labels"], where, listing, wrong)
         if not row["image"]:
             problems.report("row that cannot be read", f"{where}: the image cell is empty; name a file")
             continue
@@ -51,53 +70,116 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
     return listing.table()
 
 
-def _class_ids(cell: str, where: str, listing: Listing) -> tuple[int, ...] | None:
+def _is_left_out(row: dict[str, str]) -> bool:
+    """Whether a row names a file that a system has made."""
+    return bool(system_part(PurePosixPath(row["image"]).parts))
+
+
+def _wrong_cells(cells: Iterable[str], given: Collection[str]) -> dict[str, list[str]]:
+    """Cells whose labels are not joined by `;`, but in another way, and the labels in them.
+
+    A list in brackets is such a cell, and one that joins labels of other cells by another sign, unless `given` has it.
+    """
+    names_in = {cell: [name for name in _names(cell) if name not in given] for cell in dict.fromkeys(cells)}
+    lists = {cell: in_brackets(cell) for cell, names in names_in.items() if names}
+    found = {cell: names for cell, names in lists.items() if names is not None}
+    together = all_joined({name for cell, names in names_in.items() if cell not in found for name in names})
+    for cell, names in names_in.items():
+        if not given and cell not in found and any(name in together for name in names):
+            found[cell] = [part for name in names for part in together.get(name, [name])]
+    return found
+
+
+def _class_ids(cell: str, where: str, listing: Listing, wrong: Mapping[str, list[str]]) -> tuple[int, ...] | None:
     """Class ids of a `labels` cell; None for unknown ones."""
+    if cell in wrong:
+        right = LABEL_SEPARATOR.join(wrong[cell])
+        remedy = f"write {right}" if right else "leave the cell empty for no label"
+        message = f"{where}: {shown(cell)} would be one class; labels are joined by `{LABEL_SEPARATOR}`: {remedy}"
+        kind = f"labels that are not joined by {LABEL_SEPARATOR}"
+        listing.problems.report(kind, f"{message} (or list it in data.classes if it is one)")
+        return ()
     names = set(_names(cell))
     if UNKNOWN not in names:
-        return listing.class_ids(sorted(names), where)
+        return listing.class_ids(in_order(names), where, "leave the cell empty if the image shows none of the classes")
     if names != {UNKNOWN}:
         message = f"{where}: '{cell}' is known and unknown at once; write either `{UNKNOWN}` or the labels"
         listing.problems.report("label that contradicts itself", message)
     return None
 
 
-def _read_rows(path: Path, problems: Problems) -> list[Row]:
+def _read_rows(path: Path, root: Path, problems: Problems) -> list[Row]:
     """Every row that has as many cells as the header, without blanks around cells. Raises DataError if it is no table.
 
-    Warns of columns that are not used.
+    Rows whose cells are all empty are left out. Warns of columns that are not used.
     """
-    table = csv.reader(io.StringIO(read_text(path), newline=""))
+    text = read_text(path, root, _other_tables(root))
+    first, delimiter = _first_line(text)
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows: list[Row] = []
     try:
-        columns = [name.strip() for name in next(table, [])]
-        _check_header(columns, path)
+        for _ in range(first - 1):
+            next(table)
+        columns = [clean(name) for name in next(table, [])]
+        _check_header(columns, f"{path}, line {first}")
         for name in dict.fromkeys(columns):
             if name and name not in COLUMNS:
-                problems.warn("column that is not used", f"{path}, line 1: {shown(name)}")
+                problems.warn("column that is not used", f"{path}, line {first}: {shown(name)}")
         line = table.line_num + 1
         for cells in table:
             where = f"{path}, line {line}"
             line = table.line_num + 1
+            cells = [clean(cell) for cell in _cut(cells, len(columns))]
             if any("\n" in cell for cell in cells):  # a quotation mark is missing, or two names would become one
                 message = f"{where}: a line break in a cell; remove it, or add the quotation mark that is missing"
                 problems.report("row that cannot be read", message)
-            elif cells and len(cells) != len(columns):
-                message = f"{where}: more or fewer cells than the header; join labels by `{LABEL_SEPARATOR}`"
-                problems.report("row that cannot be read", message)
-            elif cells:
-                rows.append((where, dict(zip(columns, map(str.strip, cells), strict=True))))
+            elif any(cells) and len(cells) != len(columns):
+                join = (
+                    f"join labels by `{LABEL_SEPARATOR}`"
+                    if delimiter != LABEL_SEPARATOR
+                    else f'put labels that are joined by `{LABEL_SEPARATOR}` in quotation marks ("cat;dog")'
+                )
+                problems.report("row that cannot be read", f"{where}: more or fewer cells than the header; {join}")
+            elif any(cells):
+                rows.append((where, dict(zip(columns, cells, strict=True))))
     except csv.Error as error:
         raise DataError(f"{path}, line {table.line_num}: {error}; is a quotation mark missing?") from error
     return rows
 
 
-def _check_header(columns: Sequence[str], path: Path) -> None:
+def _other_tables(root: Path) -> str:
+    """What to set if the table has another name; empty if there is no other."""
+    names = sorted(path.name for path in root.iterdir() if path.suffix.casefold() in (".csv", ".tsv"))
+    return f"there is {', '.join(names[:5])}: set data.table" if names else ""
+
+
+def _first_line(text: str) -> tuple[int, str]:
+    """The number of the header's line, and what stands between cells: `,` unless another sign makes a header of it.
+
+    A line `sep=;` above the header tells Excel this sign.
+    """
+    lines = re.split(r"\r\n|\r|\n", text[:10_000])
+    first = 2 if lines and re.fullmatch(r'"?sep=.?"?[,;\t]*', lines[0], re.IGNORECASE) else 1
+    header = lines[first - 1] if len(lines) >= first else ""
+    for delimiter in DELIMITERS:
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+        if {"image", "labels"} <= {clean(cell) for cell in cells}:
+            return first, delimiter
+    return first, max(DELIMITERS, key=lambda one: (header.count(one) > 0 and "," not in header, one == ","))
+
+
+def _cut(cells: list[str], number: int) -> list[str]:
+    """The cells without empty ones behind the last column; spreadsheets write such."""
+    while len(cells) > number and not clean(cells[-1]):
+        cells = cells[:-1]
+    return cells
+
+
+def _check_header(columns: Sequence[str], where: str) -> None:
     """Raise DataError if `image` or `labels` is missing, or a column comes twice (empty names are no columns).
 
     Also if a name is nearly that of an absent column: it is misspelt, and the column would be ignored silently.
     """
-    where = f"{path}, line 1"
     absent = [name for name in COLUMNS if name not in columns]
     for name in columns:
         near = [] if name in COLUMNS else difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=LIKENESS)
@@ -109,7 +191,7 @@ def _check_header(columns: Sequence[str], path: Path) -> None:
     if missing:
         raise DataError(
             f"{where}: the header needs the columns image and labels, separated by commas; "
-            f"missing: {', '.join(missing)}; the header is {shown(','.join(columns))}"
+            f"missing: {', '.join(missing)}; the header is {shown(','.join(columns))}{_hint(columns, missing)}"
         )
     twice = [name for name in columns if name and columns.count(name) > 1]
     if twice:
@@ -119,6 +201,17 @@ def _check_header(columns: Sequence[str], path: Path) -> None:
         )
 
 
+def _hint(columns: Sequence[str], missing: Sequence[str]) -> str:
+    """What is probably wrong with a header that lacks columns; empty if nothing comes to mind."""
+    if len(columns) == 1 and "," in columns[0]:
+        return "; remove the quotation marks around the whole line"
+    if any(name.casefold().endswith(IMAGE_SUFFIXES) for name in columns):
+        return "; it looks like an image's row: put the line image,labels above it"
+    small = {name.casefold(): name for name in columns}
+    likely = {one: small[name] for one in missing for name in OTHER_NAMES[one] if name in small}
+    return f"; rename {' and '.join(f'{shown(name)} to {one}' for one, name in likely.items())}" if likely else ""
+
+
 def _names(cell: str) -> list[str]:
-    names = [name.strip() for name in cell.split(LABEL_SEPARATOR)]
+    names = [clean(name) for name in cell.split(LABEL_SEPARATOR)]
     return [name for name in names if name]

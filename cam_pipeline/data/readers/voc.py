@@ -1,13 +1,28 @@
 """The PASCAL VOC layout: JPEGImages/, SegmentationClass/, ImageSets/Segmentation/<split>.txt, Annotations/."""
 
+import codecs
 import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.check.problems import Problems
-from cam_pipeline.data.readers.listing import Listing, class_names, image_files, read_text
+from cam_pipeline.data.names import clean, fold, in_order, is_class
+from cam_pipeline.data.readers.listing import (
+    IMAGE_SUFFIXES,
+    Listing,
+    check_inside,
+    class_names,
+    given_names,
+    image_files,
+    not_decoded,
+    read_text,
+)
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError, LibraryMissing
 
@@ -15,8 +30,19 @@ VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main", "ImageSets")
+"""Where split lists are looked for, in this order."""
+RARE = 0.1
+"""A name in fewer of the XML files is taken for a misspelt one, if it is like one of VOC's."""
+MULTIBYTE = {
+    "gb2312": "gb18030", "gbk": "gb18030", "gb18030": "gb18030", "cp936": "gb18030", "big5": "cp950", "cp950": "cp950",
+    "big5-hkscs": "big5hkscs", "shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932", "windows-31j": "cp932",
+    "cp932": "cp932", "euc-jp": "euc_jp", "iso-2022-jp": "iso2022_jp", "euc-kr": "cp949", "cp949": "cp949",
+    "ks_c_5601-1987": "cp949",
+}  # fmt: skip
+"""Encodings, as XML declares them, that its parser does not know, and what Python calls them or a larger set."""
 
-Names = dict[str, tuple[str, Sequence[str]]]  # id -> where its labels stand, class names
+Names = dict[str, tuple[str, Sequence[str]]]  # id (in one Unicode form) -> where its labels stand, class names
 
 
 def read_voc(settings: DataSettings, problems: Problems) -> Table:
@@ -24,44 +50,127 @@ def read_voc(settings: DataSettings, problems: Problems) -> Table:
 
     An id without a line, or without an XML file, is an image with unknown labels. In XML every `<object>` counts,
     difficult ones too. If no classes are given and one in the files is not among VOC's twenty, the classes are those in
-    the files.
+    the files; a name that is nearly one of VOC's is a mistake.
     """
     root = settings.root
     splits = [split for split in (settings.train, settings.val) if split]
-    lists = {split: _ids(root / "ImageSets" / "Segmentation" / f"{split}.txt", problems) for split in splits}
+    files_in = cache(image_files)
+    lists = {split: _ids(_split_list(settings, split, problems), settings, problems) for split in splits}
     labels = root / settings.labels
     if labels.is_dir():
-        names = _names_in_xml(labels, [name for ids in lists.values() for name, _ in ids], problems)
-        found = {name for _, shown in names.values() for name in shown}
-        classes = class_names(settings, VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found))
+        names = _names_in_xml(labels, root, [name for ids in lists.values() for name, _ in ids], problems)
+        classes = class_names(settings, _classes_in_xml(settings, names, problems), problems)
     else:
-        names = _names_in_lines(labels, problems)
-        classes = class_names(settings, VOC_CLASSES)
+        names = _names_in_lines(labels, settings, problems)
+        classes = class_names(settings, VOC_CLASSES, problems)
     listing = Listing(settings, classes, problems)
     class_ids = {name: listing.class_ids(shown, where) for name, (where, shown) in names.items()}
-    files_in = cache(image_files)
     for split, ids in lists.items():
         for name, where in ids:
             image = _find_image(listing, name, where, files_in)
             mask = listing.path(f"{settings.masks}/{name}.png", where) if image else None
             if image and mask:
                 file = root / mask
-                sample = Sample(name, root / image, split, class_ids.get(name), file if file.is_file() else None)
+                shown = class_ids.get(_form(name))
+                sample = Sample(name, root / image, split, shown, file if file.is_file() else None)
                 listing.add(sample, where)
     return listing.table()
 
 
-def _ids(path: Path, problems: Problems) -> list[tuple[str, str]]:
-    """(id, where it stands) for each line of a split list."""
-    found = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        words = line.split()
-        where = f"{path}, line {number}"
-        if len(words) > 1:
-            problems.report("row that cannot be read", f"{where}: there must be one id in a line, not '{line[:100]}'")
-        elif words:
-            found.append((words[0], where))
+def _split_list(settings: DataSettings, split: str, problems: Problems) -> Path:
+    """The file that lists a split: in ImageSets/Segmentation, else in another folder, of which a warning tells.
+
+    Raises DataError, with the lists that there are, if there is none.
+    """
+    paths = [settings.root / folder / f"{split}.txt" for folder in LIST_FOLDERS]
+    found = next((path for path in paths if os.path.lexists(path)), None)
+    if found is None:
+        folders = [path.parent for path in paths]
+        others = sorted(
+            {
+                path.stem
+                for folder in folders
+                if folder.is_dir()
+                for path in folder.glob("*.txt")
+                if "_" not in path.stem
+            }
+        )
+        key = "data.train" if split == settings.train else "data.val"
+        known = f"; there are lists of {', '.join(others[:10])}: set {key} to one of them" if others else ""
+        none = ", or data.val to ''" if known and split == settings.val else "; or set data.val to ''"
+        raise DataError(
+            f"there is no file {paths[0]}, nor one of this name in {' or '.join(LIST_FOLDERS[1:])}{known}"
+            f"{none if split == settings.val else ''}"
+        )
+    if found != paths[0]:
+        message = f"{found}: there is no {paths[0]}, so this list is taken"
+        problems.warn("split list of another folder", message)
     return found
+
+
+def _classes_in_xml(settings: DataSettings, names: Names, problems: Problems) -> Sequence[str]:
+    """VOC's twenty, or the names in the XML files if some of them are others, and not just misspelt."""
+    counts = Counter(name for _, shown in names.values() for name in set(shown) if is_class(name))
+    others = [name for name in counts if name not in VOC_CLASSES]
+    by_fold = {fold(name): name for name in VOC_CLASSES}
+    misspelt = [
+        name
+        for name in others
+        if fold(name) in by_fold
+        or (counts[name] <= max(1, RARE * len(names)) and get_close_matches(name.casefold(), VOC_CLASSES, cutoff=0.8))
+    ]
+    if len(misspelt) == len(others) < len(counts) - len(others) or not others:
+        return VOC_CLASSES  # a misspelt name is then unknown, which the listing reports
+    found = in_order(counts)
+    if 2 * len(others) <= len(counts) and not given_names(settings)[0]:
+        message = (
+            f"the XML files show {', '.join(others[:5])}, none of VOC's twenty, so labels are 1..{len(found)} in the "
+            f"order {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}; give data.classes for other numbers"
+        )
+        problems.warn("classes other than VOC's", message)
+    return found
+
+
+def _ids(path: Path, settings: DataSettings, problems: Problems) -> list[tuple[str, str]]:
+    """(id, where it stands) for each line of a split list; a line may also name the image, or image and mask."""
+    found = []
+    masks: dict[str, str] = {}
+    for number, line in enumerate(read_text(path, settings.root).split("\n"), 1):
+        words = clean(line).split()
+        where = f"{path}, line {number}"
+        if not words:
+            continue
+        name = _id_of(words[0], settings.root)
+        if len(words) == 2 and PurePosixPath(words[1]).stem == PurePosixPath(name).name:
+            masks.setdefault(_below_root(str(PurePosixPath(words[1]).parent)), where)
+        elif len(words) > 1:
+            message = f"{where}: there must be one id in a line, not '{line.strip()[:100]}'"
+            if len(words) == 2 and words[1] in ("1", "-1", "0"):
+                message += "; this is the list of one class: take one without the name of a class"
+            problems.report("row that cannot be read", message)
+            continue
+        found.append((name, where))
+    for folder, where in masks.items():
+        if folder != _below_root(settings.masks):
+            message = f"{where}: the list names masks in {folder}, data.masks is {settings.masks}; set data.masks"
+            problems.warn("masks of another folder", message)
+    return found
+
+
+def _id_of(word: str, root: Path) -> str:
+    """The id in a list: without JPEGImages/ and what stands before it, and without the ending of an image file."""
+    name = word.rpartition("JPEGImages/")[2].removeprefix("./")
+    path = PurePosixPath(name)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return name
+    folder = root / "JPEGImages" / path.parent
+    if any((folder / f"{path.name}{suffix}").is_file() for suffix in (".jpg", ".png")):
+        return name  # its file has two endings
+    return path.with_suffix("").as_posix()
+
+
+def _below_root(folder: str) -> str:
+    return folder.strip("/").removeprefix("./")
 
 
 def _find_image(
@@ -69,20 +178,29 @@ def _find_image(
 ) -> PurePosixPath | None:
     """Path of an id's image relative to the root, with .jpg if there is no file; None if it leads out of the root."""
     path = listing.path(f"JPEGImages/{name}.jpg", where)
-    files = files_in(listing.root / path.parent).get(path.stem, []) if path else []
+    by_stem = files_in(listing.root / path.parent) if path else {}
+    files = by_stem.get(path.stem, []) if path else []
+    if path and not files and not path.stem.isascii():
+        files = next((files for stem, files in by_stem.items() if _form(stem) == _form(path.stem)), [])
     if path and len(files) > 1:
         message = f"{where}: {' and '.join(files)} in {listing.root / path.parent} both fit; rename or delete one"
         listing.problems.report("two images with one stem", message)
     return listing.path(str(path.with_name(files[0])), where) if path and files else path
 
 
-def _names_in_lines(path: Path, problems: Problems) -> Names:
+def _form(text: str) -> str:
+    """The text in one Unicode form: disks and lists write accents as one letter or as two."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _names_in_lines(path: Path, settings: DataSettings, problems: Problems) -> Names:
     """Class names from a file of lines `id class class ...`."""
     found: Names = {}
-    text = read_text(path, "for XML files set data.labels to their folder (Annotations)")
+    text = read_text(path, settings.root, "for XML files set data.labels to their folder (Annotations)")
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            name, *names = line.split()
+        if clean(line):
+            word, *names = clean(line).split()
+            name = _form(_id_of(word, settings.root))
             where = f"{path}, line {number}"
             if name in found:
                 message = f"{where}: {name} already has labels in {found[name][0]}; put all its classes into one line"
@@ -92,16 +210,19 @@ def _names_in_lines(path: Path, problems: Problems) -> Names:
     return found
 
 
-def _names_in_xml(folder: Path, ids: list[str], problems: Problems) -> Names:
+def _names_in_xml(folder: Path, root: Path, ids: list[str], problems: Problems) -> Names:
     """Class names from the objects in `folder/<id>.xml`, for the ids that have such a file."""
     found: Names = {}
+    check_inside(folder, root)
     with os.scandir(folder) as entries:
-        states = {entry.name: entry.stat() for entry in entries if entry.is_file()}
-    for name in ids:
-        state = states.get(f"{name}.xml")
-        if state is not None:
-            path = folder / f"{name}.xml"
+        states = {_form(entry.name): (entry, entry.stat()) for entry in entries if entry.is_file()}
+    for name in map(_form, ids):
+        if f"{name}.xml" in states:
+            entry, state = states[f"{name}.xml"]
+            path = folder / entry.name
             try:
+                if entry.is_symlink():
+                    check_inside(path, root)
                 found[name] = str(path), object_names(path, state.st_size, state.st_mtime_ns)
             except DataError as error:
                 problems.report("annotation that cannot be read", str(error))
@@ -113,18 +234,29 @@ def object_names(path: Path, size: int, mtime_ns: int) -> tuple[str, ...]:
     """Names of the objects in an XML file, read again only if size or time of change differ. Raises DataError."""
     try:
         from defusedxml.common import DefusedXmlException
-        from defusedxml.ElementTree import ParseError, parse
+        from defusedxml.ElementTree import ParseError, fromstring
     except ImportError as error:
         raise LibraryMissing(
             f"defusedxml reads the XML annotations and cannot be imported ({error}). Install it: pip install defusedxml"
         ) from error
     try:
-        root = parse(path, forbid_dtd=True).getroot()
+        root = fromstring(_decoded(path.read_bytes()), forbid_dtd=True)
     except DefusedXmlException:  # entities could grow to gigabytes; VOC files have none
         raise DataError(f"{path}: it declares a document type or entities, which are not read; delete them") from None
+    except UnicodeDecodeError as error:
+        raise DataError(not_decoded(path, error)) from error
     except (OSError, ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{path} cannot be read as XML ({error}); replace it, or delete it") from error
-    names = [(one.findtext("name") or "").strip() for one in root.findall("object")]
+        raise DataError(f"{path} cannot be read as XML ({error}); save it again as UTF-8, or replace it") from error
+    names = [clean(one.findtext("name") or "") for one in root.findall("object")]
     if root.tag != "annotation" or not all(names):
         raise DataError(f"{path}: not a VOC annotation, in which each <object> of an <annotation> has a <name>")
     return tuple(dict.fromkeys(names))
+
+
+def _decoded(content: bytes) -> bytes | str:
+    """An XML file's content: as text if it declares an encoding that the parser does not know, or UTF-8 or none."""
+    declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["']""", content[:200])
+    encoding = declared[1].decode().lower() if declared else "utf-8"
+    if encoding in ("utf-8", "utf8") and not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-8-sig")
+    return content.decode(MULTIBYTE[encoding]) if encoding in MULTIBYTE else content

@@ -416,3 +416,51 @@ def test_what_labelme_ignores_is_undecided(tmp_path):
     table, _ = warned(tmp_path)
     assert table.classes == ("cat",) and table.samples[0].class_ids == (1,)
     assert sample_mask(table.samples[0], 1).tolist() == [[1, 255, 255, 0, 0], [255, 255, 255, 0, 0], [0] * 5, [0] * 5]
+
+
+@pytest.mark.parametrize("name", ["_background_", "__background__", "Background"])
+def test_categories_of_the_background_are_no_classes_and_told(tmp_path, name):
+    categories = [{"id": 0, "name": name}, {"id": 1, "name": "__ignore__"}, *CATEGORIES]
+    whole = {"segmentation": {"size": [4, 5], "counts": [0, 20]}}
+    part = {"segmentation": {"size": [4, 5], "counts": [12, 4, 4]}}
+    write(tmp_path, train=content([(1, "a.png")], [(1, 0, whole), (1, 1, part), (1, 17, {})], categories))
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (5, 4)).save(tmp_path / "train" / "a.png")
+    problems = AllProblems()
+    table = table_of(tmp_path, problems)
+    assert table.classes == ("zebra", "cat", "dog") and table.samples[0].class_ids == (2,) and not problems.errors
+    assert [problem.kind for problem in problems.warnings] == ["name that is no class"] * 2
+    assert sample_mask(table.samples[0], 3).tolist() == [[2, 2, 2, 255, 0]] * 2 + [[0, 0, 0, 255, 0]] * 2
+
+
+def test_a_file_that_is_a_link_out_of_the_root_is_refused(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    write(root, train=content([(1, "a.jpg")]))
+    (root / "annotations/instances_train.json").rename(tmp_path / "outside.json")
+    (root / "annotations/instances_train.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(DataError, match=r"instances_train\.json leads out of the data root .* by a symbolic link"):
+        table_of(root)
+
+
+def test_images_that_systems_make_are_left_out(tmp_path):
+    write(tmp_path, train=content([(1, "@eaDir/a.jpg/thumb.jpg"), (2, "a.jpg"), (3, "._a.jpg")]))
+    problems = AllProblems()
+    assert [sample.id for sample in table_of(tmp_path, problems).samples] == ["train/a"]
+    assert [problem.kind for problem in problems.warnings] == ["file left out"] * 2 and not problems.errors
+
+
+def test_files_named_in_another_unicode_form_are_found(tmp_path):
+    write(tmp_path, train=content([(1, "\u00e9.jpg")]))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/e\u0301.jpg").touch()
+    problems = AllProblems()
+    assert table_of(tmp_path, problems).samples[0].image.is_file()
+    assert [problem.kind for problem in problems.warnings] == ["name written in another way"]
+
+
+def test_a_file_that_is_not_utf8_says_what_to_do(tmp_path):
+    write(tmp_path, train=content())
+    (tmp_path / "annotations/instances_train.json").write_bytes('{"images":\n ["Bär"]}'.encode("cp1252"))
+    with pytest.raises(DataError, match=r"train\.json, line 2: byte 5 \(0xe4\) is not UTF-8; save the file as UTF-8$"):
+        table_of(tmp_path)

@@ -85,8 +85,13 @@ def test_csv_classes_come_from_the_settings_then_a_file_then_the_table(tmp_path)
         (["a.jpg,cat"], "line 1: .* missing: image, labels"),
         (["image,split", "a.jpg,train"], "line 1: .* missing: labels"),
         ([], "line 1: .* missing: image, labels; the header is ''$"),
-        (["image;labels;mask", "a.jpg;cat;"], "columns .*, separated by commas; .* the header is 'image;labels;mask'$"),
-        (["image\tlabels", "a.jpg\tcat"], r"missing: image, labels; the header is 'image\\tlabels'$"),
+        (["picture:labels:mask", "a.jpg:cat:"], "separated by commas; .* the header is 'picture:labels:mask'$"),
+        (["filename,tags", "a.jpg,cat"], "the header is 'filename,tags'; rename 'filename' to image and 'tags' to lab"),
+        (["Path;class", "a.jpg;cat"], "missing: image, labels; .*; rename 'Path' to image and 'class' to labels$"),
+        (["image;label", "a.jpg;cat"], "line 1: unknown column 'label'; did you mean 'labels'"),
+        (["image;labels", "a.jpg;cat;dog"], r'line 2: more or fewer cells .* quotation marks \("cat;dog"\)'),
+        (["a.jpg,cat", "b.jpg,dog"], "it looks like an image's row: put the line image,labels above it"),
+        (['"image,labels"', '"a.jpg,cat"'], "; remove the quotation marks around the whole line$"),
         (["x" * 500], r"the header is 'x+ \.\.\. x+'$"),
         (["image,labels,masks", "a.jpg,cat,m.png"], "line 1: unknown column 'masks'; did you mean 'mask'\\? If not"),
         (["image,labels,Split", "a.jpg,cat,val"], "line 1: unknown column 'Split'; did you mean 'split'"),
@@ -142,7 +147,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"data.root: there is no folder .*nowhere.* --set data.root=FOLDER"):
         load_table(DataSettings(root=tmp_path / "nowhere"))
     (tmp_path / "data.csv").write_bytes(b"image,labels\n\xff\xfe.jpg,cat\n")
-    with pytest.raises(DataError, match=r"data\.csv cannot be read"):
+    with pytest.raises(DataError, match=r"data\.csv, line 2: byte 1 \(0xff\) is not UTF-8; save"):
         load_table(DataSettings(root=tmp_path))
 
 
@@ -185,3 +190,264 @@ def test_csv_with_many_mistakes_tells_them_all_and_keeps_the_rest(tmp_path):
     with pytest.raises(DataError) as first:
         load_table(DataSettings(root=tmp_path))
     assert str(first.value) == problems.errors[0].message
+
+
+def noted(root, *lines, **settings):
+    """The table of these lines, and what was noted about it as (kind, message)."""
+    (root / "data.csv").write_text("".join(f"{line}\n" for line in lines))
+    problems = AllProblems()
+    table = load_table(DataSettings(root=root, **settings), problems)
+    return table, *([(one.kind, one.message) for one in found] for found in (problems.errors, problems.warnings))
+
+
+@pytest.mark.parametrize(
+    ("cell", "remedy"),
+    [
+        ('"cat,dog"', "write cat;dog"),
+        ('"dog, cat"', "write dog;cat"),
+        ("cat|dog", "write cat;dog"),
+        ("cat/dog", "write cat;dog"),
+        ("cat + dog", "write cat;dog"),
+        ("cat & dog", "write cat;dog"),
+        ("cat\uff0cdog", "write cat;dog"),
+        ("cat\uff1bdog", "write cat;dog"),
+        ("cat\u3001dog", "write cat;dog"),
+        ("cat:dog", "write cat;dog"),
+        ("eel;cat|dog", "write eel;cat;dog"),
+        ("\"['cat', 'dog']\"", "write cat;dog"),
+        ('"[""cat""]"', "write cat"),
+        ("[cat]", "write cat"),
+        ("\"('cat', 'dog')\"", "write cat;dog"),
+        ("\"{'cat'}\"", "write cat"),
+        ("['cat'; 'dog']", "write cat;dog"),
+        ("[]", "leave the cell empty for no label"),
+    ],
+)
+def test_csv_labels_joined_in_another_way_are_refused_with_the_right_cell(tmp_path, cell, remedy):
+    rows = ("a.jpg,cat", "b.jpg,dog", "d.jpg,eel", f"c.jpg,{cell}")
+    table, errors, _ = noted(tmp_path, "image,labels", *rows)
+    assert [kind for kind, _ in errors] == ["labels that are not joined by ;"]
+    assert f"{tmp_path / 'data.csv'}, line 5: " in errors[0][1] and remedy in errors[0][1]
+    assert table.classes == ("cat", "dog", "eel")
+    with pytest.raises(DataError, match=r"line 5: .* would be one class; .*"):
+        csv_table(tmp_path, "image,labels", *rows)
+
+
+def test_csv_labels_that_come_only_joined_are_refused_too(tmp_path):
+    _, errors, _ = noted(tmp_path, "image,labels", 'a.jpg,"cat,dog"', 'b.jpg,"dog,cow"', 'c.jpg,"cow,cat"')
+    assert len(errors) == 3
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("tench, Tinca tinca", "goldfish, Carassius auratus", "crane"),
+        ("maillot", "maillot, tank suit"),
+        ("AC/DC", "R&B"),
+        ("fire truck", "fire", "cat"),
+        ("C++", "C"),
+    ],
+)
+def test_csv_names_with_such_signs_are_names_if_their_parts_are_none(tmp_path, names):
+    _, errors, _ = noted(tmp_path, "image,labels", *(f'{n}.jpg,"{name}"' for n, name in enumerate(names)))
+    assert not errors
+
+
+def test_csv_names_that_are_listed_are_names_whatever_they_look_like(tmp_path):
+    names = ("cat", "dog", "cat,dog", "[x]")
+    rows = [f'{n}.jpg,"{name}"' for n, name in enumerate(names)]
+    table, errors, warnings = noted(tmp_path, "image,labels", *rows, classes=names)
+    assert table.classes == names and not errors and not warnings
+    _, errors, _ = noted(tmp_path, "image,labels", *rows, classes=("cat", "dog"))
+    assert "unknown class 'cat,dog'; cat and dog are labels of their own" in errors[0][1]
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        ([str(n) for n in range(12, 0, -1)], [str(n) for n in range(1, 13)]),
+        (["10", "9", "-1"], ["-1", "9", "10"]),
+        (["10.0", "9.0", "2.0"], ["2.0", "9.0", "10.0"]),
+        (["10", "9", "a"], ["10", "9", "a"]),
+        (["b", "a10", "a9"], ["a10", "a9", "b"]),
+        (["1" * 5000, "2"], ["1" * 5000, "2"]),
+    ],
+)
+def test_csv_classes_that_are_whole_numbers_are_sorted_as_numbers(tmp_path, names, order):
+    rows = [f"{n}.jpg,{name}" for n, name in enumerate(names)]
+    assert csv_table(tmp_path, "image,labels", *rows).classes == tuple(order)
+
+
+@pytest.mark.parametrize("name", ["background", "_background_", "__background__", "Background", "BACKGROUND"])
+def test_csv_label_background_says_leave_the_cell_empty(tmp_path, name):
+    table, errors, _ = noted(tmp_path, "image,labels", "a.jpg,cat", f"b.jpg,{name}")
+    assert table.classes == ("cat",)
+    assert errors == [
+        (
+            "label that is no class",
+            f"{tmp_path / 'data.csv'}, line 3: '{name}' is no label of an image; leave the cell empty if the image "
+            "shows none of the classes",
+        )
+    ]
+
+
+def test_csv_class_list_of_labelme(tmp_path):
+    (tmp_path / "classes.txt").write_text("__ignore__\n_background_\ncat\ndog\n")
+    table, errors, warnings = noted(tmp_path, "image,labels", "a.jpg,cat", "b.jpg,dog")
+    assert table.classes == ("cat", "dog") and not errors
+    assert [message.split(": ", 1)[1] for _, message in warnings] == [
+        "'__ignore__' is taken for ignored pixels (255 in masks) and gets no label",
+        "'_background_' is taken for the background (label 0)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["_ignore_", "__background__", "Background", "BACKGROUND", "back ground"])
+def test_csv_other_names_of_what_is_no_class(tmp_path, name):
+    table, _, warnings = noted(tmp_path, "image,labels", "a.jpg,cat", classes=(name, "cat", "dog"))
+    assert table.classes == ("cat", "dog") and [kind for kind, _ in warnings] == ["name that is no class"]
+
+
+def test_csv_background_behind_classes_is_told(tmp_path):
+    _, _, warnings = noted(tmp_path, "image,labels", "a.jpg,cat", classes=("cat", "dog", "background"))
+    assert "(label 0), though it stands after 'dog': check the numbers in the masks" in warnings[0][1]
+    _, _, warnings = noted(tmp_path, "image,labels", "a.jpg,cat", classes=("background", "cat"))
+    assert not warnings
+
+
+@pytest.mark.parametrize("blank", ["\u00a0", "\u200b", "\ufeff", "\u3000", "\u2009", "\u200e"])
+def test_csv_blanks_of_any_kind_around_cells_do_not_count(tmp_path, blank):
+    table = csv_table(
+        tmp_path, f"image{blank},labels,{blank}split", f"{blank}a.jpg{blank},cat{blank};{blank}dog,{blank}val{blank}"
+    )
+    assert table.classes == ("cat", "dog") and facts(table) == [("a", "val", (1, 2))]
+
+
+def test_csv_a_label_in_another_unicode_form_is_the_class(tmp_path):
+    table = csv_table(tmp_path, "image,labels", "a.jpg,cafe\u0301", "b.jpg,caf\u00e9", classes=("caf\u00e9", "x"))
+    assert [ids for _, _, ids in facts(table)] == [(1,), (1,)]
+
+
+@pytest.mark.parametrize("rows", [[",", ","], [" , "], [",,,,"], ["\u00a0,\u200b", ""]])
+def test_csv_rows_without_content_are_no_rows(tmp_path, rows):
+    assert len(csv_table(tmp_path, "image,labels", "a.jpg,cat", *rows, "b.jpg,cat,,", *rows).samples) == 2
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_csv_cells_may_be_separated_as_excel_does_it(tmp_path, delimiter):
+    rows = [["image", "labels", "split"], ["a.jpg", '"cat;dog"', "val"], ["b, c.jpg", "cat", ""], ["", "", ""]]
+    table = csv_table(tmp_path, *(delimiter.join(row) for row in rows))
+    assert facts(table) == [("a", "val", (1, 2)), ("b, c", "train", (1,))]
+
+
+def test_csv_first_line_may_tell_excel_the_separator(tmp_path):
+    table = csv_table(tmp_path, "sep=;", "image;labels", "a.jpg;cat")
+    assert facts(table) == [("a", "train", (1,))] and table.samples[0].source.endswith("data.csv, line 3")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32"])
+def test_csv_with_a_byte_order_mark(tmp_path, encoding):
+    assert facts(csv_table(tmp_path, "image\tlabels", "ä.jpg\tcat", encoding=encoding)) == [("ä", "train", (1,))]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (
+            "image,labels\n\na.jpg,Bär\n".encode("cp1252"),
+            r"line 3: byte 8 \(0xe4\) is not UTF-8; save the file as UTF-8",
+        ),
+        ("image,labels\n训练.jpg,cat\n".encode("gbk"), r"line 2: byte 3 \(0xc1\) is not UTF-8; save the file as UTF-8"),
+        ("image,labels\n".encode("utf-16-le"), "line 1: it holds zero bytes, as UTF-16 without its mark does; save it"),
+        (b"PK\x03\x04\x14\0", "is a spreadsheet .* not text; save it as CSV UTF-8"),
+        (b"\xd0\xcf\x11\xe0\xa1", "is a spreadsheet .* not text; save it as CSV UTF-8"),
+        (b"\x1f\x8b\x08", "is a gzip file, not text"),
+        ("image,labels\na.jpg,cat\n".encode("utf-16")[:-1], "line .* is not UTF-16-LE; save the file as UTF-8"),
+    ],
+)
+def test_csv_that_is_no_utf8_says_what_to_do(tmp_path, content, complaint):
+    (tmp_path / "data.csv").write_bytes(content)
+    with pytest.raises(DataError, match=complaint):
+        load_table(DataSettings(root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/img/._0.png", "img/._0.png", ".ipynb_checkpoints/a.png"]
+)
+def test_csv_rows_of_files_that_systems_make_are_left_out_and_told(tmp_path, name):
+    table, errors, warnings = noted(tmp_path, "image,labels", f"{name},@eaDir", "b.jpg,dog")
+    assert table.classes == ("dog",) and [sample.id for sample in table.samples] == ["b"] and not errors
+    assert [kind for kind, _ in warnings] == ["file left out"] and "line 2: " in warnings[0][1]
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", ".DS_Store", "Thumbs.db", "$RECYCLE.BIN", "lost+found"])
+def test_csv_class_named_like_what_systems_make_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match=r"the class name '.*' is that of a file or folder that systems make; take it"):
+        csv_table(tmp_path, "image,labels", f"a.jpg,{name}", "b.jpg,dog")
+    (tmp_path / "classes.txt").write_text(f"{name}\ndog\n")
+    with pytest.raises(DataError, match=r"systems make; take it out of .*classes\.txt"):
+        csv_table(tmp_path, "image,labels", "b.jpg,dog")
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [("img/\u00e90.png", "img/e\u03010.png"), ("e\u0301/0.png", "\u00e9/0.png"), ("img\\0.png", "img/0.png")],
+)
+def test_csv_files_named_in_another_unicode_form_are_taken(tmp_path, written, stored):
+    (tmp_path / stored).parent.mkdir()
+    (tmp_path / stored).touch()
+    table, errors, warnings = noted(tmp_path, "image,labels", f"{written},cat")
+    assert table.samples[0].image == tmp_path / stored and not errors
+    assert [kind for kind, _ in warnings] == ["name written in another way"] and written in warnings[0][1]
+
+
+def test_csv_files_are_taken_as_written_if_they_are_there_or_two_would_fit(tmp_path):
+    for name in ("\u00e9.png", "a\\b.png", "u\u0308\u0301.png"):
+        (tmp_path / name).touch()
+    table, _, warnings = noted(tmp_path, "image,labels", "\u00e9.png,cat", "a\\b.png,cat", "\u00ea.png,cat")
+    assert [sample.image.name for sample in table.samples] == ["\u00e9.png", "a\\b.png", "\u00ea.png"] and not warnings
+
+
+@pytest.mark.parametrize("name", ["data.csv", "classes.txt"])
+def test_csv_links_out_of_the_root_are_refused(tmp_path, name):
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / name).write_text("image,labels\na.jpg,cat\n" if name == "data.csv" else "cat\n")
+    (root / "data.csv").write_text("image,labels\na.jpg,cat\n")
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name} leads out of the data root .*root by a symbolic link; put the file"):
+        load_table(DataSettings(root=root))
+
+
+def test_csv_links_inside_the_root_and_tables_named_by_the_config_are_read(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "real.csv").write_text("image,labels\na.jpg,cat\n")
+    (root / "data.csv").symlink_to(root / "real.csv")
+    (tmp_path / "beside.csv").write_text("image,labels\nb.jpg,cat\n")
+    assert facts(load_table(DataSettings(root=root)))[0][0] == "a"
+    for table in ("../beside.csv", str(tmp_path / "beside.csv")):
+        assert facts(load_table(DataSettings(root=root, table=table)))[0][0] == "b"
+    (root / "loop.csv").symlink_to(root / "loop.csv")
+    with pytest.raises(DataError, match=r"loop\.csv cannot be read"):
+        load_table(DataSettings(root=root, table="loop.csv"))
+
+
+def test_a_missing_root_names_the_folder_that_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"there is no folder photos \(looked for {tmp_path}/photos\); set it with"):
+        load_table(DataSettings(root="photos"))
+    (tmp_path / "photos").touch()
+    with pytest.raises(DataError, match=r"data\.root: a file, not a folder: photos"):
+        load_table(DataSettings(root="photos"))
+
+
+def test_csv_of_another_name_is_offered(tmp_path):
+    (tmp_path / "labels.csv").touch()
+    with pytest.raises(DataError, match=r"there is no file .*/data\.csv; there is labels\.csv: set data\.table$"):
+        load_table(DataSettings(root=tmp_path))
+    (tmp_path / "Data.CSV").touch()
+    with pytest.raises(
+        DataError, match=r"no file .*/data\.csv \(did you mean .*/Data\.CSV\?\); there is Data\.CSV, lab"
+    ):
+        load_table(DataSettings(root=tmp_path))

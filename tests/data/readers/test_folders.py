@@ -131,3 +131,60 @@ def test_split_folders_with_a_class_named_like_a_split_are_not_warned_of(root):
     put(root, "train/train/1.jpg", "train/bus/1.jpg", "val/train/2.jpg")
     problems = AllProblems()
     assert table_of(root, problems).classes == ("bus", "train") and not problems.warnings
+
+
+SYSTEM = ["@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "@Recycle", "#recycle", "System Volume Information"]
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+@pytest.mark.parametrize("where", ["", "cat/", "train/", "train/cat/"])
+def test_folders_that_systems_make_are_no_classes_and_told(root, where, name):
+    put(root, f"{where}{name}/0.jpg/thumb.jpg", f"{where}{name}/1.jpg")
+    put(root, *("train/cat/1.jpg", "train/dog/1.jpg") if "train" in where else ("cat/1.jpg", "dog/1.jpg"))
+    problems = AllProblems()
+    table = table_of(root, problems)
+    assert table.classes == ("cat", "dog") and len(table.samples) == 2 and not problems.errors
+    assert {problem.kind for problem in problems.warnings} == {"file left out"}
+    assert problems.warnings[0].message.startswith(str(root / f"{where}{name}"))
+
+
+@pytest.mark.parametrize("name", ["._1.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints/1.jpg"])
+def test_files_that_systems_make_are_no_images(root, name):
+    put(root, "cat/1.jpg", f"cat/{name}", "dog/1.jpg", f"{name}")
+    problems = AllProblems()
+    table = table_of(root, problems)
+    assert [sample.id for sample in table.samples] == ["cat/1", "dog/1"] and table.classes == ("cat", "dog")
+    assert not problems.errors
+
+
+def test_folders_named_by_whole_numbers_are_sorted_as_numbers(root):
+    put(root, *(f"{number}/1.jpg" for number in range(1, 12)))
+    assert table_of(root).classes == tuple(str(number) for number in range(1, 12))
+
+
+@pytest.mark.parametrize("name", ["background", "_background_", "Background"])
+def test_a_folder_of_background_says_how_to_name_it(root, name):
+    put(root, "cat/1.jpg", f"{name}/1.jpg")
+    with pytest.raises(DataError, match=f"set data.negatives to '{name}' if its images show none of the classes"):
+        table_of(root)
+    assert facts(table_of(root, negatives=name))[-1][2] in ((), (1,))
+
+
+def test_phone_images_are_left_out_and_told_how_to_convert(root):
+    put(root, "cat/1.jpg", "dog/1.HEIC", "dog/2.avif")
+    problems = AllProblems()
+    table_of(root, problems)
+    assert [problem.message.split(": ")[1] for problem in problems.warnings] == [
+        "it is HEIC; convert it to JPEG or PNG (magick 1.HEIC 1.jpg)",
+        "it is AVIF; convert it to JPEG or PNG (magick 2.avif 2.jpg)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["Val", "valid", "validation", "dev"])
+def test_a_validation_folder_of_another_name_is_told(root, name):
+    put(root, "train/cat/1.jpg", f"{name}/cat/1.jpg", "test/cat/2.jpg")
+    problems = AllProblems()
+    assert len(table_of(root, problems).samples) == 1
+    assert [(one.kind, one.message) for one in problems.warnings] == [
+        ("split that is not used", f"{root / name}: set data.val = '{name}' to report on it")
+    ]

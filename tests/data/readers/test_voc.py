@@ -1,6 +1,7 @@
 import pytest
 
 from cam_pipeline.config import DataSettings
+from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.data.readers import VOC_CLASSES, load_table
 from cam_pipeline.errors import DataError
 
@@ -182,3 +183,218 @@ def test_voc_lines_are_those_that_an_editor_counts(tmp_path):
     (tmp_path / "ImageSets/Segmentation/train.txt").write_text("p1\n")
     with pytest.raises(DataError, match=r"image_labels\.txt, line 2: unknown class 'unicorn'"):
         voc_table(tmp_path, val="")
+
+
+def noted(root, **settings):
+    """The table, and what was noted about it as (kind, message)."""
+    problems = AllProblems()
+    table = load_table(DataSettings(root=root, format="voc", val="", **settings), problems)
+    return table, *([(one.kind, one.message) for one in found] for found in (problems.errors, problems.warnings))
+
+
+TWENTY = {f"v{number}": [(name, False)] for number, name in enumerate(VOC_CLASSES)}
+
+
+@pytest.mark.parametrize(
+    ("stray", "meant"),
+    [("Person", "person"), ("dining table", "diningtable"), ("TVmonitor", "tvmonitor"), ("aeroplan", "aeroplane"),
+     ("potted-plant", "pottedplant"), ("buss", "bus"), ("AEROPLANE", "aeroplane"), ("motobike", "motorbike")],
+)  # fmt: skip
+def test_voc_a_misspelt_name_does_not_renumber_the_twenty(tmp_path, stray, meant):
+    xml_folder(tmp_path, {"p1": [(stray, False)], **TWENTY})
+    table, errors, warnings = noted(tmp_path, labels="Annotations")
+    assert table.classes == VOC_CLASSES and not warnings
+    message = f"{tmp_path / 'Annotations/p1.xml'}: unknown class '{stray}'; did you mean '{meant}'?"
+    assert errors == [("unknown class", message)]
+
+
+def test_voc_few_classes_and_one_misspelt(tmp_path):
+    xml_folder(tmp_path, {"p1": [("Person", False)], "p2": [("dog", False), ("cat", False)]})
+    table, errors, _ = noted(tmp_path, labels="Annotations")
+    assert table.classes == VOC_CLASSES and len(errors) == 1
+
+
+def test_voc_names_that_are_mostly_its_own_and_some_others_are_told(tmp_path):
+    xml_folder(tmp_path, {"p1": [("dog", False), ("zebra", False)], "p2": [("cat", False)]})
+    table, errors, warnings = noted(tmp_path, labels="Annotations")
+    assert table.classes == ("cat", "dog", "zebra") and not errors
+    assert warnings == [
+        (
+            "classes other than VOC's",
+            "the XML files show zebra, none of VOC's twenty, so labels are 1..3 in the order cat, dog, zebra; give "
+            "data.classes for other numbers",
+        )
+    ]
+    assert not noted(tmp_path, labels="Annotations", classes=("cat", "dog", "zebra"))[2]
+
+
+@pytest.mark.parametrize("names", [("Person", "Car", "Dog"), ("person", "Car"), ("ape", "zebra")])
+def test_voc_names_of_other_data_sets_are_taken_as_they_are(tmp_path, names):
+    xml_folder(tmp_path, {f"p{number}": [(name, False)] for number, name in enumerate(names)})
+    table, errors, _ = noted(tmp_path, labels="Annotations")
+    assert table.classes == tuple(sorted(names)) and not errors
+
+
+def test_voc_names_that_are_numbers_are_sorted_as_numbers(tmp_path):
+    xml_folder(tmp_path, {f"p{number}": [(str(number), False)] for number in range(1, 12)})
+    assert xml_table(tmp_path).classes == tuple(str(number) for number in range(1, 12))
+
+
+@pytest.mark.parametrize("name", ["_background_", "__ignore__", "Background"])
+def test_voc_objects_that_are_no_class(tmp_path, name):
+    xml_folder(tmp_path, {"p1": [("dog", False), (name, False)]})
+    table, errors, _ = noted(tmp_path, labels="Annotations")
+    assert table.classes == VOC_CLASSES
+    assert errors == [
+        (
+            "label that is no class",
+            f"{tmp_path / 'Annotations/p1.xml'}: '{name}' is no label of an image; delete it",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [("GB2312", "gb2312"), ("gbk", "gbk"), ("GB18030", "gb18030"), ("Big5", "big5"), ("Shift_JIS", "shift_jis"),
+     ("EUC-JP", "euc_jp"), ("EUC-KR", "euc_kr"), ("utf-16", "utf-16"), ("iso-8859-1", "latin-1"), ("UTF-8", "utf-8"),
+     ("UTF-8", "utf-8-sig"), ("windows-1252", "cp1252")],
+)  # fmt: skip
+def test_voc_xml_in_the_encoding_that_it_declares(tmp_path, declared, encoding):
+    name = "한국" if "KR" in declared else "né" if encoding in ("latin-1", "cp1252") else "山"
+    xml_folder(tmp_path, {"p1": []})
+    text = f'<?xml version="1.0" encoding="{declared}"?>\n' + XML.format(OBJECT.format(name, 0))
+    (tmp_path / "Annotations/p1.xml").write_bytes(text.encode(encoding))
+    assert xml_table(tmp_path).classes == (name,)
+
+
+@pytest.mark.parametrize("declared", ["gbk", "big5", "shift_jis"])
+def test_voc_xml_in_other_encodings_is_guarded_as_well(tmp_path, declared):
+    xml_folder(tmp_path, {"p1": []})
+    content = f'<?xml version="1.0" encoding="{declared}"?>' + BOMB
+    (tmp_path / "Annotations/p1.xml").write_bytes(content.encode(declared))
+    with pytest.raises(DataError, match="declares a document type or entities"):
+        xml_table(tmp_path)
+
+
+@pytest.mark.parametrize("start", ["", '<?xml version="1.0" encoding="UTF-8"?>\n', '<?xml version="1.0"?>\n'])
+def test_voc_xml_that_is_not_what_it_declares_says_what_to_do(tmp_path, start):
+    xml_folder(tmp_path, {"p1": []})
+    text = start + XML.format(OBJECT.format("cat", 0) + "\n<path>C:\\训练</path>")
+    (tmp_path / "Annotations/p1.xml").write_bytes(text.encode("gbk"))
+    line = text.count("\n", 0, text.index("训")) + 1
+    with pytest.raises(DataError, match=rf"p1\.xml, line {line}: byte .* is not UTF-8; save the file as UTF-8"):
+        xml_table(tmp_path)
+
+
+def lists(root, name, *lines):
+    path = root / "ImageSets" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/JPEGImages/p1.jpg /SegmentationClass/p1.png",
+        "JPEGImages/p1.jpg SegmentationClass/p1.png",
+        "VOC2012/JPEGImages/p1.jpg VOC2012/SegmentationClass/p1.png",
+        "/JPEGImages/p1.jpg",
+        "p1.jpg",
+        "p1.jpg p1.png",
+        "./JPEGImages/p1.png",
+        "p1",
+        "\ufeffp1\u00a0",
+    ],
+)
+def test_voc_lists_as_other_programs_write_them(tmp_path, line):
+    voc_folder(tmp_path, f"{line.split()[0]} cat\n", train=["x"])
+    (tmp_path / "SegmentationClass/p1.png").touch()
+    (tmp_path / "JPEGImages/p1.jpg").touch()
+    lists(tmp_path, "Segmentation/train.txt", line)
+    table, errors, _ = noted(tmp_path)
+    assert facts(table) == [("p1", "train", (8,))] and not errors
+    assert table.samples[0].image == tmp_path / "JPEGImages/p1.jpg" and table.samples[0].mask
+
+
+def test_voc_ids_keep_an_ending_that_their_file_has_twice(tmp_path):
+    voc_folder(tmp_path, "p1.jpg cat\n", train=["p1.jpg", "v1.2"])
+    (tmp_path / "JPEGImages/p1.jpg.jpg").touch()
+    table, _, _ = noted(tmp_path)
+    assert [(one.id, one.image.name) for one in table.samples] == [("p1.jpg", "p1.jpg.jpg"), ("v1.2", "v1.2.jpg")]
+
+
+def test_voc_list_that_names_masks_of_another_folder_is_told(tmp_path):
+    voc_folder(tmp_path, "", train=["/JPEGImages/p1.jpg /SegmentationClassAug/p1.png"])
+    _, _, warnings = noted(tmp_path)
+    assert [kind for kind, _ in warnings] == ["masks of another folder"]
+    assert "masks in SegmentationClassAug, data.masks is SegmentationClass; set data.masks" in warnings[0][1]
+    assert not noted(tmp_path, masks="SegmentationClassAug")[2]
+
+
+@pytest.mark.parametrize("line", ["p1 1", "p1 -1", "p1  0"])
+def test_voc_list_of_one_class_is_refused(tmp_path, line):
+    voc_folder(tmp_path, "", train=[line])
+    _, errors, _ = noted(tmp_path)
+    assert "there must be one id in a line, not 'p1 " in errors[0][1]
+    assert "; this is the list of one class: take one without the name of a class" in errors[0][1]
+
+
+@pytest.mark.parametrize("folder", ["Main", "."])
+def test_voc_lists_are_looked_for_in_other_folders_and_told(tmp_path, folder):
+    voc_folder(tmp_path, "p1 cat\n")
+    lists(tmp_path, f"{folder}/train.txt", "p1")
+    table, errors, warnings = noted(tmp_path)
+    assert facts(table) == [("p1", "train", (8,))] and not errors
+    assert [kind for kind, _ in warnings] == ["split list of another folder"]
+    assert "train.txt, so this list is taken" in warnings[0][1]
+
+
+def test_voc_lists_that_are_nowhere_are_named_with_those_that_are_there(tmp_path):
+    voc_folder(tmp_path, "")
+    with pytest.raises(DataError, match=r"train\.txt, nor one of this name in ImageSets/Main or ImageSets$"):
+        noted(tmp_path)
+    lists(tmp_path, "Main/trainval.txt", "p1")
+    with pytest.raises(DataError, match=r"; there are lists of trainval: set data\.train to one of them$"):
+        noted(tmp_path)
+    lists(tmp_path, "Segmentation/train.txt", "p1")
+    with pytest.raises(DataError, match=r"val\.txt, .*: set data\.val to one of them, or data\.val to ''$"):
+        voc_table(tmp_path)
+
+
+def test_voc_files_named_in_another_unicode_form_are_found(tmp_path):
+    voc_folder(tmp_path, "\u00e91 cat\n", train=["e\u03011", "o\u03082"])
+    for name in ("JPEGImages/\u00e91.png", "SegmentationClass/\u00e91.png", "JPEGImages/\u00f62.jpg"):
+        (tmp_path / name).touch()
+    table, errors, _ = noted(tmp_path)
+    assert [one.image.name for one in table.samples] == ["\u00e91.png", "\u00f62.jpg"] and not errors
+    assert table.samples[0].class_ids == (8,) and table.samples[0].mask
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations/\u00e91.xml").write_text(XML.format(OBJECT.format("dog", 0)))
+    assert noted(tmp_path, labels="Annotations")[0].samples[0].class_ids == (12,)
+
+
+@pytest.mark.parametrize("what", ["ImageSets/Segmentation/train.txt", "image_labels.txt", "Annotations/p1.xml"])
+def test_voc_links_out_of_the_root_are_refused(tmp_path, what):
+    root = tmp_path / "root"
+    xml_folder(root, {"p1": [("dog", False)]})
+    (root / what).rename(tmp_path / "outside")
+    (root / what).symlink_to(tmp_path / "outside")
+    labels = "image_labels.txt" if what == "image_labels.txt" else "Annotations"
+    with pytest.raises(DataError, match=rf"{what} leads out of the data root .*root by a symbolic link; put the file"):
+        voc_table(root, val="", labels=labels)
+
+
+def test_voc_folder_of_xml_that_is_a_link_out_of_the_root_is_refused(tmp_path):
+    root = tmp_path / "root"
+    xml_folder(root, {"p1": [("dog", False)]})
+    (root / "Annotations").rename(tmp_path / "outside")
+    (root / "Annotations").symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match="Annotations leads out of the data root"):
+        xml_table(root)
+
+
+def test_voc_ids_of_files_that_systems_make_are_left_out(tmp_path):
+    voc_folder(tmp_path, "p1 cat\n", train=["._p1", "p1"])
+    table, errors, warnings = noted(tmp_path)
+    assert [sample.id for sample in table.samples] == ["p1"] and not errors
+    assert [kind for kind, _ in warnings] == ["file left out"]
