@@ -10,7 +10,7 @@ from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.depth import warn_of_dark
 from cam_pipeline.data.loading import grid_batches
-from cam_pipeline.data.table import Sample, check_files, labelled, warn_of_absent_classes
+from cam_pipeline.data.table import Sample, check_files, class_counts, labelled, warn_of_absent_classes
 from cam_pipeline.data.views import TrainingViews, image_labels
 from cam_pipeline.machine.device import autocast, pick_device
 from cam_pipeline.machine.distributed import is_first
@@ -38,6 +38,7 @@ def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
         logger.info("train_cls: split '%s' has no images with labels: no mAP and F1 are reported", config.data.val)
     check_files(train + val)
     warn_of_dark(train)
+    logger.info("train_cls: %s", class_counts(table.classes, train))
     warn_of_absent_classes(table.classes, train)
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
@@ -50,23 +51,21 @@ class Options:
 
     def pipeline(self) -> "Pipeline":
         """The stages of the config; warns of a run folder that another config of that name has used."""
+        from cam_pipeline.config.loading import shipped_configs
         from cam_pipeline.pipeline import Pipeline, source_of
 
         config = self.load()
-        path = Path(self.config)
-        own, last = config.folder / "config.toml", source_of(config.folder)
-        source = last if path.resolve() == own.resolve() else str(path.resolve() if path.is_file() else path)
-        if is_first() and last != source and Path(last).stem == Path(source).stem and is_config(last):
-            shared = "they replace each other's; set output.dir to keep both"
-            logger.warning("%s holds results of %s, and this is %s: %s", config.folder, last, source, shared)
+        last, source = source_of(config.folder), self.config
+        if Path(source).is_file():  # a path from the folder, so that both can be moved or copied together
+            source = os.path.relpath(Path(source).resolve(), config.folder.resolve())
+        if source == "config.toml":  # the folder's own
+            source = last
+        if is_first() and last != source and Path(last).stem == Path(source).stem:
+            before = os.path.normpath(config.folder / last)
+            if Path(before).is_file() or last in shipped_configs():
+                shared = "they replace each other's; set output.dir to keep both"
+                logger.warning("%s holds results of %s, and this is %s: %s", config.folder, before, self.config, shared)
         return Pipeline(config, source=source, same=self.same)
-
-
-def is_config(source: str) -> bool:
-    """Whether there is such a config: a file, or a shipped one."""
-    from cam_pipeline.config.loading import shipped_configs
-
-    return Path(source).is_file() or source in shipped_configs()
 
 
 def run_options(

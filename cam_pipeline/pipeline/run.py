@@ -37,7 +37,8 @@ KEPT_PARTIALS = 2
 class Pipeline(Results):
     """The stages of one config in one run folder, and how they are run.
 
-    `source` is the file that the config was read from, for the folder's own config.toml; empty: not known.
+    `source`: the file that the config was read from, as a path from the run folder, or the name of a shipped config; it
+    is noted in the folder's own config.toml. Empty: not known.
     """
 
     source: str = ""
@@ -115,6 +116,7 @@ class Pipeline(Results):
             raise DamagedFile(f"{state.reason}: it is damaged. Make it again with: {self.command(name)} --force")
         self._begin(self.stages[name], state, force)
         announce(f"{name}: starts" + (f" ({state.reason})" if state.kind in ("stale", "partial") else ""))
+        self.dataset.warn_once()
         return state
 
     def _output(self, stage: Stage, fingerprint: str) -> Output:

@@ -205,7 +205,7 @@ class Results:
 
 
 def source_of(folder: Path) -> str:
-    """The file that the config of a run folder was read from; empty if that is not known."""
+    """The file that a run folder's config was read from (see `Pipeline`); empty if that is not known."""
     try:
         with (folder / "config.toml").open(encoding="utf-8") as file:
             first = file.readline()

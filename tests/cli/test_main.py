@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -394,16 +395,24 @@ def two_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def wrote(path: Path) -> None:
     """What a stage of that config leaves in the folder that both use."""
     Path("outputs/my").mkdir(parents=True, exist_ok=True)
-    Path("outputs/my/config.toml").write_text(f"# from {path}\n{to_toml(load_config(path))}")
+    Path("outputs/my/config.toml").write_text(f"# from ../../{path.parent.name}/my.toml\n{to_toml(load_config(path))}")
 
 
 def test_two_configs_that_share_a_run_folder_are_told_of(two_configs: list[Path]) -> None:
-    first, second = two_configs
+    first, _ = two_configs
     wrote(first)
     assert "replace" not in call("status", "-c", str(first)).output
     assert "replace" not in call("status", "-c", "outputs/my/config.toml").output
-    words = f"outputs/my holds results of {first}, and this is {second}: they replace each other's; set output.dir"
-    assert words in call("status", "-c", str(second)).output
+    words = "outputs/my holds results of a/my.toml, and this is b/my.toml: they replace each other's; set output.dir"
+    assert words in call("status", "-c", "b/my.toml").output
+
+
+def test_a_project_that_was_copied_is_no_second_config(two_configs: list[Path], tmp_path: Path) -> None:
+    wrote(two_configs[0])
+    for name in ("a", "outputs"):
+        shutil.copytree(tmp_path / name, tmp_path / "copy" / name)
+    os.chdir(tmp_path / "copy")
+    assert "replace" not in call("status", "-c", "a/my.toml").output
 
 
 def test_a_config_that_was_moved_is_no_second_one(two_configs: list[Path]) -> None:
@@ -416,7 +425,7 @@ def test_a_config_that_was_moved_is_no_second_one(two_configs: list[Path]) -> No
 def test_a_run_folder_knows_its_config(two_configs: list[Path]) -> None:
     result = call("make-cams", "-c", str(two_configs[0]))  # it ends at the missing classifier
     assert result.exit_code == 2
-    assert Path("outputs/my/config.toml").read_text().startswith(f"# from {two_configs[0]}\n")
+    assert Path("outputs/my/config.toml").read_text().startswith("# from ../../a/my.toml\n")
     call("make-cams", "-c", "outputs/my/config.toml")
-    assert Path("outputs/my/config.toml").read_text().startswith(f"# from {two_configs[0]}\n")
+    assert Path("outputs/my/config.toml").read_text().startswith("# from ../../a/my.toml\n")
     assert load_config("outputs/my/config.toml") == load_config(two_configs[0])

@@ -9,12 +9,12 @@ from cam_pipeline.data.table import (
     absent_classes,
     check_files,
     class_counts,
-    image_labels,
     labelled,
     masked,
     unknown_class,
     warn_of_absent_classes,
 )
+from cam_pipeline.data.views import image_labels
 from cam_pipeline.errors import DataError
 
 

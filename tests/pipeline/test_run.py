@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cam_pipeline.config import Config, DataSettings, load_config
+from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table
 from cam_pipeline.errors import ConfigError, DamagedFile, Interrupted, OutOfMemory, RunFolderBusy, StageNotReady
@@ -767,9 +768,9 @@ def test_masks_count_only_where_they_are_learned_from(real: Real) -> None:
 def test_the_table_is_read_once_a_command(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def counted(settings: DataSettings) -> Table:
+    def counted(settings: DataSettings, problems: Problems) -> Table:
         calls.append(settings)
-        return load_table(settings)
+        return load_table(settings, problems)
 
     monkeypatch.setattr("cam_pipeline.data.dataset.load_table", counted)
     assert real.run("train_cls.epochs=3") == list(REAL)

@@ -303,6 +303,29 @@ def test_class_without_images_is_warned_of_once(commands: Any, workspace: Path) 
     assert ended.code == 0, ended.stderr
 
 
+def test_doubtful_names_are_told_once_by_a_run_and_by_check_data_but_not_by_status(
+    commands: Any, workspace: Path
+) -> None:
+    (workspace / "data/classes.txt").unlink()
+    table = rows(workspace)
+    table[1][1], table[2][1], table[3][3] = "nan", f"{table[2][1]};caar", "Train"
+    write_rows(workspace, table)
+    warnings = (
+        "class named like a missing value: 'nan': leave the cell empty",
+        "splits with nearly the same name: 'train' (23 images) and 'Train' (1 image) differ only in case",
+        "class that a single training image shows: caar",
+    )
+    checked = commands.run("check-data", "-c", "tiny.toml", folder=workspace)
+    assert all(line.partition(": ")[2] in checked.stdout for line in warnings)
+    assert commands.run("status", "-c", "tiny.toml", folder=workspace).stderr == ""
+    ended = commands.run("run", "-c", "tiny.toml", folder=workspace)
+    assert ended.code == 0 and all(ended.stderr.count(line) == 1 for line in warnings), ended.stderr
+    assert ended.stderr.count("train_cls: 8 classes, 23 training images: ") == 1
+    assert commands.run("status", "-c", "tiny.toml", folder=workspace).stderr == ""
+    again = commands.run("run", "-c", "tiny.toml", folder=workspace)
+    assert again.code == 0 and "nan" not in again.stderr
+
+
 @pytest.mark.parametrize("layout", ["folders", "coco", "voc"])
 def test_other_layouts_run(commands: Any, workspace: Path, layout: str) -> None:
     root = workspace / "other"

@@ -1,6 +1,5 @@
 """The contents of a data set, its mistakes, and the cost of a run on it; nothing is written."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from cam_pipeline.data.check.costs import costs
 from cam_pipeline.data.check.depth import told_of_dark
 from cam_pipeline.data.check.image import Inspected, Inspection, inspect
 from cam_pipeline.data.check.masks import check_denied, check_palettes, check_shown
+from cam_pipeline.data.check.names import check_names
 from cam_pipeline.data.check.problems import AllProblems, Problem
 from cam_pipeline.data.digest import without_maps
 from cam_pipeline.data.readers import load_table
@@ -182,7 +182,7 @@ def too_few_images(config: Config, count: int) -> str:
 
 
 def _check_classes(config: Config, table: Table, train: Sequence[Sample], problems: AllProblems) -> None:
-    _check_names(table.classes, problems)
+    check_names(table, config.data, problems)
     absent = absent_classes(table.classes, train) if train else []
     for name in absent:
         message = f"{name}: nothing is learned about it; add images, or drop the class"
@@ -196,16 +196,6 @@ def _check_classes(config: Config, table: Table, train: Sequence[Sample], proble
     if len(table.classes) == 1 and train and all(sample.class_ids for sample in train):
         message = f"{table.classes[0]}: every training image shows it, so nothing separates it from the background"
         problems.warn("one class and no negatives", f"{message}; add images with an empty label")
-
-
-def _check_names(classes: Sequence[str], problems: AllProblems) -> None:
-    """Warn of names that look like one to a reader, but are two classes to the program."""
-    first: dict[str, str] = {}
-    for name in classes:
-        other = first.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
-        if other != name:
-            message = f"'{other}' and '{name}' differ only in case or Unicode form; use one name if they are one class"
-            problems.warn("classes with nearly the same name", message)
 
 
 def _check_masks(config: Config, table: Table, inspected: Inspected, problems: AllProblems) -> None:
