@@ -1,5 +1,6 @@
 """From a TOML file and `--set` overrides to a Config, and back to TOML."""
 
+import copy
 import tomllib
 from collections.abc import Iterable
 from importlib import resources
@@ -19,24 +20,38 @@ from cam_pipeline.errors import ConfigError
 def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a TOML file, or a shipped config by name (`"demo"`), and apply `section.key=value` overrides.
 
-    Raises ConfigError with one line that names the file or override, the key, and the nearest valid key.
+    Raises ConfigError with one line that names the file or the command line, the key, and the nearest valid key.
     """
-    path = Path(source)
+    overrides = list(overrides)
     values = _parse(_content(source), str(source))
+    given = copy.deepcopy(values)
     for override in overrides:
         _apply(values, override)
     try:
-        check_plain(values)
-        _fill_in_data_root(values)
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {explain(error)}") from error
+        config = _validated(values)
     except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        place = "command line" if overrides and _is_valid(given) else str(source)
+        reason = explain(error) if isinstance(error, ValidationError) else str(error)
+        raise ConfigError(f"{place}: {reason}") from error
     if config.output.dir is None:
-        output = OutputSettings(dir=Path("outputs") / path.stem)
+        output = OutputSettings(dir=Path("outputs") / Path(source).stem)
         config = config.model_copy(update={"output": output})
     return config
+
+
+def _validated(values: dict[str, Any]) -> Config:
+    """The config of nested settings, which may be changed. Raises ValueError (pydantic's is one) for wrong ones."""
+    check_plain(values)
+    _fill_in_data_root(values)
+    return Config.model_validate(values)
+
+
+def _is_valid(values: dict[str, Any]) -> bool:
+    try:
+        _validated(values)
+    except ValueError:
+        return False
+    return True
 
 
 def _content(source: str | Path) -> bytes:

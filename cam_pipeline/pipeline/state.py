@@ -200,7 +200,8 @@ class Results:
         """Path of a current result. Raises StageNotReady, naming the command to run, if it is not current."""
         state = self.states([name])[name]
         if state.kind != "current":
-            raise StageNotReady(f"{self.path(name)} is {state.kind} ({state.reason}). Run: {self.command(name)}")
+            force = " --force" if state.kind == "damaged" else ""
+            raise StageNotReady(f"{self.path(name)} is {state.kind} ({state.reason}). Run: {self.command(name)}{force}")
         return self.path(name)
 
 
