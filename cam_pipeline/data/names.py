@@ -12,7 +12,7 @@ INVISIBLE = "\u200b\u200e\u200f\u202a\u202c\u2060\ufeff"
 AROUND = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
 NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.0*)?")
 """Whole numbers; pandas writes 3 as 3.0 if a cell of the column is empty."""
-SEPARATORS = re.compile(r"[,|/\\+&:\uff0c\uff1b\u3001\u060c]")
+SEPARATORS = re.compile(r"[,|/\\+&:\t\uff0c\uff1b\u3001\u060c]")
 """Signs that other tools write between labels. Class names seldom have them."""
 BETWEEN_WORDS = re.compile(r"\s+and\s+|[\s_-]+")
 """What may as well stand inside the name of one class (fire truck)."""
@@ -87,7 +87,9 @@ def in_brackets(cell: str) -> list[str] | None:
     """The names in a list as Python and JSON write it, `['cat', 'dog']`; None if the cell is no such list."""
     if len(cell) < 2 or BRACKETS.get(cell[0]) != cell[-1]:
         return None
-    return [name for part in re.split(r"[,;|]", cell[1:-1]) if (name := part.strip(QUOTES + " "))]
+    inside = cell[1:-1]
+    quoted = re.findall(rf"[{QUOTES}]([^{QUOTES}]+)[{QUOTES}]", inside)
+    return [name for part in quoted or re.split(r"[,;|\s]+", inside) if (name := clean(part))]
 
 
 def joined(name: str, known: Collection[str], between: re.Pattern[str] = SEPARATORS) -> list[str]:

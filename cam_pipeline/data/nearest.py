@@ -3,9 +3,9 @@
 import os
 import unicodedata
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
-from cam_pipeline.data.names import same_letters
+from cam_pipeline.data.names import fold, same_letters
 
 MOST_FILES = 50_000
 """Number of files that are looked through for one in another folder; more would take too long."""
@@ -29,13 +29,14 @@ def as_stored(root: Path, path: str) -> str | None:
 
 
 def nearest_file(path: Path, root: Path) -> Path | None:
-    """A file of nearly the name of `path`: of other case or ending beside it, else of this name elsewhere in `root`."""
+    """A file of nearly the name of `path`: of other case or ending, or with other blanks or zeros; beside it or not."""
     try:
         by_name = _index(root, root.stat().st_mtime_ns)
     except OSError:
         return None
     beside = os.path.dirname(same_letters(str(path.relative_to(root)))) if path.is_relative_to(root) else ""
-    for key in (same_letters(path.name), same_letters(path.stem)):
+    name = PureWindowsPath(path.name)  # Windows writes \\ between folders
+    for key in (same_letters(name.name), same_letters(name.stem), fold(name.stem)):
         found = sorted(by_name.get(key, ()), key=lambda one: same_letters(os.path.dirname(one)) != beside)
         if found:
             return root / found[0]
@@ -50,14 +51,15 @@ def did_you_mean(path: Path, root: Path) -> str:
 
 @lru_cache(maxsize=2)
 def _index(root: Path, _changed: int) -> dict[str, list[str]]:
-    """Paths of files below the root, by name and by name without ending, in small letters of one Unicode form."""
+    """Paths of files below the root, by keys of their name and of their name without ending."""
     found: dict[str, list[str]] = {}
     count = 0
     for folder, folders, files in os.walk(root):
         folders.sort()
         for name in sorted(files):
             place = os.path.relpath(os.path.join(folder, name), root)
-            for key in {same_letters(name), same_letters(os.path.splitext(name)[0])}:
+            stem = os.path.splitext(name)[0]
+            for key in {same_letters(name), same_letters(stem), fold(stem)}:
                 found.setdefault(key, []).append(place)
             count += 1
         if count > MOST_FILES:

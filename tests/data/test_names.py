@@ -80,7 +80,8 @@ def test_order():
     ("cell", "names"),
     [
         ("['cat', 'dog']", ["cat", "dog"]), ('["cat"]', ["cat"]), ("[cat|dog]", ["cat", "dog"]), ("[]", []),
-        ("{'a'; 'b'}", ["a", "b"]), ("(cat)", ["cat"]), ("[cat", None), ("cat (tabby)", None), ("[", None), ("", None),
+        ("{'a'; 'b'}", ["a", "b"]), ("['a b' 'c']", ["a b", "c"]),
+        ("[1 0 1]", ["1", "0", "1"]), ("(cat)", ["cat"]), ("[cat", None), ("cat (tabby)", None), ("[", None), ("", None),
     ],
 )  # fmt: skip
 def test_lists_in_brackets(cell, names):

@@ -18,6 +18,9 @@ from cam_pipeline.errors import DataError
         ("pictures/a.jpg", "a.jpg"),
         ("img/e\u0301.jpg", "img/\u00e9.jpg"),
         ("img/a.jpg.jpg", "img/a.jpg"),
+        ("img/007.jpg", "img/7.jpg"),
+        ("img/my cat.jpg", "img/my_cat.jpg"),
+        ("img/a.jpg", "C:\\data\\img\\a.jpg"),
         ("other/deep/a.JPEG", "img/a.jpg"),
     ],
 )

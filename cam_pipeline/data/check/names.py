@@ -23,7 +23,7 @@ from cam_pipeline.data.table import LONGEST_NAME, Table
 
 LIKENESS = 0.8
 """A name this similar to another (difflib's ratio) may be misspelt: `buss` and `bus` (0.86), not `goat` and `boat`."""
-RARE = 0.1
+RARE = 1 / 3
 """A class with at most this share of the images of another one may be that class, misspelt; one image is always few."""
 SCRIPTS = {"LATIN", "CYRILLIC", "GREEK"}
 """Scripts that share the look of letters."""

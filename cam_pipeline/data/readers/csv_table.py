@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from cam_pipeline.config import DataSettings
 from cam_pipeline.config.mistakes import shown
 from cam_pipeline.data.check.problems import Problems
-from cam_pipeline.data.names import all_joined, clean, in_brackets, in_order, is_class, system_part
+from cam_pipeline.data.names import all_joined, clean, in_brackets, in_order, is_class, is_missing, system_part
 from cam_pipeline.data.readers.listing import IMAGE_SUFFIXES, Listing, class_names, given_names, read_text
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
@@ -49,14 +49,14 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
     }
     listing = Listing(settings, class_names(settings, in_order(named), problems), problems)
     for where, row in rows:
-        if _is_left_out(row) and listing.is_left_out(PurePosixPath(row["image"]), where):
+        if _is_left_out(row) and listing.is_left_out(row["image"], where):
             continue
         class_ids = _class_ids(row["labels"], where, listing, wrong)
         if not row["image"]:
             problems.report("row that cannot be read", f"{where}: the image cell is empty; name a file")
             continue
         image = listing.path(row["image"], where)
-        mask = listing.path(row["mask"], where) if row.get("mask") else None
+        mask = _mask(row.get("mask", ""), where, listing)
         if image is None:
             continue
         sample = Sample(
@@ -70,9 +70,18 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
     return listing.table()
 
 
+def _mask(cell: str, where: str, listing: Listing) -> PurePosixPath | None:
+    """The path in a `mask` cell; None for an empty one, and for the name of a missing value if no file has it."""
+    if is_missing(cell) and not (listing.root / cell).exists():
+        message = f"{where}: the mask is {shown(cell)}: taken for an empty cell"
+        listing.problems.warn("mask named like a missing value", message)
+        return None
+    return listing.path(cell, where) if cell else None
+
+
 def _is_left_out(row: dict[str, str]) -> bool:
     """Whether a row names a file that a system has made."""
-    return bool(system_part(PurePosixPath(row["image"]).parts))
+    return bool(system_part(row["image"].split("/")))
 
 
 def _wrong_cells(cells: Iterable[str], given: Collection[str]) -> dict[str, list[str]]:
@@ -148,9 +157,13 @@ def _read_rows(path: Path, root: Path, problems: Problems) -> list[Row]:
 
 
 def _other_tables(root: Path) -> str:
-    """What to set if the table has another name; empty if there is no other."""
-    names = sorted(path.name for path in root.iterdir() if path.suffix.casefold() in (".csv", ".tsv"))
-    return f"there is {', '.join(names[:5])}: set data.table" if names else ""
+    """What to set if the table has another name, or the data set another layout; empty if nothing comes to mind."""
+    paths = sorted(root.iterdir())
+    if names := [path.name for path in paths if path.suffix.casefold() in (".csv", ".tsv")]:
+        return f"there is {', '.join(names[:5])}: set data.table"
+    folders = [path.name for path in paths if path.is_dir() and not path.name.startswith(".")]
+    layout = "voc" if "ImageSets" in folders else "coco" if "annotations" in folders else "folders" if folders else ""
+    return f"there are the folders {', '.join(folders[:5])}: is data.format '{layout}'?" if layout else ""
 
 
 def _first_line(text: str) -> tuple[int, str]:
@@ -214,4 +227,4 @@ def _hint(columns: Sequence[str], missing: Sequence[str]) -> str:
 
 def _names(cell: str) -> list[str]:
     names = [clean(name) for name in cell.split(LABEL_SEPARATOR)]
-    return [name for name in names if name]
+    return [UNKNOWN if name == "\uff1f" else name for name in names if name]  # a wide ? of Chinese and Japanese

@@ -191,17 +191,17 @@ class Listing:
             self.problems.report("outside the data root", f"{where}: {text!r} {reason}")
         return None if reason else path
 
-    def is_left_out(self, path: PurePosixPath, where: str) -> bool:
+    def is_left_out(self, name: str, where: str) -> bool:
         """Whether a path is that of a file that a system has made, such as a thumbnail; a warning says so."""
-        part = system_part(path.parts)
+        part = system_part(name.split("/"))
         if part:
-            message = f"{where}: {shown(str(path))} ({shown(part)} is made by systems such as network disks, no data)"
+            message = f"{where}: {shown(name)} ({shown(part)} is made by systems such as network disks, no data)"
             self.problems.warn("file left out", message)
         return bool(part)
 
     def add(self, sample: Sample, where: str) -> None:
         """Take a sample whose paths `path` has accepted. The id must be new; `where` is file and line."""
-        if self.is_left_out(PurePosixPath(sample.image.relative_to(self.root)), where):
+        if self.is_left_out(sample.id, where):
             return
         first = self.samples.get(sample.id)
         if first is None:

@@ -151,7 +151,7 @@ def _ids(path: Path, settings: DataSettings, problems: Problems) -> list[tuple[s
             continue
         found.append((name, where))
     for folder, where in masks.items():
-        if folder != _below_root(settings.masks):
+        if folder != "." and not f"/{folder}".endswith(f"/{_below_root(settings.masks)}"):
             message = f"{where}: the list names masks in {folder}, data.masks is {settings.masks}; set data.masks"
             problems.warn("masks of another folder", message)
     return found

@@ -69,7 +69,13 @@ def test_a_name_with_a_comma(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "count", "other", "more"),
-    [("buss", 1, "bus", 3), ("bus", 1, "buss", 3), ("persn", 2, "person", 30), ("Aeroplan", 1, "aeroplane", 4)],
+    [
+        ("buss", 1, "bus", 3),
+        ("bus", 1, "buss", 3),
+        ("persn", 2, "person", 30),
+        ("Aeroplan", 1, "aeroplane", 4),
+        ("buss", 2, "bus", 6),
+    ],
 )
 def test_rare_names_that_are_nearly_another(tmp_path, name, count, other, more):
     found = dict(warnings_of(tmp_path, {name: count, other: more}))

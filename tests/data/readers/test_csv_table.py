@@ -213,6 +213,8 @@ def noted(root, *lines, **settings):
         ("cat\uff1bdog", "write cat;dog"),
         ("cat\u3001dog", "write cat;dog"),
         ("cat:dog", "write cat;dog"),
+        ("cat\tdog", "write cat;dog"),
+        ("['cat' 'dog']", "write cat;dog"),
         ("eel;cat|dog", "write eel;cat;dog"),
         ("\"['cat', 'dog']\"", "write cat;dog"),
         ('"[""cat""]"', "write cat"),
@@ -450,4 +452,24 @@ def test_csv_of_another_name_is_offered(tmp_path):
     with pytest.raises(
         DataError, match=r"no file .*/data\.csv \(did you mean .*/Data\.CSV\?\); there is Data\.CSV, lab"
     ):
+        load_table(DataSettings(root=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["nan", "None", "N/A"])
+def test_csv_masks_named_like_a_missing_value_are_none(tmp_path, name):
+    table, errors, warnings = noted(tmp_path, "image,labels,mask", f"a.jpg,cat,{name}", "b.jpg,cat,")
+    assert [sample.mask for sample in table.samples] == [None, None] and not errors
+    assert [kind for kind, _ in warnings] == ["mask named like a missing value"]
+
+
+def test_csv_a_wide_question_mark_is_one(tmp_path):
+    assert facts(csv_table(tmp_path, "image,labels", "a.jpg,cat", "b.jpg,\uff1f"))[1][2] is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "layout"), [("ImageSets/Main", "voc"), ("annotations", "coco"), ("cat", "folders"), (".git", None)]
+)
+def test_a_data_set_of_another_layout_is_seen(tmp_path, folder, layout):
+    (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(DataError, match=rf"is data\.format '{layout}'\?$" if layout else r"there is no file .*csv$"):
         load_table(DataSettings(root=tmp_path))
