@@ -81,7 +81,8 @@ def test_order():
     [
         ("['cat', 'dog']", ["cat", "dog"]), ('["cat"]', ["cat"]), ("[cat|dog]", ["cat", "dog"]), ("[]", []),
         ("{'a'; 'b'}", ["a", "b"]), ("['a b' 'c']", ["a b", "c"]),
-        ("[1 0 1]", ["1", "0", "1"]), ("(cat)", ["cat"]), ("[cat", None), ("cat (tabby)", None), ("[", None), ("", None),
+        ("[1 0 1]", ["1", "0", "1"]),
+        ("(cat)", ["cat"]), ("[cat", None), ("cat (tabby)", None), ("[", None), ("", None),
     ],
 )  # fmt: skip
 def test_lists_in_brackets(cell, names):
