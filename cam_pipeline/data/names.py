@@ -14,6 +14,8 @@ NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.0*)?")
 """Whole numbers; pandas writes 3 as 3.0 if a cell of the column is empty."""
 SEPARATORS = re.compile(r"[,|/\\+&:\t\uff0c\uff1b\u3001\u060c]")
 """Signs that other tools write between labels. Class names seldom have them."""
+LIST_SIGNS = re.compile(r"[,|\t\uff0c\uff1b\u3001\u060c]")
+"""Those of them that mean a list; others also stand in names of several levels (left/hand)."""
 BETWEEN_WORDS = re.compile(r"\s+and\s+|[\s_-]+")
 """What may as well stand inside the name of one class (fire truck)."""
 BRACKETS = {"[": "]", "(": ")", "{": "}"}
@@ -99,8 +101,8 @@ def joined(name: str, known: Collection[str], between: re.Pattern[str] = SEPARAT
 
 
 def all_joined(names: Collection[str]) -> dict[str, list[str]]:
-    """The names that join others (see `joined`), and which. A part is known if it is a name, or part of two of them."""
-    parts = {name: {part for text in SEPARATORS.split(name) if (part := clean(text))} for name in names}
+    """The names that join others (see `joined`), and which. A part is known if it is a name, or part of two lists."""
+    parts = {name: {part for text in LIST_SIGNS.split(name) if (part := clean(text))} for name in names}
     shared = Counter(part for found in parts.values() if len(found) > 1 for part in found)
     known = {*names, *(part for part, count in shared.items() if count > 1)}
     return {name: found for name in names if (found := joined(name, known))}

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from cam_pipeline.config import Colour, DataSettings
 from cam_pipeline.data.coco_masks import CocoMask
-from cam_pipeline.data.names import clean, fold, is_background, is_missing, joined
+from cam_pipeline.data.names import clean, fold, is_background, is_missing, is_number, joined
 from cam_pipeline.data.nearest import did_you_mean
 from cam_pipeline.errors import DataError
 
@@ -155,7 +155,8 @@ def class_counts(classes: Sequence[str], samples: Sequence[Sample]) -> str:
     counts = Counter(class_id for sample in samples for class_id in sample.class_ids or ())
     negatives = sum(sample.class_ids == () for sample in samples)
     by_count = sorted(counts, key=lambda class_id: (-counts[class_id], class_id))
-    shown = [f"{classes[class_id - 1]} {counts[class_id]:,}" for class_id in by_count]
+    names = [f"'{name}'" if is_number(name) else name for name in classes]
+    shown = [f"{names[class_id - 1]} {counts[class_id]:,}" for class_id in by_count]
     if len(shown) > MANY_CLASSES:
         half = MANY_CLASSES // 2
         shown = [*shown[:half], f"... ({len(shown) - 2 * half} more)", *shown[-half:]]

@@ -92,7 +92,10 @@ def test_lists_in_brackets(cell, names):
 def test_joined_names():
     assert joined("cat, dog", {"cat", "dog"}) == ["cat", "dog"]
     assert joined("cat, dog", {"cat"}) == joined("cat", {"cat"}) == joined(",cat,", {"cat"}) == []
-    assert all_joined({"a,b", "b|c", "a/c"}) == {"a,b": ["a", "b"], "b|c": ["b", "c"], "a/c": ["a", "c"]}
+    assert all_joined({"a,b", "b|c", "a"}) == {"a,b": ["a", "b"]}
+    assert all_joined({"a,b", "b|c", "c, a"}) == {"a,b": ["a", "b"], "b|c": ["b", "c"], "c, a": ["c", "a"]}
+    assert all_joined({"left/hand", "left/foot", "right/hand", "right/foot"}) == {}
+    assert all_joined({"cat/dog", "cat", "dog"}) == {"cat/dog": ["cat", "dog"]}
     assert all_joined({"tench, Tinca tinca", "crane"}) == {}
 
 

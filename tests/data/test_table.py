@@ -130,6 +130,7 @@ def test_class_counts():
         "3 classes, 3 training images: dog 2, cat 1; 1 show none of them"
     )
     assert class_counts(("cat",), samples[2:]) == "1 class, 1 training image: none shows one; 1 show none of them"
+    assert "images: '12' 1; 1 show" in class_counts(("12",), [sample("a", class_ids=(1,)), sample("b", class_ids=())])
     many = tuple(f"c{number}" for number in range(1, 21))
     samples = [sample(str(n), class_ids=tuple(range(n, 21))) for n in range(1, 1201)]
     assert class_counts(many, samples) == (

@@ -169,11 +169,12 @@ def _other_tables(root: Path) -> str:
 def _first_line(text: str) -> tuple[int, str]:
     """The number of the header's line, and what stands between cells: `,` unless another sign makes a header of it.
 
-    A line `sep=;` above the header tells Excel this sign.
+    Above it there may be empty rows, and a line `sep=;`, which tells Excel this sign.
     """
     lines = re.split(r"\r\n|\r|\n", text[:10_000])
-    first = 2 if lines and re.fullmatch(r'"?sep=.?"?[,;\t]*', lines[0], re.IGNORECASE) else 1
-    header = lines[first - 1] if len(lines) >= first else ""
+    empty = re.compile(r'"?sep=.?"?[,;\t]*|[\s,;|"]*', re.IGNORECASE)
+    first = next((number for number, line in enumerate(lines, 1) if not empty.fullmatch(line)), 1)
+    header = lines[first - 1]
     for delimiter in DELIMITERS:
         cells = next(csv.reader([header], delimiter=delimiter), [])
         if {"image", "labels"} <= {clean(cell) for cell in cells}:

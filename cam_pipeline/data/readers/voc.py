@@ -35,11 +35,19 @@ LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main", "ImageSets")
 RARE = 0.1
 """A name in fewer of the XML files is taken for a misspelt one, if it is like one of VOC's."""
 MULTIBYTE = {
-    "gb2312": "gb18030", "gbk": "gb18030", "gb18030": "gb18030", "cp936": "gb18030", "big5": "cp950", "cp950": "cp950",
-    "big5-hkscs": "big5hkscs", "shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932", "windows-31j": "cp932",
-    "cp932": "cp932", "euc-jp": "euc_jp", "iso-2022-jp": "iso2022_jp", "euc-kr": "cp949", "cp949": "cp949",
-    "ks_c_5601-1987": "cp949",
-}  # fmt: skip
+    name: codec
+    for codec, names in {
+        "gb18030": "gb2312 gb_2312-80 gbk x-gbk cp936 gb18030",
+        "hz": "hz-gb-2312",
+        "cp950": "big5 cp950",
+        "big5hkscs": "big5-hkscs",
+        "cp932": "shift_jis shift-jis sjis x-sjis ms932 windows-31j cp932",
+        "euc_jp": "euc-jp",
+        "iso2022_jp": "iso-2022-jp",
+        "cp949": "euc-kr ks_c_5601-1987 cp949",
+    }.items()
+    for name in names.split()
+}
 """Encodings, as XML declares them, that its parser does not know, and what Python calls them or a larger set."""
 
 Names = dict[str, tuple[str, Sequence[str]]]  # id (in one Unicode form) -> where its labels stand, class names
@@ -141,8 +149,9 @@ def _ids(path: Path, settings: DataSettings, problems: Problems) -> list[tuple[s
         if not words:
             continue
         name = _id_of(words[0], settings.root)
-        if len(words) == 2 and PurePosixPath(words[1]).stem == PurePosixPath(name).name:
-            masks.setdefault(_below_root(str(PurePosixPath(words[1]).parent)), where)
+        mask = f"/{PurePosixPath(words[1]).with_suffix('')}" if len(words) == 2 else ""
+        if mask.endswith(f"/{name}"):
+            masks.setdefault(mask.removesuffix(name).strip("/"), where)
         elif len(words) > 1:
             message = f"{where}: there must be one id in a line, not '{line.strip()[:100]}'"
             if len(words) == 2 and words[1] in ("1", "-1", "0"):
@@ -151,7 +160,7 @@ def _ids(path: Path, settings: DataSettings, problems: Problems) -> list[tuple[s
             continue
         found.append((name, where))
     for folder, where in masks.items():
-        if folder != "." and not f"/{folder}".endswith(f"/{_below_root(settings.masks)}"):
+        if folder and not f"/{folder}".endswith(f"/{settings.masks.strip('/')}"):
             message = f"{where}: the list names masks in {folder}, data.masks is {settings.masks}; set data.masks"
             problems.warn("masks of another folder", message)
     return found
@@ -167,10 +176,6 @@ def _id_of(word: str, root: Path) -> str:
     if any((folder / f"{path.name}{suffix}").is_file() for suffix in (".jpg", ".png")):
         return name  # its file has two endings
     return path.with_suffix("").as_posix()
-
-
-def _below_root(folder: str) -> str:
-    return folder.strip("/").removeprefix("./")
 
 
 def _find_image(
@@ -257,6 +262,8 @@ def _decoded(content: bytes) -> bytes | str:
     """An XML file's content: as text if it declares an encoding that the parser does not know, or UTF-8 or none."""
     declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["']""", content[:200])
     encoding = declared[1].decode().lower() if declared else "utf-8"
-    if encoding in ("utf-8", "utf8") and not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content
+    if content.startswith(codecs.BOM_UTF8) or encoding in ("utf-8", "utf8"):
         return content.decode("utf-8-sig")
     return content.decode(MULTIBYTE[encoding]) if encoding in MULTIBYTE else content

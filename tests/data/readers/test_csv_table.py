@@ -334,6 +334,12 @@ def test_csv_rows_without_content_are_no_rows(tmp_path, rows):
     assert len(csv_table(tmp_path, "image,labels", "a.jpg,cat", *rows, "b.jpg,cat,,", *rows).samples) == 2
 
 
+@pytest.mark.parametrize("start", [("",), (",", ""), ("sep=,",), ("\ufeff", ",,,")])
+def test_csv_rows_without_content_above_the_header_do_not_count(tmp_path, start):
+    table = csv_table(tmp_path, *start, "image,labels", "a.jpg,cat")
+    assert len(table.samples) == 1 and table.samples[0].source.endswith(f"line {len(start) + 2}")
+
+
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
 def test_csv_cells_may_be_separated_as_excel_does_it(tmp_path, delimiter):
     rows = [["image", "labels", "split"], ["a.jpg", '"cat;dog"', "val"], ["b, c.jpg", "cat", ""], ["", "", ""]]

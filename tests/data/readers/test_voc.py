@@ -257,7 +257,7 @@ def test_voc_objects_that_are_no_class(tmp_path, name):
     ("declared", "encoding"),
     [("GB2312", "gb2312"), ("gbk", "gbk"), ("GB18030", "gb18030"), ("Big5", "big5"), ("Shift_JIS", "shift_jis"),
      ("EUC-JP", "euc_jp"), ("EUC-KR", "euc_kr"), ("utf-16", "utf-16"), ("iso-8859-1", "latin-1"), ("UTF-8", "utf-8"),
-     ("UTF-8", "utf-8-sig"), ("windows-1252", "cp1252")],
+     ("UTF-8", "utf-8-sig"), ("GBK", "utf-8-sig"), ("HZ-GB-2312", "hz"), ("utf8", "utf-8"), ("windows-1252", "cp1252")],
 )  # fmt: skip
 def test_voc_xml_in_the_encoding_that_it_declares(tmp_path, declared, encoding):
     name = "한국" if "KR" in declared else "né" if encoding in ("latin-1", "cp1252") else "山"
@@ -301,6 +301,7 @@ def lists(root, name, *lines):
         "/JPEGImages/p1.jpg",
         "p1.jpg",
         "p1.jpg p1.png",
+        "p1 p1",
         "./JPEGImages/p1.png",
         "p1",
         "\ufeffp1\u00a0",
@@ -329,6 +330,14 @@ def test_voc_list_that_names_masks_of_another_folder_is_told(tmp_path):
     assert [kind for kind, _ in warnings] == ["masks of another folder"]
     assert "masks in SegmentationClassAug, data.masks is SegmentationClass; set data.masks" in warnings[0][1]
     assert not noted(tmp_path, masks="SegmentationClassAug")[2]
+
+
+def test_voc_lists_of_images_in_folders(tmp_path):
+    voc_folder(tmp_path, "sub/p1 cat\n", train=["/JPEGImages/sub/p1.jpg /SegmentationClass/sub/p1.png"])
+    table, errors, warnings = noted(tmp_path)
+    assert facts(table) == [("sub/p1", "train", (8,))] and not errors and not warnings
+    lists(tmp_path, "Segmentation/train.txt", "/JPEGImages/sub/p1.jpg /SegmentationClass/other/p1.png")
+    assert "there must be one id in a line" in noted(tmp_path)[1][0][1]
 
 
 @pytest.mark.parametrize("line", ["p1 1", "p1 -1", "p1  0"])
