@@ -105,7 +105,13 @@ def all_joined(names: Collection[str]) -> dict[str, list[str]]:
     parts = {name: {part for text in LIST_SIGNS.split(name) if (part := clean(text))} for name in names}
     shared = Counter(part for found in parts.values() if len(found) > 1 for part in found)
     known = {*names, *(part for part, count in shared.items() if count > 1)}
-    return {name: found for name in names if (found := joined(name, known))}
+    signs = {name: BETWEEN_WORDS if _is_numbers(name) else SEPARATORS for name in names}
+    return {name: found for name in names if (found := joined(name, known, signs[name]))}
+
+
+def _is_numbers(name: str) -> bool:
+    """Whether a name is numbers with blanks between them, which can be no single word."""
+    return all(map(is_number, name.split()))
 
 
 def system_part(parts: Sequence[str]) -> str:

@@ -95,6 +95,7 @@ def test_joined_names():
     assert all_joined({"a,b", "b|c", "a"}) == {"a,b": ["a", "b"]}
     assert all_joined({"a,b", "b|c", "c, a"}) == {"a,b": ["a", "b"], "b|c": ["b", "c"], "c, a": ["c", "a"]}
     assert all_joined({"left/hand", "left/foot", "right/hand", "right/foot"}) == {}
+    assert all_joined({"1 2", "1", "2", "fire truck", "fire", "truck"}) == {"1 2": ["1", "2"]}
     assert all_joined({"cat/dog", "cat", "dog"}) == {"cat/dog": ["cat", "dog"]}
     assert all_joined({"tench, Tinca tinca", "crane"}) == {}
 

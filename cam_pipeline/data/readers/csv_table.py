@@ -4,6 +4,7 @@ import csv
 import difflib
 import io
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -38,16 +39,13 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
     An empty `labels` cell says that the image shows none of the classes. Without a `split` column every image
     belongs to the training split. The id is the image path without its suffix.
     """
+    given = given_names(settings)[1]
     rows = _read_rows(settings.root / settings.table, settings.root, problems)
-    wrong = _wrong_cells([row["labels"] for _, row in rows if not _is_left_out(row)], given_names(settings)[1])
-    named = {
-        name
-        for _, row in rows
-        if not _is_left_out(row)
-        for name in wrong.get(row["labels"], _names(row["labels"]))
-        if name != UNKNOWN and is_class(name)
-    }
-    listing = Listing(settings, class_names(settings, in_order(named), problems), problems)
+    labels = {row["labels"] for _, row in rows if not _is_left_out(row)}
+    wrong = _wrong_cells(labels, given)
+    named = {name for cell in labels for name in wrong.get(cell, _names(cell)) if name != UNKNOWN and is_class(name)}
+    otherwise = () if given else in_order(_in_one_form(named, problems))
+    listing = Listing(settings, class_names(settings, otherwise, problems), problems)
     for where, row in rows:
         if _is_left_out(row) and listing.is_left_out(row["image"], where):
             continue
@@ -77,6 +75,15 @@ def _mask(cell: str, where: str, listing: Listing) -> PurePosixPath | None:
         listing.problems.warn("mask named like a missing value", message)
         return None
     return listing.path(cell, where) if cell else None
+
+
+def _in_one_form(names: Iterable[str], problems: Problems) -> list[str]:
+    """Each name once, the first of those that differ in Unicode form alone; a warning tells of these."""
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        if found.setdefault(unicodedata.normalize("NFC", name), name) != name:
+            problems.warn("label written in two Unicode forms", f"{name!a} is {shown(name)}: the same class")
+    return list(found.values())
 
 
 def _is_left_out(row: dict[str, str]) -> bool:
@@ -223,7 +230,10 @@ def _hint(columns: Sequence[str], missing: Sequence[str]) -> str:
         return "; it looks like an image's row: put the line image,labels above it"
     small = {name.casefold(): name for name in columns}
     likely = {one: small[name] for one in missing for name in OTHER_NAMES[one] if name in small}
-    return f"; rename {' and '.join(f'{shown(name)} to {one}' for one, name in likely.items())}" if likely else ""
+    if likely:
+        return f"; rename {' and '.join(f'{shown(name)} to {one}' for one, name in likely.items())}"
+    several = missing == ["labels"] and len(columns) > 2
+    return f"; it is one column, with the names of an image's classes joined by `{LABEL_SEPARATOR}`" if several else ""
 
 
 def _names(cell: str) -> list[str]:

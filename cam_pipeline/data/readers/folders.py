@@ -6,7 +6,7 @@ from pathlib import Path
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.foreign import remedy
-from cam_pipeline.data.names import in_order, system_part
+from cam_pipeline.data.names import in_order, is_class, system_part
 from cam_pipeline.data.readers.listing import IMAGE_SUFFIXES, Listing, class_names
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
@@ -28,7 +28,7 @@ def read_folders(settings: DataSettings, problems: Problems) -> Table:
         raise DataError(
             f"{settings.root}: there is no class folder in it; put the images of each class into a folder of its name"
         )
-    listing = Listing(settings, class_names(settings, in_order(found), problems), problems)
+    listing = Listing(settings, class_names(settings, in_order(filter(is_class, found)), problems), problems)
     _warn_of_splits(settings, by_split, problems)
     _warn_of_validation(settings, split_folders.values(), problems)
     for folder in dict.fromkeys([settings.root, *split_folders.values()]):

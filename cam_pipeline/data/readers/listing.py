@@ -173,7 +173,8 @@ class Listing:
             elif is_class(name):
                 self.problems.report("unknown class", f"{where}: {unknown_class(name, self.classes)}")
             else:
-                message = f"{where}: '{name}' is no label of an image; {no_class}"
+                remedy = no_class if is_background(name) else "delete it"
+                message = f"{where}: '{name}' is no label of an image; {remedy}"
                 self.problems.report("label that is no class", message)
         return tuple(sorted(found))
 

@@ -93,16 +93,8 @@ def _split_list(settings: DataSettings, split: str, problems: Problems) -> Path:
     paths = [settings.root / folder / f"{split}.txt" for folder in LIST_FOLDERS]
     found = next((path for path in paths if os.path.lexists(path)), None)
     if found is None:
-        folders = [path.parent for path in paths]
-        others = sorted(
-            {
-                path.stem
-                for folder in folders
-                if folder.is_dir()
-                for path in folder.glob("*.txt")
-                if "_" not in path.stem
-            }
-        )
+        names = {path.stem for folder in LIST_FOLDERS for path in (settings.root / folder).glob("*.txt")}
+        others = sorted(name for name in names if name.partition("_")[0] not in VOC_CLASSES)
         key = "data.train" if split == settings.train else "data.val"
         known = f"; there are lists of {', '.join(others[:10])}: set {key} to one of them" if others else ""
         none = ", or data.val to ''" if known and split == settings.val else "; or set data.val to ''"

@@ -90,6 +90,7 @@ def test_csv_classes_come_from_the_settings_then_a_file_then_the_table(tmp_path)
         (["Path;class", "a.jpg;cat"], "missing: image, labels; .*; rename 'Path' to image and 'class' to labels$"),
         (["image;label", "a.jpg;cat"], "line 1: unknown column 'label'; did you mean 'labels'"),
         (["image;labels", "a.jpg;cat;dog"], r'line 2: more or fewer cells .* quotation marks \("cat;dog"\)'),
+        (["image,cat,dog", "a.jpg,1,0"], "missing: labels; .*; it is one column, with the names of an image's classes"),
         (["a.jpg,cat", "b.jpg,dog"], "it looks like an image's row: put the line image,labels above it"),
         (['"image,labels"', '"a.jpg,cat"'], "; remove the quotation marks around the whole line$"),
         (["x" * 500], r"the header is 'x+ \.\.\. x+'$"),
@@ -214,6 +215,7 @@ def noted(root, *lines, **settings):
         ("cat\u3001dog", "write cat;dog"),
         ("cat:dog", "write cat;dog"),
         ("cat\tdog", "write cat;dog"),
+        ("1 2", "write 1;2"),
         ("['cat' 'dog']", "write cat;dog"),
         ("eel;cat|dog", "write eel;cat;dog"),
         ("\"['cat', 'dog']\"", "write cat;dog"),
@@ -226,11 +228,11 @@ def noted(root, *lines, **settings):
     ],
 )
 def test_csv_labels_joined_in_another_way_are_refused_with_the_right_cell(tmp_path, cell, remedy):
-    rows = ("a.jpg,cat", "b.jpg,dog", "d.jpg,eel", f"c.jpg,{cell}")
+    rows = ("a.jpg,cat;1", "b.jpg,dog;2", "d.jpg,eel", f"c.jpg,{cell}")
     table, errors, _ = noted(tmp_path, "image,labels", *rows)
     assert [kind for kind, _ in errors] == ["labels that are not joined by ;"]
     assert f"{tmp_path / 'data.csv'}, line 5: " in errors[0][1] and remedy in errors[0][1]
-    assert table.classes == ("cat", "dog", "eel")
+    assert table.classes == ("1", "2", "cat", "dog", "eel")
     with pytest.raises(DataError, match=r"line 5: .* would be one class; .*"):
         csv_table(tmp_path, "image,labels", *rows)
 
@@ -479,3 +481,9 @@ def test_a_data_set_of_another_layout_is_seen(tmp_path, folder, layout):
     (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(DataError, match=rf"is data\.format '{layout}'\?$" if layout else r"there is no file .*csv$"):
         load_table(DataSettings(root=tmp_path))
+
+
+def test_csv_a_label_in_two_unicode_forms_is_one_class_and_told(tmp_path):
+    table, errors, warnings = noted(tmp_path, "image,labels", "a.jpg,\u00e9", "b.jpg,e\u0301", "c.jpg,z")
+    assert table.classes == ("e\u0301", "z") and [ids for _, _, ids in facts(table)] == [(1,), (1,), (2,)]
+    assert [kind for kind, _ in warnings] == ["label written in two Unicode forms"] and not errors
