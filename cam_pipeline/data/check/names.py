@@ -100,14 +100,17 @@ def _likeness(name: str, other: str) -> float:
     return matcher.ratio() if min(matcher.real_quick_ratio(), matcher.quick_ratio()) >= LIKENESS else 0.0
 
 
+def _letters(name: str) -> str:
+    """A name without numbers: class10 is not class1, misspelt."""
+    return re.sub(r"\d+", "", fold(name))
+
+
 def _warn_of_misspelt(shown: dict[str, int], problems: Problems) -> None:
     """Warn of rare classes whose name is nearly that of a frequent one. `shown`: number of images of each."""
     for name, count in shown.items():
-        if is_number(name):
-            continue
         for other, more in shown.items():
             few = 0 < count < more and count <= max(1, RARE * more)
-            if few and fold(name) != fold(other) and _likeness(same_letters(name), same_letters(other)) >= LIKENESS:
+            if few and _letters(name) != _letters(other) and _likeness(fold(name), fold(other)) >= LIKENESS:
                 message = f"'{name}' ({count} image{'s' * (count > 1)}) is nearly '{other}' ({more} images)"
                 problems.warn("class that may be misspelt", f"{message}; correct it, or name both in data.classes")
                 break

@@ -86,7 +86,14 @@ def test_rare_names_that_are_nearly_another(tmp_path, name, count, other, more):
 
 
 @pytest.mark.parametrize(
-    "labels", [{"goat": 1, "boat": 9}, {"bus": 5, "buss": 6}, {"cat": 1, "car": 9}, {"11": 1, "111": 9}]
+    "labels",
+    [
+        {"goat": 1, "boat": 9},
+        {"bus": 5, "buss": 6},
+        {"cat": 1, "car": 9},
+        {"11": 1, "111": 9},
+        {"class1": 9, "class10": 1},
+    ],
 )
 def test_names_that_are_rightly_near(tmp_path, labels):
     assert "class that may be misspelt" not in kinds(warnings_of(tmp_path, labels))
