@@ -186,7 +186,11 @@ def _check_size(sample: Sample, shape: tuple[int, ...]) -> None:
     """Raise DataError unless the mask has the size of its image."""
     size = sample_size(sample)
     if shape != size:
-        remedy = "correct height and width of the entry" if isinstance(sample.mask, CocoMask) else "make the mask again"
+        remedy = "make the mask again"
+        if isinstance(sample.mask, CocoMask):
+            other = abs(shape[0] * size[1] - shape[1] * size[0]) <= max(size)  # the same shape, another resolution
+            remedy = "scale its outlines, or correct" if other else "correct"
+            remedy += " height and width of the entry"
         turned = "; EXIF turns the image upright, so its mask must be upright, too" * is_turned(sample)
         raise DataError(
             f"{sample.mask}: the mask is {shape}, its image is {size} (height, width){turned}; "

@@ -130,6 +130,13 @@ def test_the_mask_of_a_sample_is_drawn_at_the_size_of_its_image(tmp_path):
         sample_mask(turned, 1)
 
 
+def test_outlines_for_another_resolution_are_told(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (18, 12)).save(path)
+    with pytest.raises(DataError, match=r"its image is \(12, 18\) .*; scale its outlines, or correct height"):
+        sample_mask(Sample("a", path, "train", (1,), mask_of(box(1, 0, 0, 2, 3))), 1)
+
+
 def test_without_pycocotools_there_is_a_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(LibraryMissing, match="Install it: pip install pycocotools"):

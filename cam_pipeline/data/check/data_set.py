@@ -213,9 +213,9 @@ def _check_pictures(inspected: Inspected, problems: AllProblems) -> None:
 
     The latter is worst if it is trained on and reported on.
     """
-    deep = [(sample, inspection.brightest) for sample, inspection in inspected if inspection.brightest is not None]
-    if message := told_of_dark(deep):
-        problems.warn("images of 16 bits that look black", message)
+    known = [(sample, inspection.brightest) for sample, inspection in inspected if inspection.brightest]
+    for message in told_of_dark(known):
+        problems.warn("images that look black", message)
     first: dict[str, Sample] = {}
     for sample, inspection in inspected:
         other = first.setdefault(inspection.digest, sample) if inspection.digest else sample

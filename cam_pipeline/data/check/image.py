@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cam_pipeline.data.check.depth import Brightest, brightest_of
 from cam_pipeline.data.check.masks import MaskFacts
 from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.data.coco_masks import CocoMask
@@ -25,12 +26,12 @@ TINY = 32
 class Inspection:
     """Findings on one image: `size` (height, width), None if it cannot be read; `digest` of its file; problems.
 
-    `brightest` is the greatest number of an image of 16 bits, else None; `mask` is None if there is none to use.
+    `brightest` is the greatest number in an image and its bits; `mask` is None if there is none to use.
     """
 
     size: tuple[int, int] | None = None
     digest: str = ""
-    brightest: int | None = None
+    brightest: Brightest | None = None
     mask: MaskFacts | None = None
     problems: AllProblems = field(default_factory=AllProblems)
 
@@ -56,7 +57,7 @@ def inspect(sample: Sample, classes: tuple[str, ...]) -> Inspection:
         message = f"{sample.image}: {width} x {height} pixels (width x height); enlarge it, or take it out"
         problems.warn(f"image with a side of less than {TINY} pixels", message)
     mask = _inspect_mask(sample, classes, problems)
-    return Inspection((height, width), digest, picture.brightest, mask, problems)
+    return Inspection((height, width), digest, brightest_of(picture), mask, problems)
 
 
 def _inspect_mask(sample: Sample, classes: tuple[str, ...], problems: AllProblems) -> MaskFacts | None:

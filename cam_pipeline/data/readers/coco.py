@@ -45,6 +45,11 @@ def _truth(value: Any) -> Any:
     return value or False
 
 
+def _as_text(value: Any) -> Any:
+    """A name that is written as a number is text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 Side = Annotated[int, BeforeValidator(_side)]
 
 
@@ -66,7 +71,7 @@ class Category(BaseModel):
     """The fields that are read of an entry in `categories`."""
 
     id: Annotated[Key, AfterValidator(_as_number)]
-    name: str
+    name: Annotated[str, BeforeValidator(_as_text)]
     supercategory: Any = None
 
 
@@ -237,7 +242,7 @@ def read_file(path: Path, size: int, mtime_ns: int) -> CocoFile:
     content = _load(path)
     file = CocoFile()
     for category in _entries(content, "categories", Category, path, file):
-        if category.id in file.categories:
+        if file.categories.get(category.id, category).name != category.name:
             file.wrong("duplicate id", f"{path}: the category id {category.id} appears twice; give each its own")
         file.categories.setdefault(category.id, category)
     for image in _entries(content, "images", Image, path, file):

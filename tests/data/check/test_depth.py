@@ -1,10 +1,12 @@
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cam_pipeline.data.check.depth import told_of_dark, warn_of_dark
+from cam_pipeline.data.check.depth import brightest_of, told_of_dark, warn_of_dark
+from cam_pipeline.data.images import Picture
 from cam_pipeline.data.table import Sample
 
 
@@ -36,7 +38,7 @@ def test_images_that_use_their_range_are_nothing_to_tell_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         warn_of_dark([*samples, Sample("gone", tmp_path / "gone.png", "train")])
         warn_of_dark([])
-    assert not caplog.records and told_of_dark([]) == ""
+    assert not caplog.records and not list(told_of_dark([]))
 
 
 def test_of_many_images_a_few_are_looked_at(tmp_path, monkeypatch):
@@ -47,3 +49,13 @@ def test_of_many_images_a_few_are_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "opened", lambda path, limit: asked.append(path) or Image.open(path))
     warn_of_dark(images(tmp_path, *[None] * 50))
     assert len(asked) == module.LOOKED_AT
+
+
+@pytest.mark.parametrize(
+    ("highest", "told"),
+    [(0, ""), (1, "1 for white, multiply all by 255"), (9, "15 for white, multiply all by 17"), (16, ""), (255, "")],
+)
+def test_eight_bits_that_hold_shares_are_told(highest, told):
+    sample, found = Sample("a", Path("a.png"), "train"), Picture(np.full((2, 2, 3), highest, np.uint8))
+    lines = list(told_of_dark([(sample, brightest_of(found))]))
+    assert len(lines) == bool(told) and all(line.endswith(told) for line in lines)

@@ -389,6 +389,13 @@ def test_a_category_that_only_stands_above_others_is_no_class(tmp_path, categori
     assert [sample.class_ids for sample in table.samples] == [(2,), (1,)] and warnings == []
 
 
+def test_a_category_may_stand_twice_and_have_a_number_for_a_name(tmp_path):
+    categories = [category(3, 7), category(17, "dog"), category("3", "7")]
+    write(tmp_path, train=content([(1, "a.jpg")], [(1, 3, {})], categories))
+    table, warnings = warned(tmp_path)
+    assert table.classes == ("7", "dog") and table.samples[0].class_ids == (1,) and warnings == []
+
+
 def test_categories_of_one_name_are_one_class_if_the_settings_name_it(tmp_path):
     categories = [category(3, "cat"), category(17, "dog"), category(20, "cat")]
     write(tmp_path, train=content([(1, "a.jpg")], [(1, 3, {}), (1, 20, {}), (1, 17, {})], categories))
