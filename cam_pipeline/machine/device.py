@@ -67,16 +67,36 @@ def _computes_in_bfloat16(device_type: str) -> bool:
     return found
 
 
+NO_MEMORY_ON_CPU = ("DefaultCPUAllocator", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
+NO_MEMORY_ON_GPU = ("out of memory", "STATUS_ALLOC_FAILED", "STATUS_INSUFFICIENT_RESOURCES")
+"""Words of torch's memory errors. It has a class for its own allocator on the GPU alone: what the driver, cuDNN,
+cuBLAS, a graph or Apple's GPU lacks comes as RuntimeError or AcceleratorError, what the CPU lacks as RuntimeError."""
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """True if the GPU or the machine has too little memory."""
+    return isinstance(error, MemoryError) or _lacks_gpu_memory(error) or _says(error, NO_MEMORY_ON_CPU)
+
+
+def _lacks_gpu_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return _says(error, NO_MEMORY_ON_GPU) and not _says(error, NO_MEMORY_ON_CPU)
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 @contextmanager
 def memory_errors_named(what: str, key: str, value: object) -> Iterator[None]:
     """Turn memory errors of the GPU or the machine into OutOfMemory, naming the setting that memory grows with."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch has a class for the GPU (a RuntimeError), none for the CPU
-        on_gpu = isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
-        if not on_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
             raise
-        place = "the GPU" if on_gpu else "this machine"
+        place = "the GPU" if _lacks_gpu_memory(error) else "this machine"
         raise OutOfMemory(
             f"{what}: {place} has too little memory; lower {key} (now {value}). Finished work is kept"
         ) from error

@@ -3,8 +3,15 @@ import torch
 from torch import nn
 
 from cam_pipeline.config import RunSettings
-from cam_pipeline.errors import ConfigError
-from cam_pipeline.machine.device import _computes_in_bfloat16, autocast, compiled, pick_device, uncompiled
+from cam_pipeline.errors import ConfigError, OutOfMemory
+from cam_pipeline.machine.device import (
+    _computes_in_bfloat16,
+    autocast,
+    compiled,
+    memory_errors_named,
+    pick_device,
+    uncompiled,
+)
 from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.models.placing import image_batch, place
 
@@ -130,3 +137,38 @@ def test_a_compiled_network_computes_the_same_and_not_where_sizes_vary():
             for side in range(9, 14):
                 network(torch.randn(1, 3, side, side))
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (torch.OutOfMemoryError("Allocation on device"), "the GPU"),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be ...", 2), "the GPU"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "the GPU"),
+        (RuntimeError("CUDA error: out of memory"), "the GPU"),
+        (RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"), "the GPU"),
+        (RuntimeError("XPU out of memory."), "the GPU"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"), "the GPU"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "the GPU"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "the GPU"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"),
+            "this machine",
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."), "this machine"),
+        (RuntimeError("unable to mmap 1024 bytes from file <a>: Cannot allocate memory (12)"), "this machine"),
+        (RuntimeError("std::bad_alloc"), "this machine"),
+        (MemoryError(), "this machine"),
+    ],
+)
+def test_memory_errors_name_the_setting(error, place):
+    line = f"^train_cls: {place} has too little memory; lower train_cls.batch_size \\(now 16\\). Finished work is kept$"
+    with pytest.raises(OutOfMemory, match=line), memory_errors_named("train_cls", "train_cls.batch_size", 16):
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert"), ValueError("out of memory")])
+def test_other_errors_are_left_alone(error):
+    with pytest.raises(type(error)) as caught, memory_errors_named("train_cls", "train_cls.batch_size", 16):
+        raise error
+    assert caught.value is error
