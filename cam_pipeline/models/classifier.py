@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError, one_line
 from cam_pipeline.models.attention import NoAttention, attend_to_similar
-from cam_pipeline.models.backbone import bring_to_stride, create_for_any_size
+from cam_pipeline.models.backbone import bring_to_stride, check_arguments, create_for_any_size
 from cam_pipeline.models.hybrid import Trunk, channels_first, create_hybrid, create_trunk, trunk_of
 from cam_pipeline.models.levels import NoLevels, feature_levels
 from cam_pipeline.models.offset import cell_offset
@@ -149,6 +149,7 @@ def build_classifier(
     class token that is to be pooled but missing; WeightsError for weights that do not fit.
     """
     check_start(weights, trunk is not None, similar_attention)
+    check_arguments("classifier.backbone_args", arguments or {})
     headless = {"num_classes": 0, **(arguments or {})}
     cnn: nn.Module | None = None
     if trunk is None:
@@ -160,7 +161,7 @@ def build_classifier(
         load_backbone(network, Path(weights))
     if similar_attention:
         _attend_to_similar(network, similar_attention)
-    own_stride = bring_to_stride(network, backbone, stride if trunk is None else 0)
+    own_stride = bring_to_stride(network, backbone, stride if trunk is None else 0, arguments)
     _check_pooling(pooling, network, backbone)
     own_mean, own_std = default_statistics(cnn or network)
     classifier = Classifier(network, num_classes, own_stride, mean or own_mean, std or own_std, pooling)

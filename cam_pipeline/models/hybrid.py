@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.backbone import UnknownArgument, create_for_any_size, create_timm
+from cam_pipeline.models.backbone import UnknownArgument, check_arguments, create_for_any_size, create_timm, reason_of
 from cam_pipeline.models.evaluating import evaluating
 from cam_pipeline.models.stride import reduce_stride
 from cam_pipeline.models.weights import load_backbone
@@ -44,6 +44,7 @@ def create_trunk(trunk: Trunk, stride: int) -> tuple[nn.Module, int]:
 
     Raises ConfigError and WeightsError like `build_classifier`.
     """
+    check_arguments("classifier.trunk_args", trunk.arguments)
     network = create_timm(trunk.name, trunk.weights, {"num_classes": 0, **trunk.arguments})
     if trunk.weights not in ("pretrained", "none"):
         load_backbone(network, Path(trunk.weights))
@@ -72,8 +73,8 @@ def _stride_of_trunk(network: nn.Module, name: str) -> int:
     try:
         with evaluating(network):
             out = network.forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
-    except (AssertionError, AttributeError, RuntimeError) as error:
-        raise ConfigError(f"classifier.trunk: '{name}' does not take images of any size: {error}") from error
+    except Exception as error:  # of any kind: the code of hundreds of models
+        raise ConfigError(f"classifier.trunk: '{name}' does not take images of any size: {reason_of(error)}") from error
     if not isinstance(out, Tensor) or out.dim() != 4:
         raise ConfigError(f"classifier.trunk: '{name}' gives no feature map; a trunk is a CNN")
     return side // int(channels_first(out, int(network.num_features)).shape[2])  # type: ignore[arg-type]

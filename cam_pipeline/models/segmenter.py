@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.backbone import create_timm
+from cam_pipeline.errors import ConfigError, UserError
+from cam_pipeline.models.backbone import check_arguments, create_timm, reason_of
 from cam_pipeline.models.pretrained import Normalize, PretrainedHalf, Rgb, default_statistics
 from cam_pipeline.models.weights import load_backbone
 
@@ -56,6 +56,18 @@ class DeepLabV2(nn.Module):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
+def _pyramid(encoder: str, weights: str, stride: int, arguments: Mapping[str, Any]) -> nn.Module:
+    """A timm CNN that gives features of several depths, the last at `stride`. Raises as `create_timm`."""
+    try:
+        return create_timm(encoder, weights, {"features_only": True, "output_stride": stride, **arguments})
+    except ConfigError as error:
+        create_timm(encoder, "none", {"num_classes": 0, **arguments})  # raises if the name or the arguments are wrong
+        raise ConfigError(
+            f"segmenter.encoder '{encoder}' cannot be used in deeplabv2: timm cannot bring it to stride {stride}; "
+            "take a CNN such as a ResNet"
+        ) from error
+
+
 def build_segmenter(
     architecture: str,
     encoder: str,
@@ -74,9 +86,10 @@ def build_segmenter(
     fit.
     """
     given = dict(arguments or {})
+    check_arguments("segmenter.encoder_args", given, free=("out_indices",) if architecture == "deeplabv2" else ())
     try:
         if architecture == "deeplabv2":
-            trunk = create_timm(encoder, weights, {"features_only": True, "output_stride": stride, **given})
+            trunk = _pyramid(encoder, weights, stride, given)
             network: nn.Module = DeepLabV2(trunk, trunk.feature_info.channels()[-1], num_labels)  # type: ignore[union-attr, operator]
         else:
             create_timm(encoder, weights, {"num_classes": 0, **given})  # raises a one-line error for bad arguments
@@ -90,8 +103,10 @@ def build_segmenter(
                 **given,
             )
             trunk = deeplab.encoder.model
-    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error) or "it has no feature pyramid of this stride"
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:  # of any kind: the code of hundreds of models
+        reason = reason_of(error) if str(error) else "it has no feature pyramid of this stride"
         raise ConfigError(f"segmenter.encoder '{encoder}' cannot be used in {architecture}: {reason}") from error
     if weights not in ("pretrained", "none"):
         load_backbone(trunk, Path(weights))

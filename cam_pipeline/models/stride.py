@@ -28,8 +28,11 @@ def reduce_stride(backbone: nn.Module, stride: int, size: int = 128) -> None:
         for layer in dict.fromkeys(found):
             _undo(backbone, names[layer], layer)
         out = _features(backbone, size)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"cannot be brought to stride {stride}: {error}") from error
+    except Exception as error:  # of any kind: the code of hundreds of models
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"cannot be brought to stride {stride}: its layers do not fit together then ({reason})") from (
+            error
+        )
     if out.dim() == 3:
         raise ValueError(f"cannot be brought to stride {stride}: that of a ViT is the size of its patches")
     if out.dim() != 4 or out.shape[-2] * stride != size:

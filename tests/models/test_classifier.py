@@ -6,6 +6,7 @@ from torch import nn
 
 from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.classifier import Classifier, build_classifier
+from cam_pipeline.models.hybrid import Trunk
 from cam_pipeline.models.pretrained import Normalize, default_statistics
 from cam_pipeline.ops.cam import classifier_cam
 
@@ -152,6 +153,38 @@ def test_building_leaves_the_backbone_in_training_mode_and_untouched():
         (dict(backbone="mvitv2_tiny"), "'mvitv2_tiny' does not take images of any size"),
         (dict(backbone="maxvit_pico_rw_256"), "'maxvit_pico_rw_256' does not take images of any size"),
         (dict(backbone="inception_v3"), "'inception_v3' does not cut images into whole cells"),
+        (dict(backbone="coat_tiny"), "'coat_tiny' does not take images of any size, only of 224 x 224 pixels$"),
+        (dict(backbone="halonet_h1"), "'halonet_h1' does not take images of any size, only of 256 x 256 pixels$"),
+        (
+            dict(backbone="xcit_nano_12_p16_224"),
+            "'xcit_nano_12_p16_224' gives tokens whose places in the image timm does not say, .* cannot be placed",
+        ),
+        (
+            dict(backbone="twins_svt_small", arguments={"depths": (1, 1, 1, 1)}),
+            "cannot be placed; take a CNN, or a ViT",
+        ),
+        (dict(backbone="crossvit_tiny_240"), "'crossvit_tiny_240' gives a list of several results, where one feature"),
+        (
+            dict(backbone="resnet10t", arguments={"channels": []}),
+            r"with the arguments {'channels': \[\]}: IndexError: ",
+        ),
+        (
+            dict(backbone="resnet10t", arguments={"channels": 5}),
+            r"does not take these arguments {'channels': 5}: .*int",
+        ),
+        (
+            dict(backbone="resnet10t", arguments={"channels": [8, 16, 24, 0]}),
+            r"'resnet10t' with the arguments {'channels': \[8, 16, 24, 0\]} fails on images: .*at least 1",
+        ),
+        (
+            dict(backbone="test_vit", arguments={"embed_dim": 7}),
+            "{'embed_dim': 7}: AssertionError: dim should be divis",
+        ),
+        (dict(backbone="test_vit", arguments={"patch_size": 0}), "{'patch_size': 0}: ZeroDivisionError: "),
+        (dict(backbone="test_vit", arguments={"num_heads": 0}), "{'num_heads': 0}: ZeroDivisionError: "),
+        (dict(backbone="resnet18", arguments={"act_layer": "relo"}), "{'act_layer': 'relo'}: KeyError: 'relo'"),
+        (dict(backbone="resnet18", arguments={"output_stride": 5}), "{'output_stride': 5}: AssertionError"),
+        (dict(backbone="test_vit", arguments={"drop_path_rate": 2.0}), r"drop_path_rate must be a number in 0\.\.1"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, complaint):
@@ -199,3 +232,48 @@ def test_cells_that_cannot_be_placed_are_warned_of(caplog):
 
     assert Classifier(Other(), 2, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).offset == 0
     assert "where the cells of this Other lie cannot be measured (" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ({"features_only": True}, "features of several depths"),
+        ({"out_indices": [1, 2]}, "features of several depths"),
+        ({"feature_cls": "hook"}, "features of several depths"),
+        ({"num_classes": 5}, "follows from data.classes"),
+        ({"in_chans": 1}, "images have 3 channels"),
+        ({"in_chans": 4}, "images have 3 channels"),
+        ({"patch_drop_rate": 0.5}, "every cell of a map is needed"),
+        ({"pretrained": True}, "write the file, or 'pretrained', as classifier.weights"),
+        ({"checkpoint_path": "a.pth"}, "write the file, or 'pretrained', as classifier.weights"),
+        ({"pretrained_cfg": {"file": "a.pth"}}, "write the file, or 'pretrained', as classifier.weights"),
+        ({"pretrained_cfg_overlay": {"file": "a.pth"}}, "write the file, or 'pretrained', as classifier.weights"),
+        ({"device": "meta"}, "run.device says where"),
+        ({"dtype": "float16"}, "run.precision says in which"),
+    ],
+)
+def test_arguments_that_change_what_a_model_is_are_refused(argument, reason):
+    (name,) = argument
+    line = rf"classifier.backbone_args: {name} = .* does not suit; take it out: .*{reason}"
+    with pytest.raises(ConfigError, match=line):
+        build_classifier("test_resnet", 2, arguments=argument)
+    trunk = Trunk("test_resnet", argument, "none")
+    with pytest.raises(ConfigError, match=line.replace("backbone", "trunk")):
+        build_classifier("test_vit", 2, trunk=trunk)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"num_classes": 0, "in_chans": 3, "features_only": False},
+        {"drop_path_rate": 0.1, "drop_rate": 0.5},
+        {"pretrained_cfg": "r160_in1k"},
+        {"global_pool": "max"},
+        {"scriptable": True},
+        {"exportable": True},
+        {"cache_dir": "weights"},
+        {"output_stride": 16},
+    ],
+)
+def test_other_arguments_are_free(argument):
+    build_classifier("test_resnet", 2, arguments=argument)
