@@ -5,7 +5,6 @@ import logging
 import torch
 
 from cam_pipeline.assembly.classifier import new_classifier
-from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.depth import warn_of_dark
@@ -20,6 +19,7 @@ from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.ops.metrics import average_precision, f1_score
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.checkpoints import save_model
+from cam_pipeline.training.dry_run import check_views
 from cam_pipeline.training.objectives import classifier_objectives
 from cam_pipeline.training.trainer import Trainer
 
@@ -45,7 +45,7 @@ def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
     classifier = new_classifier(config.classifier, len(table.classes))
     labels = image_labels(train, len(table.classes))
     objectives = classifier_objectives(classifier, config, labels)
-    check_crop(classifier, config.train_cls.crop, "train_cls.crop")
+    check_views(classifier, config, len(train))
     cam_reading(config.cam, classifier)  # raises now, not after training, if these maps are not possible
     place(classifier, device)
 

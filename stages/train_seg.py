@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.data_set import too_few_images
@@ -23,7 +22,7 @@ from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
-from cam_pipeline.training.dry_run import check_weights_file, try_segmenter
+from cam_pipeline.training.dry_run import check_segmenter_crops, check_weights_file, try_segmenter
 from cam_pipeline.training.objectives.segmentation import SegmentationObjective
 from cam_pipeline.training.trainer import Trainer
 
@@ -41,7 +40,7 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
     segmenter = new_segmenter(config.segmenter, len(table.classes))
-    check_crop(segmenter, config.train_seg.crop, "train_seg.crop")
+    check_segmenter_crops(segmenter, config, len(train))
     place(segmenter, device)
 
     settings, fill = config.train_seg, segmenter.normalize.fill

@@ -13,8 +13,10 @@ from cam_pipeline.config import Config
 from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.backbone import check_name
-from cam_pipeline.models.classifier import check_start
+from cam_pipeline.models.classifier import Classifier, check_start
+from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.training.objectives import classifier_objectives
+from cam_pipeline.training.objectives.sfc import half_side
 
 ANY_CLASSES = 2
 """The number of classes does not decide whether a network is possible, and only the data tells it."""
@@ -27,14 +29,41 @@ def try_classifier(config: Config) -> None:
     without_weights = settings.model_copy(update={"weights": "none", "trunk_weights": "none"})
     classifier = new_classifier(without_weights, ANY_CLASSES)
     classifier_objectives(classifier, config, labels=torch.zeros(0, ANY_CLASSES))
-    check_crop(classifier, config.train_cls.crop, "train_cls.crop")
+    check_views(classifier, config)
     cam_reading(config.cam, classifier)
+
+
+def check_views(classifier: Classifier, config: Config, images: int | None = None) -> None:
+    """Raise ConfigError if the classifier cannot be trained on its crops, and on what objectives make of them.
+
+    `images`: how many there are, if that is known; a batch is no larger.
+    """
+    settings, name = config.train_cls, config.classifier.backbone
+    batch = min(settings.batch_size, images or settings.batch_size)
+    views = batch
+    if config.objectives.sfc:
+        views += config.sfc.draws
+        if config.sfc.compares_maps and config.sfc.scale_weight:
+            half = half_side(settings.crop, classifier.stride)
+            check_crop(classifier, settings.crop, "train_cls.crop", name, views, half)
+    if config.objectives.acr:
+        views += batch
+    check_crop(classifier, settings.crop, "train_cls.crop", name, views)
 
 
 def try_segmenter(config: Config) -> None:
     """Raise ConfigError if the segmenter cannot be built, or not be trained on its crops."""
     segmenter = new_segmenter(config.segmenter.model_copy(update={"weights": "none"}), ANY_CLASSES)
-    check_crop(segmenter, config.train_seg.crop, "train_seg.crop")
+    check_segmenter_crops(segmenter, config)
+
+
+def check_segmenter_crops(segmenter: Segmenter, config: Config, images: int | None = None) -> None:
+    """Raise ConfigError if the segmenter cannot be trained on its crops; `images` as in `check_views`."""
+    settings = config.train_seg
+    batch = min(settings.batch_size, images or settings.batch_size)
+    if config.segmenter.architecture == "deeplabv3plus":
+        batch = max(batch, 2)  # what it needs `too_few_images` says
+    check_crop(segmenter, settings.crop, "train_seg.crop", config.segmenter.encoder, batch)
 
 
 def check_weights_file(key: str, weights: str) -> None:

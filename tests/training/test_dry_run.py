@@ -39,9 +39,12 @@ def test_networks_that_can_be_had(settings):
     ("settings", "complaint"),
     [
         ({"segmenter": {"encoder": "test_vit"}}, "segmenter.encoder 'test_vit' cannot be used in deeplabv3plus: .*"),
-        ({"train_seg": {"crop": 70}}, "train_seg.crop = 70 does not suit the network: .*"),
+        ({"train_seg": {"crop": 70}}, "train_seg.crop = 70 does not suit the network 'test_resnet': .*"),
         ({"classifier": CNN | {"stride": 12}}, "classifier.stride: backbone 'test_resnet' cannot be brought to .*"),
-        ({"classifier": VIT, "train_cls": {"crop": 70}}, "train_cls.crop = 70 does not suit the network: .*"),
+        (
+            {"classifier": VIT, "train_cls": {"crop": 70}},
+            "train_cls.crop = 70 does not suit the network 'test_vit': .*",
+        ),
         ({"cam": {"source": "class_token_gradient"}}, "cam.source = 'class_token_gradient', .* does not allow it: .*"),
         ({"objectives": {"acr": True}}, "objectives.acr compares attention between patches, but .*"),
         (
@@ -57,6 +60,67 @@ def test_networks_that_can_be_had(settings):
 def test_networks_that_can_not_be_had(settings, complaint):
     [(kind, message)] = found(**settings)
     assert kind == "network that cannot serve" and re.fullmatch(complaint, message) and "\n" not in message
+
+
+SMALL = {"batch_size": 1, "crop": 32}
+LONE = r"{}.batch_size = 1 and {}.crop = 32 leave one value per channel where BatchNorm needs two; raise one of them"
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"train_cls": SMALL}, LONE.format("train_cls", "train_cls") + ", or set classifier.freeze_batch_norm"),
+        ({"train_cls": SMALL, "classifier": CNN | {"freeze_batch_norm": True}}, ""),
+        ({"train_cls": SMALL, "classifier": CNN | {"stride": 16}}, ""),
+        ({"train_cls": SMALL | {"batch_size": 2}}, ""),
+        ({"train_cls": SMALL | {"crop": 64}}, ""),
+        ({"train_cls": SMALL, "classifier": {"backbone": "test_convnext"}}, ""),  # normalises over channels
+        ({"train_cls": SMALL, "objectives": {"sfc": True}, "sfc": {"draws": 2}}, ""),  # three images in a step
+        (  # whose view of half the size has one cell
+            {"train_cls": SMALL, "classifier": CNN | {"stride": 16}, "objectives": {"sfc": True}, "sfc": {"draws": 0}},
+            LONE.format("train_cls", "train_cls") + ", or set classifier.freeze_batch_norm",
+        ),
+        (
+            {
+                "train_cls": SMALL,
+                "classifier": VIT | {"trunk": "test_resnet", "trunk_weights": "none", "weights": "none"},
+                "objectives": {"acr": True},
+            },
+            "",  # each image and its transformed view
+        ),
+        (
+            {"train_seg": SMALL | {"crop": 16}, "segmenter": SEGMENTER | {"architecture": "deeplabv2"}},
+            LONE.format("train_seg", "train_seg").replace("32", "16") + ", or set segmenter.freeze_batch_norm",
+        ),
+        ({"train_seg": SMALL, "segmenter": SEGMENTER}, ""),  # check-data says so of DeepLabV3+ beside it
+    ],
+)
+def test_batch_norm_needs_two_values_per_channel(settings, complaint):
+    messages = [message for _, message in found(**settings)]
+    assert [bool(re.fullmatch(complaint, message)) for message in messages] == [True] * bool(complaint), messages
+
+
+def test_any_error_inside_a_network_is_one_line(monkeypatch):
+    """That names the network, the crop and the kind of error."""
+
+    def forward(self, images):
+        if images.shape[-1] == 80:
+            raise IndexError("tuple index\nout of range")
+        return images.new_zeros(1, self.num_features, images.shape[-2] // 32, images.shape[-1] // 32)
+
+    monkeypatch.setattr("timm.models.resnet.ResNet.forward_features", forward)
+    line = "train_cls.crop = 80 does not suit the network 'test_resnet': IndexError: tuple index"
+    assert found(train_cls={"crop": 80})[0] == ("network that cannot serve", line)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1")])
+def test_too_little_memory_is_not_blamed_on_the_crop(monkeypatch, error):
+    def forward(self, images):
+        raise error
+
+    monkeypatch.setattr("cam_pipeline.models.classifier.Classifier.forward", forward)
+    with pytest.raises(type(error)):
+        found()
 
 
 def test_names_and_weights_files_are_looked_up(tmp_path):

@@ -116,10 +116,14 @@ class SfcObjective(Objective):
 
     def _half_scale(self, images: Tensor) -> Tensor:
         """The images at half their size, rounded to whole cells."""
-        stride = self.classifier.stride
-        height, width = (max(1, round(side / (2 * stride))) * stride for side in images.shape[-2:])
+        height, width = (half_side(side, self.classifier.stride) for side in images.shape[-2:])
         unit = images.float() / 255 if images.dtype == torch.uint8 else images
         return F.interpolate(unit, (height, width), mode="bilinear", align_corners=False)
+
+
+def half_side(side: int, stride: int) -> int:
+    """Half of a side in pixels, rounded to whole cells."""
+    return max(1, round(side / (2 * stride))) * stride
 
 
 def inside(boxes: Tensor, grid: torch.Size, stride: int) -> Tensor:
