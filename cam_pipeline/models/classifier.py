@@ -12,7 +12,7 @@ from cam_pipeline.models.attention import NoAttention, attend_to_similar
 from cam_pipeline.models.backbone import bring_to_stride, check_arguments, create_for_any_size
 from cam_pipeline.models.hybrid import Trunk, channels_first, create_hybrid, create_trunk, trunk_of
 from cam_pipeline.models.levels import NoLevels, feature_levels
-from cam_pipeline.models.offset import cell_offset
+from cam_pipeline.models.offset import NoPosition, cell_offset
 from cam_pipeline.models.pretrained import Normalize, PretrainedHalf, Rgb, default_statistics, feature_width
 from cam_pipeline.models.sfc import CalibrationHead
 from cam_pipeline.models.weights import load_backbone
@@ -114,7 +114,10 @@ class Classifier(PretrainedHalf):
 def _offset_in_cells(backbone: nn.Module, stride: int) -> float:
     """Mean of both axes, which no model of timm tells apart; 0, with a warning, if it cannot be measured."""
     try:
-        return sum(cell_offset(backbone, stride)) / 2 / stride
+        down, right = cell_offset(backbone, stride)
+        if abs(down - right) > stride / 8:  # recurrent layers see a whole row, each cell another part of it
+            raise NoPosition(f"{down} pixels down, but {right} right")
+        return (down + right) / 2 / stride
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         logger.warning(
             "classifier.backbone: where the cells of this %s lie cannot be measured (%s), so maps are drawn as if they "

@@ -225,13 +225,18 @@ def test_crops_that_are_no_multiple_of_the_stride_are_rounded():
     assert build("resnet18", {}, 0)(torch.zeros(1, 3, 70, 64)).features.shape[2:] == (3, 2)
 
 
-def test_cells_that_cannot_be_placed_are_warned_of(caplog):
+def test_cells_that_cannot_be_placed_are_warned_of(caplog, monkeypatch):
     class Other(Rounding):
         def forward_features(self, images):
             return torch.zeros(1, 4, images.shape[-2] // 8, images.shape[-1] // 8)
 
-    assert Classifier(Other(), 2, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).offset == 0
+    half = (0.5, 0.5, 0.5)
+    assert Classifier(Other(), 2, 8, half, half).offset == 0
     assert "where the cells of this Other lie cannot be measured (" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("cam_pipeline.models.classifier.cell_offset", lambda backbone, stride: (-94.0, 409.0))
+    assert Classifier(Rounding(), 2, 8, half, half).offset == 0  # as of a Sequencer, which has LSTMs
+    assert "cannot be measured (-94.0 pixels down, but 409.0 right)" in caplog.text
 
 
 @pytest.mark.parametrize(
