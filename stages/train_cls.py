@@ -11,6 +11,7 @@ from cam_pipeline.data.check.depth import warn_of_dark
 from cam_pipeline.data.loading import grid_batches
 from cam_pipeline.data.table import Sample, check_files, class_counts, labelled, warn_of_absent_classes
 from cam_pipeline.data.views import TrainingViews, image_labels
+from cam_pipeline.errors import TrainingDiverged
 from cam_pipeline.machine.device import autocast, pick_device
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.machine.parallel import worker_count
@@ -87,5 +88,10 @@ def validate(classifier: Classifier, samples: list[Sample], config: Config) -> d
         with autocast(config.run, device):
             logits = classifier(image_batch(images, device)).logits
         scores[indices] = logits.float().sigmoid().cpu()
+    if wrong := int((~scores.isfinite()).any(dim=1).sum()):
+        raise TrainingDiverged(
+            f"train_cls: the network's answers to {wrong} of {len(samples)} validation images are not finite; "
+            f"lower train_cls.lr (now {config.train_cls.lr}). The last checkpoint is kept"
+        )
     truth = image_labels(samples, scores.shape[1])
     return {"mAP": float(average_precision(scores, truth).nanmean()), "F1": float(f1_score(scores, truth))}

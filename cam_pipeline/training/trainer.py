@@ -39,6 +39,7 @@ from cam_pipeline.machine.distributed import (
 from cam_pipeline.machine.interrupt import raise_if_stopped, stop_requested
 from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.machine.progress import track
+from cam_pipeline.models.placing import image_batch
 from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.models.shared_batch_norm import share_batch_norm
 from cam_pipeline.store.checkpoints import checkpoint_fits, load_checkpoint, save_checkpoint
@@ -50,6 +51,13 @@ from cam_pipeline.training.optimizer import learning_rate_factor, make_optimizer
 logger = logging.getLogger(__name__)
 
 EndOfEpoch = Callable[[], Mapping[str, float]]
+
+FAR_ABOVE = 10.0
+"""The main term of the loss, over the last epoch, may be this multiple of the first step's (of 1, if that is less).
+
+It is a cross entropy: random weights start near log 2 for each class, or the log of the number of labels, and a network
+that has learned nothing stays there. Ten times as much needs weights that have grown without bounds. Terms of methods
+do not count, as their weights may rise."""
 
 
 @dataclass
@@ -89,13 +97,18 @@ class Trainer:
     history: list[dict[str, float]] = field(default_factory=list, init=False)
     means: dict[str, Mean] = field(default_factory=dict, init=False)
     step: int = field(default=0, init=False)
+    first: float | None = field(default=None, init=False)  # the main term of the loss in the first step
 
     def __post_init__(self) -> None:
         self.batches = self._batches()
         self.optimizer = make_optimizer(self.network, self.settings)
 
     def fit(self) -> None:
-        """Train to the last step. Raises TrainingDiverged for a loss that is not finite, Interrupted after a signal."""
+        """Train to the last step.
+
+        Raises TrainingDiverged for a loss, weights or answers that are not finite, and for a loss that has grown far
+        above that of the first step; Interrupted after a signal.
+        """
         self._resume()
         batches = self.batches
         batches.start = self.step
@@ -110,12 +123,16 @@ class Trainer:
             for loaded in loader:
                 batch = on_device(loaded, device)
                 loss = loss or self._loss(batch)
-                for name, value in self._step(loss, batch).items():
+                values = self._step(loss, batch)
+                if self.step == 0:
+                    self.first = values[main_term(values)]
+                for name, value in values.items():
                     self.means.setdefault(name, Mean()).add(value)
                 self.step += 1
                 progress.advance(note=f"loss {self.means['loss'].value:.3f}")
                 epoch_ends = self.step % batches.steps_per_epoch == 0
                 if epoch_ends:
+                    self._check_answers(batch)
                     self._end_epoch()
                 stop = any(asked for (asked,) in exchange(stop_requested()))
                 due = time.monotonic() - saved > self.settings.checkpoint_seconds
@@ -126,6 +143,7 @@ class Trainer:
                     stop = stop or (world_size() == 1 and stop_requested())
                 if stop:
                     self._stop()
+        self._check_loss()
 
     @property
     def progress(self) -> float:
@@ -182,10 +200,7 @@ class Trainer:
         if not math.isfinite(values["loss"]):
             per_epoch = self.batches.steps_per_epoch
             where = f"epoch {self.step // per_epoch + 1}, step {self.step % per_epoch + 1} of {per_epoch}"
-            raise TrainingDiverged(
-                f"{self.name}: the loss is {values['loss']} at {where}; lower {self.name}.lr (now {self.settings.lr}). "
-                "The last checkpoint is kept"
-            )
+            raise self._diverged(f"the loss is {values['loss']} at {where}")
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         if self.settings.clip_norm:
@@ -194,6 +209,40 @@ class Trainer:
         for objective in self.objectives:
             objective.after_step()
         return values
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{self.name}: {what}; lower {self.name}.lr (now {self.settings.lr}). The last checkpoint is kept"
+        )
+
+    @torch.no_grad()
+    def _check_answers(self, batch: Batch) -> None:
+        """Raise TrainingDiverged in all processes if weights or answers are not finite.
+
+        The loss may be finite all the same: answers to other images, or those of evaluation mode, whose BatchNorm
+        statistics have overflown, need not be.
+        """
+        self.network.eval()
+        with uncompiled(self.run), autocast(self.run, batch["image"].device):
+            output = self.network(image_batch(batch["image"], batch["image"].device))
+        answers = output if isinstance(output, Tensor) else output.logits
+        sound = all_finite([answers]), all_finite(learned(self.network))
+        answered, weighed = (all(column) for column in zip(*exchange(*map(float, sound)), strict=True))
+        epoch = self.step // self.batches.steps_per_epoch
+        if not weighed:
+            raise self._diverged(f"the weights are not finite after epoch {epoch}")
+        if not answered:
+            raise self._diverged(f"the network's answers are not finite after epoch {epoch}")
+
+    def _check_loss(self) -> None:
+        """Raise TrainingDiverged if the main term of the loss ended far above the first step's."""
+        if self.first is None or not self.history:  # a checkpoint of a version that did not note it
+            return
+        last = self.history[-1][main_term(self.history[-1])]
+        if last > FAR_ABOVE * max(self.first, 1.0):
+            raise self._diverged(
+                f"the loss of the last epoch ({last:.3g}) is far above that of the first step ({self.first:.3g})"
+            )
 
     def _end_epoch(self) -> None:
         """Add the figures of the epoch that ends to the history."""
@@ -219,17 +268,15 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint. Raises TrainingDiverged if the weights are not finite."""
-        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
-            raise TrainingDiverged(
-                f"{self.name}: the weights are not finite at step {self.step}; lower {self.name}.lr "
-                f"(now {self.settings.lr}). The last checkpoint is kept"
-            )
+        if not all_finite(learned(self.network)):
+            raise self._diverged(f"the weights are not finite at step {self.step}")
         state = {
             "step": self.step,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": json.dumps(self.history),
             "losses": {name: [mean.sum, mean.count] for name, mean in self.means.items()},
+            "first": self.first,
         }
         save_checkpoint(self._checkpoint, state)
         write_progress(self.folder, self.step, self.batches.steps, "steps")
@@ -253,12 +300,30 @@ class Trainer:
             if isinstance(losses, list):  # of a version that had no named terms
                 losses = {"loss": losses}
             self.means = {name: Mean(*mean) for name, mean in losses.items()}
+            self.first = state.get("first")
         self.step = step
         logger.info("%s: goes on from step %d", self.name, step)
 
     def write_history(self, path: Path) -> None:
         """The figures of every epoch as JSON lines."""
         write_text(path, "".join(json.dumps(figures) + "\n" for figures in self.history))
+
+
+def main_term(figures: Mapping[str, float]) -> str:
+    """The name of the first objective's first term, which comes behind the loss as a whole."""
+    names = list(figures)
+    return names[names.index("loss") + 1]
+
+
+def learned(network: nn.Module) -> list[Tensor]:
+    """What training changes: parameters, and statistics of BatchNorm. Other buffers may hold -inf, as masks do."""
+    statistics = [value for name, value in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    return [*network.parameters(), *statistics]
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """True if no number is infinite or NaN. One transfer from the device."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()) if tensors else True
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

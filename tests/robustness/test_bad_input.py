@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -360,3 +361,20 @@ def test_loss_that_is_not_finite(mistake: Callable[..., str], command: str, stag
     assert line.startswith(f"{stage}: the loss is ")
     assert "at epoch 1, step 2 of 3" in line
     assert f"lower {stage}.lr (now 1e+30)" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("train-cls", ("train_cls.lr=30", "train_cls.optimizer=sgd")),
+        ("train-cls", ("train_cls.lr=30", "train_cls.optimizer=sgd", "data.val=''")),
+        ("train-cls", ("train_cls.lr=100",)),
+        ("train-seg", ("train_seg.lr=100",)),
+    ],
+)
+def test_a_training_that_diverges_replaces_nothing(
+    mistake: Callable[..., str], command: str, settings: tuple[str, ...]
+) -> None:
+    """With and without images to validate on; `mistake` compares the files of the run before and after."""
+    line = mistake(command, *(word for setting in settings for word in ("--set", setting)))
+    assert re.match(r"train_(cls|seg): the (loss|network's answers|weights) .*; lower train_...\.lr \(now ", line)

@@ -6,6 +6,7 @@ from PIL import Image
 from cam_pipeline.config import Config
 from cam_pipeline.data.table import Sample
 from cam_pipeline.data.views import BLANK
+from cam_pipeline.errors import TrainingDiverged
 from cam_pipeline.models.classifier import ClassifierOutput
 from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.pipeline import Output, load_stages
@@ -64,6 +65,23 @@ def test_a_class_that_does_not_occur_is_left_out_of_the_mean(samples):
 
 def test_without_labelled_images_there_are_no_figures():
     assert validate(ColourClassifier(), [], CONFIG) == {}
+
+
+def test_answers_that_are_not_finite_are_no_figures(samples):
+    """Of one image alone: training may never have seen its like."""
+    classifier = ColourClassifier()
+    own = classifier.forward
+
+    def forward(images):
+        features, logits = own(images)
+        return ClassifierOutput(
+            features, torch.where(images.mean(dim=(1, 2, 3)) == 0, torch.nan, 1.0)[:, None] * logits
+        )
+
+    classifier.forward = forward
+    line = r"^train_cls: the network's answers to 1 of 7 validation images are not finite; lower train_cls.lr \(now "
+    with pytest.raises(TrainingDiverged, match=line):
+        validate(classifier, samples, CONFIG)
 
 
 def test_the_stage_needs_nothing_and_depends_on_the_seed():

@@ -198,6 +198,87 @@ def test_a_loss_that_is_not_finite_says_where_and_keeps_the_checkpoint(views, tm
     assert all(torch.equal(value, checkpoint["network"][key]) for key, value in training.network.named_parameters())
 
 
+def spoil(training, at, change):
+    """Change the network before step `at`, as an update would that the loss of that step does not show."""
+
+    def loss(batch):
+        if training.asked == at:
+            with torch.no_grad():
+                change(training.network)
+        return training.loss(batch)
+
+    training.work.loss = loss
+
+
+def overflow_statistics(network):
+    network.backbone[1].running_var[0] = torch.inf
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (overflow_statistics, "the weights are not finite after epoch 1"),  # only evaluation shows it
+        (lambda network: network.unused.fill_(torch.nan), "the weights are not finite after epoch 1"),  # no loss does
+        (lambda network: network.late.fill_(torch.inf), "the network's answers are not finite after epoch 1"),
+    ],
+)
+def test_a_network_that_is_not_finite_is_found_though_its_loss_is(views, tmp_path, change, complaint):
+    class Late(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(1))
+            self.register_buffer("late", torch.ones(1))
+
+        def forward(self, images):
+            return super().forward(images) if self.training else super().forward(images) * self.late
+
+    training = Training(views, tmp_path, Late(), checkpoint_seconds=1e9)
+    spoil(training, 1, change)
+    line = rf"^train_cls: {complaint}; lower train_cls.lr \(now 0.1\). The last checkpoint is kept$"
+    with pytest.raises(TrainingDiverged, match=line):
+        training.fit()
+    assert not training.modes, "nothing is measured of it"
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_buffers_that_are_no_statistics_may_be_infinite(views, undisturbed, tmp_path):
+    network = Tiny()
+    network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    assert Training(views, tmp_path, network).fit().trainer.history == undisturbed.trainer.history
+
+
+def test_a_loss_that_ends_far_above_its_start_is_no_result(views, tmp_path):
+    training = Training(views, tmp_path, losses={4: 20.0, 5: 20.0})
+    line = r"the loss of the last epoch \(20\.\d\) is far above that of the first step \(0\.\d+\); lower train_cls.lr "
+    with pytest.raises(TrainingDiverged, match=line):
+        training.fit()
+    again = Training(views, tmp_path, network=Tiny(seed=7))
+    with pytest.raises(TrainingDiverged, match=line):
+        again.fit()
+    assert again.asked == 0, "the finished training says so again"
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {1: 1000.0, 2: 1000.0},  # recovers
+        {4: 5.0, 5: 5.0},  # learns badly
+        {0: 20.0, 4: 100.0, 5: 100.0},  # starts high, as random heads may
+        {0: -0.9, 4: 8.0, 5: 8.0},  # whatever starts near 0 is taken for 1
+    ],
+)
+def test_other_losses_end_as_they_are(views, tmp_path, losses):
+    Training(views, tmp_path, losses=losses).fit()
+
+
+def test_only_the_main_term_tells_a_loss_that_diverged(views, tmp_path):
+    """Terms of methods rise with their weights."""
+    training = Training(views, tmp_path)
+    own = training.work.terms
+    training.work.terms = lambda seen: [*own(seen), Terms({"method.term": torch.tensor(1000.0)}, seen.progress)]
+    assert training.fit().trainer.history[-1]["loss"] > 500
+
+
 def test_history_has_the_mean_of_every_term_and_the_figures_of_every_epoch(views, tmp_path):
     seen = []
     training = Training(views, tmp_path)
