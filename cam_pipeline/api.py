@@ -99,8 +99,8 @@ class TrainedRun:
     def annotate(self, image: Path | str | UInt8, classes: Sequence[str] | None = None) -> Annotation:
         """Class maps, refined scores and labels of an image file, or of an array (H, W, 3) uint8 RGB.
 
-        `classes`: names of the classes that the image shows; None: those predicted (`cam.presence_threshold`, at least
-        the most probable class); an empty list: only background. Raises DataError for an unknown class or an image that
+        `classes`: names of the classes that the image shows; None: those predicted (`cam.presence_threshold`), perhaps
+        none; an empty list: only background. Raises DataError for an unknown class or an image that
         cannot be read.
         """
         config = self.config

@@ -27,23 +27,27 @@ def class_ranks(class_ids: Sequence[ClassIds], device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.long, device=device).view(len(class_ids), most)
 
 
-def predicted_classes(probabilities: Tensor, threshold: float) -> ClassIds:
-    """1-based ids of the classes whose probability (C,) exceeds `threshold`; at least the most probable class."""
-    chosen = {int(index) + 1 for index in (probabilities > threshold).nonzero().flatten()}
-    return tuple(sorted(chosen | {int(probabilities.argmax()) + 1}))
+def predicted_classes(probabilities: Tensor, threshold: float, at_least_one: bool = False) -> ClassIds:
+    """1-based ids of the classes whose probability (C,) exceeds `threshold`; else the likeliest if `at_least_one`."""
+    chosen = [int(index) + 1 for index in (probabilities > threshold).nonzero().flatten()]
+    return tuple(chosen or [int(probabilities.argmax()) + 1] * at_least_one)
 
 
 def shown_classes(
-    class_ids: Sequence[ClassIds | None] | None, probabilities: Tensor, threshold: float
+    class_ids: Sequence[ClassIds | None] | None, probabilities: Tensor, threshold: float, at_least_one: bool = False
 ) -> list[ClassIds]:
     """Classes of every image: those known, else those predicted from `probabilities` (B, C)."""
     known: Sequence[ClassIds | None] = [None] * len(probabilities) if class_ids is None else class_ids
     pairs = zip(known, probabilities, strict=True)
-    return [predicted_classes(own, threshold) if ids is None else ids for ids, own in pairs]
+    return [predicted_classes(own, threshold, at_least_one) if ids is None else ids for ids, own in pairs]
 
 
 def classes_before_maps(
-    classifier: Classifier, views: Sequence[View], class_ids: Sequence[ClassIds | None] | None, threshold: float
+    classifier: Classifier,
+    views: Sequence[View],
+    class_ids: Sequence[ClassIds | None] | None,
+    threshold: float,
+    at_least_one: bool = False,
 ) -> tuple[list[ClassIds], Tensor | None]:
     """Classes of every image, predicted if unknown, and the probabilities (B, C) used for that; None if all are known.
 
@@ -54,4 +58,4 @@ def classes_before_maps(
     with evaluating(classifier):
         logits = [classifier(view.images).logits for view in views]
     probabilities = torch.stack([own.float().sigmoid() for own in logits]).mean(dim=0)
-    return shown_classes(class_ids, probabilities, threshold), probabilities
+    return shown_classes(class_ids, probabilities, threshold, at_least_one), probabilities

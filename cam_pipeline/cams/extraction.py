@@ -59,6 +59,7 @@ def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
         map_function=settings.map_function,
         start_layer=settings.start_layer,
         presence_threshold=settings.presence_threshold,
+        at_least_one=settings.at_least_one,
         propagation=_propagation(settings),
         calibration=calibration,
         border=border,

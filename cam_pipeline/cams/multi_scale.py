@@ -80,13 +80,13 @@ def read_maps(
     shown: list[ClassIds] = []
     probabilities: Tensor | None = None
     if SOURCES[reading.source].needs_classes or reading.calibration is not None:
-        shown, probabilities = classes_before_maps(classifier, views, class_ids, reading.presence_threshold)
+        shown, probabilities = classes_before_maps(classifier, views, class_ids, *reading.presence)
 
     seen = [read_view(classifier, view, reading, grid, shown, compare=view is finest) for view in views]
     maps = over_views([view.maps for view in seen], reading.flip)
     if probabilities is None:
         probabilities = torch.stack([view.probabilities for view in seen]).mean(dim=0)
-    found = Maps(maps, probabilities, shown_classes(class_ids, probabilities, reading.presence_threshold))
+    found = Maps(maps, probabilities, shown_classes(class_ids, probabilities, *reading.presence))
 
     if reading.calibration is not None:
         found = with_prototypes(found, seen, reading.flip)

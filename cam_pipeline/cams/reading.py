@@ -26,7 +26,7 @@ class CamReading:
     `scales` of the views, and `flip`: also their mirror images. `source`: a name in `cams.sources.SOURCES`;
     `map_function` and `start_layer` belong to `class_token_gradient`: the function of gradients and attention
     (`ops.acr.class_token_map`), and the first block read (negative: from the end). `presence_threshold`: an image of
-    unknown classes shows those with a higher probability.
+    unknown classes shows those with a higher probability, and with `at_least_one` the likeliest if there is none.
 
     Extras, all off by default. `propagation`: spread every view's maps by attention, or the sum of all views by feature
     similarity. `calibration`: read SFC's classifier maps and prototype maps. `border`: subtract what looks like the
@@ -39,10 +39,16 @@ class CamReading:
     map_function: str = "grad"
     start_layer: int = -2
     presence_threshold: float = 0.5
+    at_least_one: bool = False
     propagation: AttentionPropagation | FeatureWalk | None = None
     calibration: Calibration | None = None
     border: Border | None = None
     levels: int = 1
+
+    @property
+    def presence(self) -> tuple[float, bool]:
+        """What decides which classes an image of unknown ones shows."""
+        return self.presence_threshold, self.at_least_one
 
     @property
     def attention(self) -> AttentionPropagation | None:

@@ -51,7 +51,7 @@ class Options:
 
     def pipeline(self) -> "Pipeline":
         """The stages of the config; warns of a run folder that another config of that name has used."""
-        from cam_pipeline.config.loading import shipped_configs
+        from cam_pipeline.config import shipped_configs
         from cam_pipeline.pipeline import Pipeline, source_of
 
         config = self.load()

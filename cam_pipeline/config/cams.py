@@ -98,6 +98,9 @@ class CamSettings(Section):
         0.5,
         gt=0,
         lt=1,
-        description="an image without labels shows the classes whose predicted probability is above this, and at least "
-        "the likeliest class",
+        description="an image without labels shows the classes whose predicted probability is above this, perhaps none",
+    )
+    at_least_one: bool = Field(
+        False,
+        description="an image without labels shows at least its likeliest class, however improbable",
     )

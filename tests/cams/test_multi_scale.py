@@ -128,10 +128,17 @@ def test_classes_that_are_unknown_are_predicted_from_the_mean_over_views(classif
     [
         ([0.9, 0.1, 0.6], (1, 3)),
         ([0.5, 0.2, 0.51], (3,)),  # strictly above
-        ([0.1, 0.3, 0.2], (2,)),  # at least the likeliest
-        ([0.0, 0.0, 0.0], (1,)),
+        ([0.1, 0.3, 0.2], ()),
         ([0.6, 0.7, 0.8], (1, 2, 3)),
     ],
 )
 def test_predicted_classes(probabilities, expected):
     assert predicted_classes(torch.tensor(probabilities), 0.5) == expected
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [([0.1, 0.3, 0.2], (2,)), ([0.0, 0.0, 0.0], (1,)), ([0.5, 0.2, 0.51], (3,)), ([0.6, 0.7, 0.8], (1, 2, 3))],
+)
+def test_predicted_classes_of_which_there_must_be_one(probabilities, expected):
+    assert predicted_classes(torch.tensor(probabilities), 0.5, at_least_one=True) == expected

@@ -85,9 +85,11 @@ def test_maps_are_the_classifiers_mean_over_both_views(stored):
 
 def test_the_threshold_of_presence_is_honoured(config, tmp_path, monkeypatch, inputs):
     monkeypatch.setattr(module, "load_classifier", lambda settings, path, classes: Colours().eval())
-    strict = config.model_copy(update={"cam": config.cam.model_copy(update={"presence_threshold": 0.99})})
-    output = Output(tmp_path / "strict" / "cams.h5", tmp_path / "logs", "f")
-    module.extract_cams(strict, inputs(strict, train_cls=tmp_path / "classifier"), output)
-    with CamStore.open(output.path) as store:
-        assert store.read("b").class_ids == (3,), "the likeliest only"
-        assert store.read("a").class_ids == (1, 3), "what is known is not predicted"
+    for at_least_one, predicted in ((False, ()), (True, (3,))):
+        update = {"presence_threshold": 0.99, "at_least_one": at_least_one}
+        strict = config.model_copy(update={"cam": config.cam.model_copy(update=update)})
+        output = Output(tmp_path / str(at_least_one) / "cams.h5", tmp_path / "logs", "f")
+        module.extract_cams(strict, inputs(strict, train_cls=tmp_path / "classifier"), output)
+        with CamStore.open(output.path) as store:
+            assert store.read("b").class_ids == predicted
+            assert store.read("a").class_ids == (1, 3), "what is known is not predicted"
