@@ -151,7 +151,9 @@ def test_a_mirrored_image_gives_mirrored_maps(classifier, images, propagation):
 
 
 def test_unknown_classes_are_predicted_first(classifier, images):
-    found = read_maps(classifier, images, gradient(flip=True, presence_threshold=0.6, at_least_one=True), [None, (2,), None])
+    found = read_maps(
+        classifier, images, gradient(flip=True, presence_threshold=0.6, at_least_one=True), [None, (2,), None]
+    )
     for number in (0, 2):
         own = found.probabilities[number]
         predicted = {index for index in range(CLASSES) if own[index] > 0.6} | {int(own.argmax())}
