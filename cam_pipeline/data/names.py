@@ -9,7 +9,10 @@ JOINERS = "\u200c\u200d"
 """Zero width, but letters of Persian and Indian scripts need them."""
 INVISIBLE = "\u200b\u200e\u200f\u202a\u202c\u2060\ufeff"
 """Marks that spreadsheets and web pages leave around text; nobody sees them."""
-AROUND = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
+BLANKS = " \t\n\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+"""All that `str.strip` takes for blanks."""
 NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.0*)?")
 """Whole numbers; pandas writes 3 as 3.0 if a cell of the column is empty."""
 SEPARATORS = re.compile(r"[,|/\\+&:\t\uff0c\uff1b\u3001\u060c]")
@@ -27,7 +30,7 @@ UNKNOWN = {"unknown", "unlabelled", "unlabeled", "unannotated", "todo", "tbd", "
 """Small letters of what people write where nobody has looked."""
 SYSTEM_FOLDERS = {
     "@eadir", "@recycle", "#recycle", "@recently-snapshot", "#snapshot", "__macosx", "lost+found", "$recycle.bin",
-    "recycler", "system volume information", ".ipynb_checkpoints", ".appledouble", ".trashes", ".spotlight-v100",
+    "system volume information", ".ipynb_checkpoints", ".appledouble", ".trashes", ".spotlight-v100",
     ".fseventsd", ".thumbnails",
 }  # fmt: skip
 """Small letters of folders that network disks, zip programs and notebooks make."""
@@ -36,7 +39,7 @@ SYSTEM_FILES = {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
 def clean(text: str) -> str:
     """The text without blanks of any kind and invisible marks at its ends."""
-    return text.strip() if text.isascii() else AROUND.sub("", text)
+    return text.strip() if text.isascii() else text.strip(BLANKS + INVISIBLE)
 
 
 def same_letters(text: str) -> str:

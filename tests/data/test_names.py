@@ -1,6 +1,7 @@
 import pytest
 
 from cam_pipeline.data.names import (
+    BLANKS,
     all_joined,
     clean,
     fold,
@@ -19,6 +20,11 @@ from cam_pipeline.data.names import (
 @pytest.mark.parametrize("text", [" cat ", "\u00a0cat\u200b", "\ufeffcat", "cat\u3000\u200b \u00a0", "\u200ecat\n"])
 def test_clean(text):
     assert clean(text) == "cat"
+
+
+def test_blanks_are_all_that_python_knows():
+    assert {letter for number in range(0x110000) if (letter := chr(number)).isspace()} == set(BLANKS)
+    assert clean("\u200b " * 100_000 + "\u00e9" + " \u200b" * 100_000) == "\u00e9"  # at once
 
 
 def test_clean_keeps_what_stands_inside():

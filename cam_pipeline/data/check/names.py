@@ -43,7 +43,7 @@ def check_names(table: Table, settings: DataSettings, problems: Problems) -> Non
     for name in table.classes:
         for kind, message in _oddities(name, table, settings, listed=bool(source)):
             problems.warn(kind, message)
-    if not source and settings.format != "coco":
+    if not source:
         _warn_of_misspelt(shown, problems)
     _warn_of_single_images(table, settings, problems)
     _warn_of_numbers(table, problems)

@@ -3,6 +3,7 @@
 import csv
 import difflib
 import io
+import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -129,7 +130,7 @@ def _read_rows(path: Path, root: Path, problems: Problems) -> list[Row]:
 
     Rows whose cells are all empty are left out. Warns of columns that are not used.
     """
-    text = read_text(path, root, _other_tables(root))
+    text = read_text(path, root, "" if path.exists() else _other_tables(root))
     first, delimiter = _first_line(text)
     table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows: list[Row] = []
@@ -165,7 +166,7 @@ def _read_rows(path: Path, root: Path, problems: Problems) -> list[Row]:
 
 def _other_tables(root: Path) -> str:
     """What to set if the table has another name, or the data set another layout; empty if nothing comes to mind."""
-    paths = sorted(root.iterdir())
+    paths = sorted(root.iterdir()) if os.access(root, os.R_OK) else []
     if names := [path.name for path in paths if path.suffix.casefold() in (".csv", ".tsv")]:
         return f"there is {', '.join(names[:5])}: set data.table"
     folders = [path.name for path in paths if path.is_dir() and not path.name.startswith(".")]

@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -7,7 +8,8 @@ from cam_pipeline.data.check.names import check_names
 from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.digest import FileDigests
-from cam_pipeline.data.readers import load_table
+from cam_pipeline.data.readers import VOC_CLASSES, load_table
+from cam_pipeline.data.table import Sample, Table
 
 
 def warnings_of(root, labels, header="image,labels", **settings):
@@ -170,3 +172,22 @@ def test_a_validation_split_that_is_nearly_the_default(tmp_path):
     found = warnings_of(tmp_path, {"cat,train": 2, "cat,VAL": 1}, "image,labels,split")
     assert "'val' (0 images) and 'VAL' (1 image) differ only in case" in found[0][1]
     assert not warnings_of(tmp_path, {"cat,train": 2, "cat,val": 1}, "image,labels,split", val="vall")
+
+
+COCO = """
+person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,
+bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,
+sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,
+bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,
+toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,
+teddy bear,hair drier,toothbrush"""
+
+
+@pytest.mark.parametrize("rare", [0, 1])
+@pytest.mark.parametrize("classes", [tuple(COCO.replace("\n", "").split(",")), VOC_CLASSES])
+def test_the_names_of_coco_and_voc_are_in_order(classes, rare):
+    counts = [2 if number % 2 == rare else 6 for number in range(len(classes))]
+    samples = [Sample(str(n), Path("x"), "train", (n,)) for n, count in enumerate(counts, 1) for _ in range(count)]
+    problems = AllProblems()
+    check_names(Table(classes, tuple(samples)), DataSettings(root="nowhere", format="coco"), problems)
+    assert len(classes) in (80, 20) and not problems.warnings
