@@ -39,4 +39,4 @@ def check(config: Config) -> None:
     """Raise DataError if the background score is to be chosen on masks that show no class."""
     if config.refine.background == "from-split":
         table = load_table(config.data)
-        check_masks_to_choose_by(config.refine, table.split(*config.cam.splits), len(table.classes))
+        check_masks_to_choose_by(config.refine, table.split(*config.cam.splits), table.classes)

@@ -1,14 +1,17 @@
 """The images on which the background score is chosen; without torch, as `status` asks for them."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
 from cam_pipeline.config import RefineSettings
-from cam_pipeline.data.check.masks import decoded, shown_in
+from cam_pipeline.data.check.masks import classes_without_pixels, decoded, shown_in
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
 
 
 def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> list[Sample]:
@@ -28,16 +31,19 @@ def images_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]) -> 
     return [samples[place] for place in places.round().astype(int)]
 
 
-def check_masks_to_choose_by(settings: RefineSettings, samples: Sequence[Sample], num_classes: int) -> None:
-    """Check before hours of work that the masks of `from-split` show a class; reads them up to the first that does.
+def check_masks_to_choose_by(settings: RefineSettings, samples: Sequence[Sample], classes: Sequence[str]) -> None:
+    """Check before hours of work that the masks of `from-split` show classes, and warn of those that they lack.
 
-    Raises DataError if none does.
+    Reads about one mask of each class. Raises DataError if none shows a class.
     """
     if settings.background != "from-split":
         return
     few = images_to_choose_by(settings, samples)
-    if not shown_in(few, decoded(num_classes)).classes:
+    shown = shown_in(few, decoded(len(classes)))
+    if not shown.classes:
         raise DataError(no_class_to_choose_by(settings))
+    if message := classes_without_pixels(settings.background_split, few, classes, shown):
+        logger.warning("refine.background: %s", message)
 
 
 def no_class_to_choose_by(settings: RefineSettings) -> str:

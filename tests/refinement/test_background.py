@@ -107,10 +107,10 @@ def test_masks_that_show_no_class_choose_nothing(image: tuple[StoredCam, Sample]
     with pytest.raises(DataError, match=refused):
         choose(settings, *image)
     with pytest.raises(DataError, match=refused):
-        check_masks_to_choose_by(settings, [image[1]], 2)
-    check_masks_to_choose_by(RefineSettings(background="auto"), [image[1]], 2)
+        check_masks_to_choose_by(settings, [image[1]], ("cat", "dog"))
+    check_masks_to_choose_by(RefineSettings(background="auto"), [image[1]], ("cat", "dog"))
     Image.fromarray(np.full(SIZE, 2, np.uint8)).save(image[1].mask)
-    check_masks_to_choose_by(settings, [image[1]], 2)
+    check_masks_to_choose_by(settings, [image[1]], ("cat", "dog"))
 
 
 def test_the_middle_of_the_top() -> None:

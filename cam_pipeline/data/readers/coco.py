@@ -343,7 +343,7 @@ def _entries(content: dict[str, Any], name: str, kind: type[Entry], path: Path, 
             yield kind.model_validate(entry)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(["", *(str(part) for part in first["loc"])])
+            key = ".".join(["", *(str(part) for part in first["loc"] if part not in ("int", "str"))])  # kinds of an id
             file.wrong("entry that cannot be read", f"{path}, {name}[{number}]{key}: {first['msg']}; correct it")
             if isinstance(entry, dict) and isinstance(entry.get("id"), int | str):
                 unread.add(_as_number(entry["id"]))

@@ -30,9 +30,9 @@ REMEDIES = {
     "part of an outline": "a part of fewer than three points is left out{others}",
     "outline that cannot be drawn": "{reason}, so its image has no mask{others}; correct or delete it",
     "object without outline": "an object without an outline, so its image has no mask{others}",
-    "outline far from its bbox": "its outline and its {reason} lie far apart{others}; correct one of them",
+    "outline far from its bbox": "its outline does not fit its {reason}{others}; correct one of them",
     "outline beyond its image": "an outline reaches far beyond its image{others}; was it drawn at another resolution?",
-    TINY: ("an outline of less than a pixel{others}; if its numbers are shares of width and height, multiply by these"),
+    TINY: ("all numbers of its outline lie in 0..1{others}; if they are shares of the width and height, multiply"),
 }
 """What each kind of doubt means, behind the place of the first; `{others}` counts the others."""
 

@@ -159,7 +159,7 @@ WRONG = [
      "two images with one stem", "image 2: the id train/a appears twice: for a.png, and for a.jpg in .*image 1; re"),
     ({"categories": [*CATEGORIES, {"id": 3, "name": "eel"}]}, "duplicate id", "the category id 3 appears twice"),
     ({"categories": [{"id": None, "name": "eel"}, *CATEGORIES]},
-     "entry that cannot be read", r"categories\[0\]\.id.*: .*; correct it"),
+     "entry that cannot be read", r"categories\[0\]\.id: .*; correct it"),
     ({"images": [{"id": 1}], "annotations": [{"image_id": "1", "category_id": 3}]},
      "entry that cannot be read", r"images\[0\]\.file_name: .*; correct it"),
     ({"categories": [{"id": "3"}, *CATEGORIES[:1]], "annotations": [{"image_id": 1, "category_id": 3}]},
@@ -470,4 +470,10 @@ def test_a_file_that_is_not_utf8_says_what_to_do(tmp_path):
     write(tmp_path, train=content())
     (tmp_path / "annotations/instances_train.json").write_bytes('{"images":\n ["Bär"]}'.encode("cp1252"))
     with pytest.raises(DataError, match=r"train\.json, line 2: byte 5 \(0xe4\) is not UTF-8; save the file as UTF-8$"):
+        table_of(tmp_path)
+
+
+def test_what_is_wrong_with_an_entry_is_told_without_kinds_of_ids(tmp_path):
+    write(tmp_path, train=content([(1, "a.jpg")], [(None, 3, {})]))
+    with pytest.raises(DataError, match=r"annotations\[0\]\.image_id: Input should be a valid integer; correct it$"):
         table_of(tmp_path)
