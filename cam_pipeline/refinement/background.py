@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cam_pipeline.config import RefineSettings
+from cam_pipeline.data.check.masks import no_class_to_choose_by
 from cam_pipeline.data.grid import to_tensor
 from cam_pipeline.data.images import UInt8, sample_image
 from cam_pipeline.data.masks import sample_mask
@@ -32,7 +33,7 @@ from cam_pipeline.ops.metrics import (
     threshold_histogram,
 )
 from cam_pipeline.ops.otsu import explained_variance
-from cam_pipeline.refinement.choice import images_to_choose_by, no_class_to_choose_by
+from cam_pipeline.refinement.choice import images_to_choose_by
 from cam_pipeline.refinement.scores import HIGHEST, THRESHOLDS, ReadImage, best_class, refined_scores
 from cam_pipeline.store.cams import CamStore, StoredCam
 from cam_pipeline.store.scores import ScoreStore
@@ -151,7 +152,7 @@ def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_l
         histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels), few)
         confusions = confusions_from_histogram(histogram)
         if not confusions[0, 1:].any():
-            raise DataError(no_class_to_choose_by(settings))
+            raise DataError(no_class_to_choose_by(settings.background_split))
         curve = mean_iou(confusions)
 
         def value_at(background: float) -> float:

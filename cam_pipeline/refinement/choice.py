@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from cam_pipeline.config import RefineSettings
-from cam_pipeline.data.check.masks import classes_without_pixels, decoded, shown_in
+from cam_pipeline.data.check.masks import classes_without_pixels, decoded, no_class_to_choose_by, shown_in
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
-from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +40,6 @@ def check_masks_to_choose_by(settings: RefineSettings, samples: Sequence[Sample]
     few = images_to_choose_by(settings, samples)
     shown = shown_in(few, decoded(len(classes)))
     if not shown.classes:
-        raise DataError(no_class_to_choose_by(settings))
+        raise DataError(no_class_to_choose_by(settings.background_split))
     if message := classes_without_pixels(settings.background_split, few, classes, shown):
         logger.warning("refine.background: %s", message)
-
-
-def no_class_to_choose_by(settings: RefineSettings) -> str:
-    """The message about masks on which no background score can be chosen."""
-    return (
-        f"refine.background = 'from-split': no mask of split '{settings.background_split}' that is looked at shows a "
-        f"class ({IGNORE_INDEX} means ignore); write class numbers into the masks, or set 'auto' or a number"
-    )

@@ -380,3 +380,35 @@ def as_voc(workspace: Path, root: Path) -> dict[str, str]:
             file.write(f"{Path(image).stem}\n")
     shutil.copy(workspace / "data/classes.txt", root)
     return {"labels": "Annotations"}
+
+
+def white_objects(workspace: Path, split: str) -> None:
+    """Every object in the masks of a split becomes 255, as other programs draw it."""
+    for path in (workspace / "data" / "masks").glob(f"{split}_*.png"):
+        with Image.open(path) as mask:
+            labels = np.asarray(mask)
+        Image.fromarray(np.where(labels > 0, 255, 0).astype(np.uint8)).save(path)
+
+
+def test_masks_of_nought_and_255_are_not_trained_on(mistake: Mistake, finished: Path) -> None:
+    white_objects(finished, "train")
+    line = mistake("train-seg", "--set", "train_seg.supervision=masks")
+    assert line.startswith(
+        "train_seg.supervision = 'masks': no mask of split 'train' has a pixel of a class: they hold 0"
+    )
+
+
+def test_masks_of_nought_and_255_choose_no_score_and_that_is_said_before_the_training(
+    mistake: Mistake, finished: Path
+) -> None:
+    white_objects(finished, "val")
+    by_masks = ("refine.background=from-split", 'cam.splits=["train","val"]', "train_cls.epochs=9")
+    line = mistake("run", *(word for setting in by_masks for word in ("--set", setting)))
+    assert line.startswith("refine.background = 'from-split': no mask of split 'val' that is looked at shows a class")
+
+
+def test_masks_in_jpeg_are_not_compared_with(mistake: Mistake, finished: Path) -> None:
+    path = finished / "data" / "masks" / "val_00003.png"
+    with Image.open(path) as mask:
+        Image.fromarray(np.asarray(mask)).save(path, format="JPEG")
+    assert mistake("evaluate").startswith("data/masks/val_00003.png: a mask in JPEG has wrong numbers at every edge; ")

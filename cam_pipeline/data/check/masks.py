@@ -79,6 +79,19 @@ def nothing_to_learn(split: str, samples: Sequence[Sample], classes: Sequence[st
     return f"no mask of split '{split}' has a pixel of a class: {why}"
 
 
+def nothing_to_train_on(message: str) -> str:
+    """The line that stops a training on masks; `message` is that of `nothing_to_learn`."""
+    return f"train_seg.supervision = 'masks': {message}"
+
+
+def no_class_to_choose_by(split: str) -> str:
+    """The line about masks on which no background score can be chosen."""
+    return (
+        f"refine.background = 'from-split': no mask of split '{split}' that is looked at shows a class "
+        f"({IGNORE_INDEX} means ignore); write class numbers into the masks, or set 'auto' or a number"
+    )
+
+
 def classes_without_pixels(split: str, samples: Sequence[Sample], classes: Sequence[str], shown: Shown) -> str:
     """Which classes the labels of a split name although no mask has a pixel of them; "" if there is none."""
     if not shown.missing:
@@ -98,7 +111,7 @@ def check_supervision(split: str, samples: Sequence[Sample], classes: Sequence[s
     shown = shown_in(samples, decoded(len(classes)))
     if message := nothing_to_learn(split, samples, classes, shown):
         if shown.missing or not shown.decided:
-            raise DataError(f"train_seg.supervision = 'masks': {message}")
+            raise DataError(nothing_to_train_on(message))
         logger.warning("train_seg: %s", message)
     elif message := classes_without_pixels(split, samples, classes, shown):
         logger.warning("train_seg: %s", message)
@@ -134,9 +147,13 @@ def check_shown(
         shown = shown_in(samples, lambda sample: facts[sample.id].pixels)
         named = any(sample.class_ids for sample in samples)
         if message := nothing_to_learn(split, samples, classes, shown):
-            if split == chosen_on or (split == trained_on and (named or not shown.decided)):
-                problems.report("masks without a class", message)
-            elif named or shown.ignored:
+            needed = {
+                nothing_to_train_on(message): split == trained_on and (named or not shown.decided),
+                no_class_to_choose_by(split): split == chosen_on,
+            }
+            for line in (line for line, is_needed in needed.items() if is_needed):
+                problems.report("masks without a class", line)
+            if not any(needed.values()) and (named or shown.ignored):
                 problems.warn("masks without a class", message)
         elif message := classes_without_pixels(split, samples, classes, shown):
             problems.warn("class without a pixel", message)

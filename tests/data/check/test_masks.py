@@ -116,7 +116,8 @@ def test_the_check_of_a_data_set_tells_the_same(tmp_path, masks, message):
         check_shown(facts_of(samples), CLASSES, problems, **settings)
         (found,) = problems.errors if is_error else problems.warnings
         assert len(problems.errors) == is_error
-        assert pytest.raises(DataError, match=rf"^{message}").matches(DataError(found.message))
+        start = r"train_seg\.supervision = 'masks': " if is_error else ""
+        assert pytest.raises(DataError, match=rf"^{start}{message}").matches(DataError(found.message))
 
 
 def test_splits_are_looked_at_one_by_one(tmp_path):
@@ -131,6 +132,7 @@ def test_splits_are_looked_at_one_by_one(tmp_path):
     problems = AllProblems()
     check_shown(facts_of(samples), CLASSES, problems, chosen_on="val")
     assert not problems.warnings and problems.errors[0].kind == "masks without a class"
+    assert "refine.background = 'from-split': no mask of split 'val' that is looked at" in problems.errors[0].message
 
 
 def test_outlines_that_all_count_as_crowds(tmp_path):
