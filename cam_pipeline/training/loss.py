@@ -38,6 +38,7 @@ class Loss(nn.Module):
         """The terms of all objectives after one forward pass."""
         images = image_batch(batch["image"], batch["image"].device)
         added = [objective.added_views(images) for objective in self.objectives]
+        draw_apart()
         views = [images, *(more for more in added if more is not None)]
         with ExitStack() as taps:  # closed in validation, which needs nothing from them
             for tap in (tap for objective in self.objectives for tap in objective.taps):
@@ -49,6 +50,15 @@ class Loss(nn.Module):
             place += more is not None
             terms += objective.terms(ForwardPass(batch | {"image": images}, output, progress, sizes, place))
         return terms
+
+
+def draw_apart() -> None:
+    """Let processes draw different random numbers from here on, for dropout, after they have drawn the same.
+
+    One alone draws as if nothing had happened.
+    """
+    if rank():
+        torch.manual_seed(torch.initial_seed() + rank() * 500_000_003)
 
 
 def shared_weights(groups: Sequence[Terms], images: int) -> list[float]:

@@ -191,7 +191,7 @@ class Trainer:
         Raises TrainingDiverged in all processes if the loss is not finite.
         """
         self.network.train()
-        torch.manual_seed(self.run.seed * 1_000_003 + self.step + rank() * 500_000_003)  # dropout
+        torch.manual_seed(self.run.seed * 1_000_003 + self.step)  # for views, and for dropout (`draw_apart`)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor(self.step, self.batches.steps, self.settings)
         with autocast(self.run, batch["image"].device):

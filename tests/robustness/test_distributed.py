@@ -115,6 +115,7 @@ ACR = (
     "classifier.trunk_weights=none",
     "objectives.acr=true",
 )
+MANY_TRANSFORMS = "acr.transforms=['hflip', 'vflip', 'rot90']"
 # Distances of maps have kinks, where rounding turns a gradient around; at their full weight that adds up to .001. The
 # three images that the bank draws are two for one process and one for the other.
 SFC = ("objectives.sfc=true", "sfc.draws=3", "sfc.prototype_weight=0.016", "sfc.scale_weight=0.008")
@@ -125,6 +126,7 @@ SFC = ("objectives.sfc=true", "sfc.draws=3", "sfc.prototype_weight=0.016", "sfc.
     [
         ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd",)),
         ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd", *ACR)),
+        ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd", *ACR, MANY_TRANSFORMS)),
         ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd", *SFC)),
         ("train-seg", "segmenter.safetensors", ("train_seg.optimizer=sgd", "segmenter.architecture=deeplabv2")),
     ],

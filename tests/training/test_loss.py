@@ -150,3 +150,30 @@ def test_alone_a_scalar_stays_what_it_is(value):
     scalar = torch.tensor(value)
     found = mean_over_processes({"loss": scalar})["loss"]
     assert found == float(scalar) or (scalar.isnan() and found != found)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_draw_the_same_views_but_not_the_same_dropout(monkeypatch, processes):
+    """The first draws what one process alone would draw."""
+
+    class Drawing(Given):
+        def added_views(self, images):
+            drawn["view"] = torch.rand(()).item()
+
+    class Dropping(Brightness):
+        def forward(self, images):
+            drawn["dropout"] = torch.rand(()).item()
+            return super().forward(images)
+
+    seen = []
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    for rank in range(processes):
+        drawn = {}
+        monkeypatch.setenv("RANK", str(rank))
+        torch.manual_seed(7)
+        Loss(Dropping(), [Drawing(lambda one: [])])._terms(batch(0.5), 0.0)
+        seen.append(drawn)
+    torch.manual_seed(7)
+    assert (seen[0]["view"], seen[0]["dropout"]) == (torch.rand(()).item(), torch.rand(()).item())
+    assert len({one["view"] for one in seen}) == 1
+    assert len({one["dropout"] for one in seen}) == processes

@@ -90,7 +90,9 @@ class Objective(ABC):
     def added_views(self, images: Tensor) -> Tensor | None:
         """Views of the size of the images (B, 3, H, W) that join them in the same forward pass. None: no views.
 
-        An objective that needs a pass of another size runs the network again in `terms`.
+        Random numbers drawn here, such as a transform, are the same in all processes, and follow from the seed and the
+        step; in `terms` they are not the same. An objective that needs a pass of another size runs the network again in
+        `terms`.
         """
         return None
 
