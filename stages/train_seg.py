@@ -22,7 +22,7 @@ from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
-from cam_pipeline.training.dry_run import check_segmenter_crops, check_weights_file, try_segmenter
+from cam_pipeline.training.dry_run import check_segmenter_crops, check_weights, try_segmenter
 from cam_pipeline.training.objectives.segmentation import SegmentationObjective
 from cam_pipeline.training.trainer import Trainer
 
@@ -105,5 +105,6 @@ def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
 
 def check(config: Config) -> None:
     """Raise a UserError if the segmenter cannot be built or trained with this config."""
-    check_weights_file("segmenter.weights", config.segmenter.weights)
+    settings = config.segmenter
+    check_weights("segmenter.weights", settings.weights, settings.encoder, settings.encoder_args)
     try_segmenter(config)

@@ -5,8 +5,7 @@ timm takes seconds to import, so that happens when the first network is built: `
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError, UserError, WeightsError, one_line
 from cam_pipeline.models.evaluating import evaluating
+from cam_pipeline.models.hub import cannot_be_loaded, missing, quiet_hub
 from cam_pipeline.models.pretrained import feature_width
 from cam_pipeline.models.stride import reduce_stride
 
@@ -75,8 +75,10 @@ def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Mod
     try:
         if weights != "pretrained":
             return timm.create_model(name, pretrained=False, **arguments)
+        if message := missing(name, arguments):
+            raise WeightsError(message)
         _announce(name)
-        with _quiet_hub():
+        with quiet_hub():
             return timm.create_model(name, pretrained=True, **arguments)
     except (MemoryError, UserError):
         raise
@@ -91,10 +93,7 @@ def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Mod
                 "set weights to 'none'"
             ) from error
         if weights == "pretrained" and isinstance(error, OSError | RuntimeError | ValueError):
-            raise WeightsError(
-                f"the pretrained weights of '{name}' cannot be loaded ({_first_line(error)}); "
-                "connect to the network once, or set weights to a file, or to 'none' to start from random weights"
-            ) from error
+            raise WeightsError(cannot_be_loaded(name, _first_line(error))) from error
         given = f" with the arguments {shown(arguments)}" if shown(arguments) else ""
         raise ConfigError(f"timm model '{name}' cannot be built{given}: {reason_of(error)}") from error
 
@@ -122,21 +121,7 @@ def _first_line(error: Exception) -> str:
 
 @cache  # once, though a network is created again until its arguments suit it
 def _announce(name: str) -> None:
-    logger.info("weights of '%s': from timm's hub, or its copy here (takes a minute without a network)", name)
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Inside, the hub's library does not log each of its attempts; the caller reports the outcome in one line."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+    logger.info("weights of '%s': from timm's hub, or its copy here", name)
 
 
 def check_name(name: str) -> None:

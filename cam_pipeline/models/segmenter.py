@@ -1,6 +1,7 @@
 """Segmenters over any timm CNN: DeepLabV3+ of segmentation-models-pytorch, and a DeepLabV2-style head."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError, UserError
 from cam_pipeline.models.backbone import check_arguments, create_timm, reason_of
+from cam_pipeline.models.hub import quiet_hub
 from cam_pipeline.models.pretrained import Normalize, PretrainedHalf, Rgb, default_statistics
 from cam_pipeline.models.weights import load_backbone
 
@@ -95,13 +97,14 @@ def build_segmenter(
             create_timm(encoder, weights, {"num_classes": 0, **given})  # raises a one-line error for bad arguments
             import segmentation_models_pytorch as smp  # late: it takes seconds
 
-            network = deeplab = smp.DeepLabV3Plus(
-                f"tu-{encoder}",
-                encoder_weights="imagenet" if weights == "pretrained" else None,
-                encoder_output_stride=stride,
-                classes=num_labels,
-                **given,
-            )
+            with quiet_hub() if weights == "pretrained" else nullcontext():
+                network = deeplab = smp.DeepLabV3Plus(
+                    f"tu-{encoder}",
+                    encoder_weights="imagenet" if weights == "pretrained" else None,
+                    encoder_output_stride=stride,
+                    classes=num_labels,
+                    **given,
+                )
             trunk = deeplab.encoder.model
     except (MemoryError, UserError):
         raise

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.errors import ConfigError, WeightsError
 from cam_pipeline.models.backbone import check_name
 from cam_pipeline.models.classifier import Classifier, check_start
+from cam_pipeline.models.hub import check_pretrained
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.training.objectives import classifier_objectives
 from cam_pipeline.training.objectives.sfc import half_side
@@ -66,28 +68,43 @@ def check_segmenter_crops(segmenter: Segmenter, config: Config, images: int | No
     check_crop(segmenter, settings.crop, "train_seg.crop", config.segmenter.encoder, batch)
 
 
-def check_weights_file(key: str, weights: str) -> None:
-    """Raise WeightsError if `weights`, the setting named `key`, is a path and there is no such file."""
-    if weights not in ("pretrained", "none") and not Path(weights).is_file():
+def check_weights(key: str, weights: str, name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise WeightsError if the weights that the setting `key` asks for cannot be had: a file, or those of timm.
+
+    `name` and `arguments`: of the timm model that they are for.
+    """
+    if weights == "pretrained":
+        check_pretrained(key, name, arguments)
+    elif weights != "none" and not Path(weights).is_file():
         raise WeightsError(
             f"{key}: there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
         )
 
 
 def check_networks(config: Config, problems: AllProblems) -> None:
-    """Report why a network cannot be built: its name, its settings, or a weights file that is not there."""
+    """Report why a network cannot be built, or not start as asked: name, settings, or weights that are missing."""
     classifier, segmenter = config.classifier, config.segmenter
-    names = {"classifier.backbone": classifier.backbone}
-    files = {"classifier.weights": classifier.weights, "segmenter.weights": segmenter.weights}
+    backbone = {"classifier.backbone": classifier.backbone}
+    trunk = {"classifier.trunk": classifier.trunk} if classifier.trunk else {}
+    encoder = {"segmenter.encoder": segmenter.encoder}
+    _check_network(backbone | trunk, try_classifier, config, problems)
+    _check_network(encoder, try_segmenter, config, problems)
+    if not (classifier.trunk and classifier.weights == "pretrained"):  # there are none, as `try_classifier` has said
+        weights, arguments = classifier.weights, classifier.backbone_args
+        _check_weights("classifier.weights", weights, classifier.backbone, arguments, problems)
+    _check_weights("segmenter.weights", segmenter.weights, segmenter.encoder, segmenter.encoder_args, problems)
     if classifier.trunk:
-        names["classifier.trunk"], files["classifier.trunk_weights"] = classifier.trunk, classifier.trunk_weights
-    _check_network(names, try_classifier, config, problems)
-    _check_network({"segmenter.encoder": segmenter.encoder}, try_segmenter, config, problems)
-    for key, weights in files.items():
-        try:
-            check_weights_file(key, weights)
-        except WeightsError as error:
-            problems.report("weights file that is not there", str(error))
+        of_trunk = "classifier.trunk_weights"
+        _check_weights(of_trunk, classifier.trunk_weights, classifier.trunk, classifier.trunk_args, problems)
+
+
+def _check_weights(key: str, weights: str, name: str, arguments: Mapping[str, Any], problems: AllProblems) -> None:
+    """Report weights that cannot be had."""
+    try:
+        check_weights(key, weights, name, arguments)
+    except WeightsError as error:
+        kind = "weights that cannot be loaded" if weights == "pretrained" else "weights file that is not there"
+        problems.report(kind, str(error))
 
 
 def _check_network(

@@ -4,8 +4,8 @@ import pytest
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.problems import AllProblems
-from cam_pipeline.errors import ConfigError
-from cam_pipeline.stages.train_seg import check
+from cam_pipeline.errors import ConfigError, WeightsError
+from cam_pipeline.stages.train_seg import check as check_stage
 from cam_pipeline.training.dry_run import check_networks
 
 CNN = {"backbone": "test_resnet"}
@@ -13,8 +13,16 @@ VIT = {"backbone": "test_vit", "pooling": "class_token"}
 SEGMENTER = {"encoder": "test_resnet"}
 
 
+@pytest.fixture(autouse=True)
+def pretrained(monkeypatch):
+    """The names of the models whose weights of timm were asked for; all are there."""
+    asked = []
+    monkeypatch.setattr("cam_pipeline.training.dry_run.check_pretrained", lambda key, name, more: asked.append(name))
+    return asked
+
+
 def found(**settings):
-    """Kind and message of every problem with the networks of small settings; weights are never asked for."""
+    """Kind and message of every problem with the networks of small settings."""
     sections = {"classifier": CNN, "segmenter": SEGMENTER, "train_cls": {"crop": 64}, "train_seg": {"crop": 64}}
     problems = AllProblems()
     check_networks(Config.model_validate(sections | settings), problems)
@@ -143,6 +151,29 @@ def test_names_and_weights_files_are_looked_up(tmp_path):
     assert found(classifier={"backbone": "resnet18.a1_in1k"} | known, segmenter=SEGMENTER | known) == []
 
 
+def test_pretrained_weights_are_asked_for_where_a_network_starts_from_them(pretrained):
+    assert found() == [] and pretrained == ["test_resnet", "test_resnet"]
+    pretrained.clear()
+    assert found(classifier=CNN | {"weights": "none"}, segmenter=SEGMENTER | {"weights": "none"}) == []
+    assert (
+        found(classifier=VIT | {"weights": "none", "trunk": "test_resnet"}) == [] and pretrained == ["test_resnet"] * 2
+    )
+
+
+def test_weights_that_cannot_be_loaded_are_said_at_once(monkeypatch):
+    def check(key, name, arguments):
+        raise WeightsError(f"{key}: {name} is far away")
+
+    monkeypatch.setattr("cam_pipeline.training.dry_run.check_pretrained", check)
+    kind = "weights that cannot be loaded"
+    assert found(classifier=VIT | {"weights": "none", "trunk": "test_resnet"}, segmenter={"encoder": "resnet10t"}) == [
+        (kind, "segmenter.weights: resnet10t is far away"),
+        (kind, "classifier.trunk_weights: test_resnet is far away"),
+    ]
+    with pytest.raises(WeightsError, match=r"segmenter.weights: resnet10t is far away"):
+        check_stage(Config.model_validate({"segmenter": {"encoder": "resnet10t"}}))
+
+
 def test_the_stage_of_the_segmenter_has_it_tried():
     with pytest.raises(ConfigError, match="cannot be used"):
-        check(Config.model_validate({"segmenter": {"encoder": "test_vit"}}))
+        check_stage(Config.model_validate({"segmenter": {"encoder": "test_vit"}}))
