@@ -17,6 +17,7 @@ from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.placing import image_batch, place
+from cam_pipeline.models.pretrained import starting_weights
 from cam_pipeline.ops.metrics import average_precision, f1_score
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.checkpoints import save_model
@@ -44,6 +45,7 @@ def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
     classifier = new_classifier(config.classifier, len(table.classes))
+    output.notes["starts_from"] = {"weights": config.classifier.weights, **starting_weights(classifier)}
     labels = image_labels(train, len(table.classes))
     objectives = classifier_objectives(classifier, config, labels)
     check_views(classifier, config, len(train))

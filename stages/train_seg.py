@@ -18,6 +18,7 @@ from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.placing import place
+from cam_pipeline.models.pretrained import starting_weights
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.checkpoints import save_model
@@ -40,6 +41,7 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
     segmenter = new_segmenter(config.segmenter, len(table.classes))
+    output.notes["starts_from"] = {"weights": config.segmenter.weights, **starting_weights(segmenter)}
     check_segmenter_crops(segmenter, config, len(train))
     place(segmenter, device)
 

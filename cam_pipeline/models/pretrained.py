@@ -1,5 +1,6 @@
 """Networks with a pretrained half: input statistics, frozen BatchNorm, learning rates of new layers."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -64,3 +65,19 @@ def default_statistics(backbone: nn.Module) -> tuple[Rgb, Rgb]:
 def feature_width(backbone: nn.Module) -> int:
     """Channels of the feature map (timm: `num_features`)."""
     return int(backbone.num_features)  # type: ignore[arg-type]
+
+
+def starting_weights(network: PretrainedHalf) -> dict[str, str]:
+    """What the pretrained half starts from: timm's names of the models in it, and the SHA-256 of its tensors as loaded.
+
+    A name alone does not say it: timm has changed the weights behind a name.
+    """
+    half = network.pretrained_half()
+    named = [getattr(module, "pretrained_cfg", None) for module in half.modules()]
+    configs = [vars(one) if hasattr(one, "tag") else one for one in named if one]
+    names = [f"{one.get('architecture', '')}.{one.get('tag', '')}".strip(".") for one in configs]
+    total = hashlib.sha256()
+    for key, value in half.state_dict().items():
+        total.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return {"names": ", ".join(dict.fromkeys(filter(None, names))), "sha256": total.hexdigest()}

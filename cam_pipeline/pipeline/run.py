@@ -150,6 +150,7 @@ class Pipeline(Results):
             "seconds": round(seconds, 1),
             "cam_pipeline": __version__,
             "libraries": libraries(),
+            **output.notes,
         }
         write_text(manifest_path, json.dumps(manifest, indent=1))
         self.dataset.digests.save()

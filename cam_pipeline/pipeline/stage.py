@@ -1,9 +1,10 @@
 """Stages: what describes one, and what it is given."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.dataset import Dataset
@@ -34,11 +35,13 @@ class Output:
     """The outputs of a stage: `path` is renamed to its final name when the stage returns.
 
     `folder` holds work in progress and outlives a kill; `logs` is kept. `fingerprint` is to be stored in the file.
+    What a stage puts into `notes` (JSON) goes into the manifest.
     """
 
     path: Path
     logs: Path
     fingerprint: str
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:

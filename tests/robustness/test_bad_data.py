@@ -154,7 +154,7 @@ PLAIN = ("--set=train_cls.epochs=1", "--set=segmenter.encoder_args={}", "--set=c
     [
         ("segmenter.encoder=test_vit", "segmenter.encoder 'test_vit' cannot be used in deeplabv3plus: "),
         ("segmenter.weights=gone.pth", "segmenter.weights: there is no weights file gone.pth; put it there, or set "),
-        ("train_seg.crop=50", "train_seg.crop = 50 does not suit the network: "),
+        ("train_seg.crop=50", "train_seg.crop = 50 does not suit the network 'resnet10t': "),
         ("classifier.stride=12", "classifier.stride: backbone 'resnet10t' cannot be brought to stride 12"),
         ("cam.source=class_token_gradient", "cam.source = 'class_token_gradient', cam.propagate = 'none', "),
         ("refine.merge_with=['nix.h5']", "refine.merge_with: there is no file nix.h5; make the CAMs of that run first"),
