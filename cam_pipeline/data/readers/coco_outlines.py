@@ -48,12 +48,13 @@ class Runs(BaseModel):
 class Outlines:
     """Reads the outlines of one file, and keeps what is doubtful about them.
 
-    `corner` is how far the outlines reach into their images, as shares of width and height; `tiny` counts those whose
-    numbers are all in 0..1.
+    `corner` is how far the outlines in images of known size (`placed`) reach into them, as shares of width and height;
+    `tiny` counts outlines whose numbers are all in 0..1.
     """
 
     annotations: int = 0
     polygons: int = 0
+    placed: int = 0
     tiny: int = 0
     corner: tuple[float, float] = (0.0, 0.0)
     doubts: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -96,7 +97,7 @@ class Outlines:
         if self.all_tiny:
             message = "outlines lie in 0..1, so the images have no masks; multiply x by the width, y by the height"
             yield Problem("outlines in 0..1", f"{path}: all {self.polygons} {message}")
-        elif self.polygons >= MANY and max(self.corner) <= CORNER:
+        elif self.placed >= MANY and max(self.corner) <= CORNER:
             share = round(100 * max(self.corner))
             yield Problem(
                 "outlines in a corner of their images",
@@ -154,6 +155,7 @@ class Outlines:
             self.doubt("outline far from its bbox", where, "area")
         if not height:
             return
+        self.placed += 1
         self.corner = (max(self.corner[0], right / width), max(self.corner[1], bottom / height))
         if max(-left, right - width) > BEYOND * width or max(-top, bottom - height) > BEYOND * height:
             self.doubt("outline beyond its image", where)

@@ -296,7 +296,7 @@ def test_ids_of_categories_may_be_text(tmp_path, of_categories, of_annotations):
     [{}, {"height": 0, "width": 0}, {"height": 4}, {"height": "?", "width": 1e9}, {"height": -4, "width": 5}],
 )
 def test_an_image_without_a_size_gets_that_of_its_file(tmp_path, size):
-    table, warnings = one_image(tmp_path, SQUARE, image={"height": None, "width": None} | size)
+    table, warnings = one_image(tmp_path, *[SQUARE] * 5, image={"height": None, "width": None} | size)
     sample = table.samples[0]
     assert sample.class_ids == (1,)
     assert sample_mask(sample, 3).tolist() == [[1, 1, 1, 0, 0]] * 2 + [[0] * 5] * 2
