@@ -49,9 +49,11 @@ def mask_of_file(path: Path, num_classes: int, max_pixels: int, colors: Sequence
                 f"{path}: a mask in {lossy} has wrong numbers at every edge; make it again from its source, as PNG"
             )
         stored, highest = stored_as(image), highest_number(image)
+        if stored.startswith("LA;16"):  # Pillow drops the lower 8 bits
+            raise DataError(f"{path}: a mask of 16 bits with transparency cannot be read; save it in 8 bits without")
         image.load()
         if image.mode in COLOURED or (colors and image.mode == "P"):
-            return Mask(_labels_of_colours(path, image, stored, num_classes, colors))
+            return Mask(_labels_of_colours(path, image, num_classes, colors))
         numbers = _numbers(path, image)
         if stored in SCALED:
             numbers = numbers // SCALED[stored]
@@ -92,12 +94,8 @@ def _palette(image: Image.Image, counts: NDArray[Any]) -> dict[int, Colour]:
     return {int(number): colours[number] for number in np.flatnonzero(counts) if number < len(colours)}
 
 
-def _labels_of_colours(
-    path: Path, image: Image.Image, stored: str, num_classes: int, colors: Sequence[Colour]
-) -> UInt8:
+def _labels_of_colours(path: Path, image: Image.Image, num_classes: int, colors: Sequence[Colour]) -> UInt8:
     """The labels that the colours of an image mean. Raises DataError without `colors`, and for a colour not in them."""
-    if stored.startswith("LA;16"):  # Pillow makes colours of it, and drops the lower 8 bits
-        raise DataError(f"{path}: a mask of 16 bits with transparency cannot be read; save it in 8 bits without")
     if not colors:
         raise DataError(
             f"{path}: a mask must be an indexed or greyscale PNG, this one has mode {image.mode}; "
@@ -150,7 +148,8 @@ def _is_irreversible(path: Path) -> bool:
     """Whether the coding style of a JPEG 2000 file names the wavelets that round."""
     with path.open("rb") as file:
         start = file.read(2**16)
-    place = start.find(b"\xff\x52\x00")  # the mark, and the upper half of a length below 256
+    codestream = max(start.find(b"\xff\x4f\xff\x51"), 0)  # behind boxes that may hold anything
+    place = start.find(b"\xff\x52\x00", codestream)  # the mark, and the upper half of a length below 256
     return place >= 0 and start[place + 13 : place + 14] == b"\0"
 
 
