@@ -17,6 +17,8 @@ from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 COLOURED = ("RGB", "RGBA", "RGBX")
+MOST_COLOURS = 8
+"""Colours of a mask that a message names."""
 SCALED = {"L;2": 85, "L;4": 17}
 """By how much Pillow multiplies greyscale numbers of 2 and 4 bits, by its name of how they are stored."""
 
@@ -99,7 +101,7 @@ def _labels_of_colours(path: Path, image: Image.Image, num_classes: int, colors:
     if not colors:
         raise DataError(
             f"{path}: a mask must be an indexed or greyscale PNG, this one has mode {image.mode}; "
-            "save class numbers in place of colours, or name the colours in data.colors"
+            f"save class numbers in place of colours, or name the colours in data.colors{_some_colours(image)}"
         )
     pixels = np.asarray(image.convert("RGB")).astype(np.int32)
     packed = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
@@ -117,6 +119,13 @@ def _labels_of_colours(path: Path, image: Image.Image, num_classes: int, colors:
         )
     labels: UInt8 = meant[places]
     return labels
+
+
+def _some_colours(image: Image.Image) -> str:
+    """The colours of an image in brackets, the most frequent first; empty if these are too many for a mask."""
+    counted: Any = image.convert("RGB").getcolors(MOST_COLOURS) or []
+    shown = [shown_colour(colour) for _, colour in sorted(counted, reverse=True)]
+    return f" (here {', '.join(shown)})" if shown else ""
 
 
 def stored_with_loss(image: Image.Image, path: Path) -> str:

@@ -36,9 +36,12 @@ def test_masks_with_other_values_or_modes_are_refused(tmp_path):
         Image.new(mode, (3, 2)).save(path)
         with pytest.raises(
             DataError,
-            match=rf"m\.png: a mask must be .* mode {mode}; save class numbers .* in data\.colors$",
+            match=rf"m\.png: a mask must be .* mode {mode}; save class numbers .* in data\.colors \(here #000000\)$",
         ):
             read_mask(path, 2)
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(path)
+    with pytest.raises(DataError, match=r"name the colours in data\.colors$"):  # they are too many for a mask
+        read_mask(path, 2)
     Image.new("CMYK", (3, 2)).save(tmp_path / "m.tif")
     with pytest.raises(DataError, match=r"m\.tif: a mask must be an indexed or greyscale PNG, this one has mode CMYK$"):
         read_mask(tmp_path / "m.tif", 2)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -198,11 +199,14 @@ def _categories(files: Mapping[Path, CocoFile], settings: DataSettings, problems
     used = set[Key]().union(*(file.used for file in files.values()))
     where, given = " and ".join(map(str, files)), settings.classes or (settings.root / "classes.txt").is_file()
     kept = dict(found)
+    alike = Counter(category.name for category in found.values())
+    under = Counter(str(category.supercategory) for category in found.values())
     for key, category in found.items():
-        others = [one for number, one in kept.items() if number != key]
-        over = any(one.supercategory == category.name for one in others)
-        if key not in used and (over or any(one.name == category.name for one in others)):
+        over = under[category.name] > (category.supercategory == category.name)  # over another than itself
+        if key not in used and (over or alike[category.name] > 1):
             del kept[key]
+            alike[category.name] -= 1
+            under[str(category.supercategory)] -= 1
             if over and not given:
                 message = f"{where}: category {key}, '{category.name}', has no annotations and stands only above others"
                 problems.warn("category that is left out", f"{message}; it is no class here")
