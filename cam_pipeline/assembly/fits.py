@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cam_pipeline.errors import ConfigError, UserError, WeightsError
+from cam_pipeline.errors import ConfigError, OutOfMemory, UserError, WeightsError
 from cam_pipeline.machine.device import is_memory_error
 from cam_pipeline.models.backbone import reason_of
 from cam_pipeline.models.pretrained import PretrainedHalf
@@ -22,20 +22,23 @@ def check_crop(
 ) -> None:
     """Raise ConfigError if a network on the CPU cannot be trained on crops of this size, `batch` of them in a step.
 
-    The message names `key`, the setting of the size, and `name`, that of the network. `side`: that of the images which
-    are made of the crops, if it is another. Statistics stay as they are; the network is left in evaluation mode.
+    Raises OutOfMemory if there is too little memory for one. The message names `key`, the setting of the size, and
+    `name`, that of the network. `side`: that of the images which are made of the crops, if it is another. Statistics
+    stay as they are; the network is left in evaluation mode.
     """
     network.train()
     learning = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
     try:
         with _fewest_values(learning) as fewest:
             network.eval()(torch.zeros(1, 3, side or crop, side or crop))
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:  # of any kind: the code of hundreds of models
-        if is_memory_error(error):
-            raise
         called = f" '{name}'" if name else ""
+        if is_memory_error(error):
+            raise OutOfMemory(
+                f"{key} = {crop}: this machine has too little memory to try the network{called}; lower it"
+            ) from error
         raise ConfigError(f"{key} = {crop} does not suit the network{called}: {reason_of(error)}") from error
     lone = [module for module, values in fewest.items() if values * batch < 2]
     if lone:

@@ -163,7 +163,6 @@ def create_for_any_size(name: str, weights: str, arguments: dict[str, Any]) -> n
     return create_timm(name, weights, arguments)
 
 
-@torch.no_grad()
 def _stride_of(backbone: nn.Module) -> int:
     """Input pixels per feature cell, from the patch embedding or else from a trial input.
 
@@ -171,27 +170,28 @@ def _stride_of(backbone: nn.Module) -> int:
     """
     patch: Any = getattr(backbone, "patch_embed", None)
     side = 8 * int(patch.feat_ratio()) if hasattr(patch, "dynamic_feat_size") else 256
-    out = _trial(backbone, side, side)
+    out = trial(backbone, side, side)
     if out.dim() == 3:
         if not hasattr(patch, "feat_ratio"):
             raise ValueError(
-                "gives tokens whose places in the image timm does not say, as this family's cannot be placed; take a "
-                "CNN, or a ViT of timm's vision_transformer.py"
+                "gives tokens that cannot be placed: timm does not say where in the image those of this family lie; "
+                "take a CNN, or a ViT of timm's vision_transformer.py"
             )
         stride = int(patch.feat_ratio())
     elif out.dim() == 4:
         stride = side // out.shape[2 if out.shape[1] == feature_width(backbone) else 1]
     else:
         raise ValueError(f"gives features {tuple(out.shape)}, which are no map")
-    out = _trial(backbone, 2 * stride, 3 * stride)
+    out = trial(backbone, 2 * stride, 3 * stride)
     tokens = 6 + int(getattr(backbone, "num_prefix_tokens", 0)) if out.dim() == 3 else 6
     if out.numel() != tokens * feature_width(backbone):
         raise ValueError(f"does not cut images into whole cells: 2 x 3 of them give features {tuple(out.shape)}")
     return stride
 
 
-def _trial(backbone: nn.Module, height: int, width: int) -> Tensor:
-    """Features of a black image. Raises ValueError that says why there are none."""
+@torch.no_grad()
+def trial(backbone: nn.Module, height: int, width: int) -> Tensor:
+    """Features of a black image, in evaluation mode. Raises ValueError that says why there are none."""
     forward: Any = backbone.forward_features  # every timm model has it
     with evaluating(backbone):
         try:

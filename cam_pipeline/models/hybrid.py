@@ -7,12 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cam_pipeline.errors import ConfigError
-from cam_pipeline.models.backbone import UnknownArgument, check_arguments, create_for_any_size, create_timm, reason_of
-from cam_pipeline.models.evaluating import evaluating
+from cam_pipeline.models.backbone import UnknownArgument, check_arguments, create_for_any_size, create_timm, trial
 from cam_pipeline.models.stride import reduce_stride
 from cam_pipeline.models.weights import load_backbone
 
@@ -66,16 +64,14 @@ def hybrid_arguments(trunk: nn.Module) -> dict[str, Any]:
     return {"embed_layer": partial(HybridEmbed, backbone=TrunkFeatures(trunk)), "patch_size": 1}
 
 
-@torch.no_grad()
 def _stride_of_trunk(network: nn.Module, name: str) -> int:
     """Input pixels per cell, from a trial input. Raises ConfigError for a network that is no CNN."""
     side = 256
     try:
-        with evaluating(network):
-            out = network.forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
-    except Exception as error:  # of any kind: the code of hundreds of models
-        raise ConfigError(f"classifier.trunk: '{name}' does not take images of any size: {reason_of(error)}") from error
-    if not isinstance(out, Tensor) or out.dim() != 4:
+        out = trial(network, side, side)
+    except ValueError as error:
+        raise ConfigError(f"classifier.trunk: '{name}' {error}") from error
+    if out.dim() != 4:
         raise ConfigError(f"classifier.trunk: '{name}' gives no feature map; a trunk is a CNN")
     return side // int(channels_first(out, int(network.num_features)).shape[2])  # type: ignore[arg-type]
 

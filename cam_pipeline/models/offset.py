@@ -26,6 +26,9 @@ LONG_SIDE = 512
 SHORT_SIDE = 64
 """Pixels of the trial image along the other axis, and at least 2 cells."""
 
+EXACT = 0.05
+"""Pixels by which the image's border may falsify what is a multiple of half a pixel."""
+
 
 class NoPosition(ValueError):
     """The gradient does not show where the cells of a network lie."""
@@ -77,7 +80,9 @@ def _centre(see: Any, stride: int, grid: tuple[int, int]) -> float:
     first, second_moment = float((at * change).sum()), float((at.square() * change).sum())
     if not math.isfinite(first) or first == 0:
         raise NoPosition("the gradient of its features does not reach the image")
-    return round(second_moment / first / 2, 3)
+    found = second_moment / first / 2
+    half = round(2 * found) / 2  # what it is exactly, unless layers lie side by side
+    return half if abs(found - half) < EXACT else round(found, 3)
 
 
 def _on_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -12,7 +12,7 @@ from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.problems import AllProblems
-from cam_pipeline.errors import ConfigError, WeightsError
+from cam_pipeline.errors import ConfigError, OutOfMemory, WeightsError
 from cam_pipeline.models.backbone import check_name
 from cam_pipeline.models.classifier import Classifier, check_start
 from cam_pipeline.models.hub import check_pretrained
@@ -121,5 +121,5 @@ def _check_network(
     if known:
         try:
             attempt(config)
-        except ConfigError as error:
+        except (ConfigError, OutOfMemory) as error:
             problems.report("network that cannot serve", str(error))

@@ -157,11 +157,11 @@ def test_building_leaves_the_backbone_in_training_mode_and_untouched():
         (dict(backbone="halonet_h1"), "'halonet_h1' does not take images of any size, only of 256 x 256 pixels$"),
         (
             dict(backbone="xcit_nano_12_p16_224"),
-            "'xcit_nano_12_p16_224' gives tokens whose places in the image timm does not say, .* cannot be placed",
+            "'xcit_nano_12_p16_224' gives tokens that cannot be placed: timm does not say where",
         ),
         (
             dict(backbone="twins_svt_small", arguments={"depths": (1, 1, 1, 1)}),
-            "cannot be placed; take a CNN, or a ViT",
+            "cannot be placed: .*; take a CNN, or a ViT",
         ),
         (dict(backbone="crossvit_tiny_240"), "'crossvit_tiny_240' gives a list of several results, where one feature"),
         (
