@@ -14,6 +14,7 @@ from cam_pipeline.models.hub import quiet_hub
 from cam_pipeline.models.pretrained import Normalize, PretrainedHalf, Rgb, default_statistics
 from cam_pipeline.models.weights import load_backbone
 
+NO_STRIDE = "timm cannot bring it to stride {stride}; take a CNN such as a ResNet"
 DILATIONS = (6, 12, 18, 24)  # DeepLabV2 (Chen et al. 2018), ASPP-L
 
 
@@ -65,8 +66,7 @@ def _pyramid(encoder: str, weights: str, stride: int, arguments: Mapping[str, An
     except ConfigError as error:
         create_timm(encoder, "none", {"num_classes": 0, **arguments})  # raises if the name or the arguments are wrong
         raise ConfigError(
-            f"segmenter.encoder '{encoder}' cannot be used in deeplabv2: timm cannot bring it to stride {stride}; "
-            "take a CNN such as a ResNet"
+            f"segmenter.encoder '{encoder}' cannot be used in deeplabv2: {NO_STRIDE.format(stride=stride)}"
         ) from error
 
 
@@ -109,7 +109,8 @@ def build_segmenter(
     except (MemoryError, UserError):
         raise
     except Exception as error:  # of any kind: the code of hundreds of models
-        reason = reason_of(error) if str(error) else "it has no feature pyramid of this stride"
+        fixed = not str(error) or "output_stride" in str(error)
+        reason = NO_STRIDE.format(stride=stride) if fixed else reason_of(error)
         raise ConfigError(f"segmenter.encoder '{encoder}' cannot be used in {architecture}: {reason}") from error
     if weights not in ("pretrained", "none"):
         load_backbone(trunk, Path(weights))

@@ -121,7 +121,31 @@ def test_deeplabv2_sums_four_dilated_branches():
         (dict(encoder="resnet81"), ConfigError, "timm has no model 'resnet81'; near: resnet"),
         (dict(encoder="resnet18", arguments={"depht": 1}), ConfigError, "does not take .*depht"),
         (dict(encoder="test_vit"), ConfigError, "'test_vit'"),
-        (dict(encoder="hrnet_w18_small"), ConfigError, "'hrnet_w18_small' cannot be used in deeplabv"),
+        (
+            dict(encoder="hrnet_w18_small"),
+            ConfigError,
+            "'hrnet_w18_small' cannot be used in deeplabv.*to stride 16; take",
+        ),
+        (
+            dict(encoder="densenet121"),
+            ConfigError,
+            "'densenet121' cannot be used in deeplabv.* to stride 16; take a CNN",
+        ),
+        (
+            dict(encoder="resnet10t", arguments={"channels": []}),
+            ConfigError,
+            r"the arguments .*{'channels': \[\]}: Index",
+        ),
+        (
+            dict(encoder="resnet10t", arguments={"in_chans": 1}),
+            ConfigError,
+            "segmenter.encoder_args: in_chans = 1 does not",
+        ),
+        (
+            dict(encoder="resnet10t", arguments={"features_only": True}),
+            ConfigError,
+            "encoder_args: features_only = True ",
+        ),
         (dict(encoder="test_resnet", weights="pretrained"), WeightsError, "weights of 'test_resnet' cannot be loaded"),
         (dict(encoder="test_resnet", weights="gone.pth"), WeightsError, "there is no weights file gone.pth"),
     ],
