@@ -9,8 +9,9 @@ from cam_pipeline.config import Config, results_toml
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.refinement.labels import pseudo_labels
+from cam_pipeline.refinement.summary import LabelCounts, counted, shares_line, warnings
 from cam_pipeline.store.hdf5 import Record, artefact_attributes
-from cam_pipeline.store.labels import label_record
+from cam_pipeline.store.labels import LabelStore, label_record
 from cam_pipeline.store.parts import PartWriter, in_chunks, write_parts
 from cam_pipeline.store.scores import ScoreStore, StoredScores
 
@@ -20,33 +21,30 @@ IMAGES_PER_PART = 256
 
 
 def make_labels(config: Config, inputs: Inputs, output: Output) -> None:
-    """Write labels and per-pixel confidence for every image that has scores; log the images that lost a class."""
+    """Write labels and per-pixel confidence for every image that has scores; log what is striking about them."""
     with ScoreStore.open(inputs["refine_cams"]) as scores:
         classes = ("background", *scores.classes)
         attributes = artefact_attributes(classes, output.fingerprint, results_toml(config), ignore_index=IGNORE_INDEX)
         writer = PartWriter(output.path, "pseudo-labels", attributes, in_chunks(scores.names, IMAGES_PER_PART))
-        seen = writer.total - writer.done
-        lost: list[str] = []
+        seen: dict[str, LabelCounts] = {}
 
         def labels(number: int) -> Generator[Record, None, None]:
             for name in writer.chunks[number]:
                 stored = scores.read(name)
                 record = labelled(stored, config)
-                if loses_class(stored, record):
-                    lost.append(name)
+                seen[name] = counted(name, stored.class_ids, record.arrays["labels"])
                 yield record
 
         write_parts("make_labels", writer, labels)
         writer.join(scores.names)
-    if lost:
-        what = "images have no pixel of a class that they show, the first is"
-        remedy = "a lower refine.background gives classes more pixels"
-        logger.info("make_labels: %d of %d %s %s; %s", len(lost), seen, what, lost[0], remedy)
-
-
-def loses_class(stored: StoredScores, record: Record) -> bool:
-    """Whether the labels have no pixel of one of the image's classes."""
-    return not all((record.arrays["labels"] == class_id).any() for class_id in stored.class_ids)
+        with LabelStore.open(output.path) as made:  # for the images of parts that an earlier run finished
+            images = [
+                seen[name] if name in seen else counted(name, scores.class_ids(name), made.read(name))
+                for name in scores.names
+            ]
+    logger.info("make_labels: %s", shares_line(images, classes))
+    for line in warnings(images, classes):
+        logger.warning("make_labels: %s", line)
 
 
 def labelled(stored: StoredScores, config: Config) -> Record:

@@ -21,6 +21,7 @@ from cam_pipeline.models.placing import place
 from cam_pipeline.models.pretrained import starting_weights
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.pipeline import Inputs, Output
+from cam_pipeline.refinement.summary import classes_lost, counted, no_class, total_of
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
 from cam_pipeline.training.dry_run import check_segmenter_crops, check_weights, try_segmenter
@@ -80,7 +81,8 @@ def _indexed_mask(samples: list[Sample], num_classes: int, index: int) -> UInt8:
 def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
     """Check before the first step that the labels have the same classes, every training image, and its size.
 
-    Logs the share of ignored pixels. Raises DataError that names the first image that does not fit.
+    Logs the share of ignored pixels, and classes that images show but no label. Raises DataError that names the first
+    image that does not fit, or if no label is a class although images show some.
     """
     with LabelStore.open(path) as store:
         if store.classes != ("background", *table.classes):
@@ -92,17 +94,25 @@ def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
             raise DataError(
                 f"{path} lacks {len(absent)} of {len(train)} training images, the first is {absent[0]}; run make-cams"
             )
-        ignored = pixels = 0
+        images = []
         for sample in train:
             labels = store.read(sample.id)
             if labels.shape != sample_size(sample):
                 raise DataError(f"{path}: labels of {sample.id} are {labels.shape}, its image is {sample_size(sample)}")
-            ignored += int((labels == IGNORE_INDEX).sum())
-            pixels += labels.size
-    share = ignored / pixels
-    if share == 1:
+            images.append(counted(sample.id, sample.class_ids or (), labels))
+    total = total_of(images)
+    if not total.total() - total[IGNORE_INDEX]:
         raise DataError(f"{path}: every pixel is ignored; lower labels.high or raise labels.low")
+    if message := no_class(images, total):
+        raise DataError(f"{path}: {message}")
+    share = total[IGNORE_INDEX] / total.total()
     logger.info("train_seg: %d images, %.1f %% of the pixels are ignored", len(train), 100 * share)
+    lost = ", ".join(table.classes[class_id - 1] for class_id in classes_lost(images, total))
+    if lost:
+        remedy = "lower refine.background or labels.high"
+        logger.warning("train_seg: no label is %s, so the segmenter learns nothing about that; %s", lost, remedy)
+    if not total[0]:
+        logger.warning("train_seg: no label is background, so everything becomes an object; raise refine.background")
 
 
 def check(config: Config) -> None:

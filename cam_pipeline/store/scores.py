@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cam_pipeline.store.hdf5 import Record, RecordStore, checked_shape, damage_named, read_record
+from cam_pipeline.store.hdf5 import Record, RecordStore, checked_shape, damage_named, key_of, member, read_record
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class ScoreStore(RecordStore):
                 checked_shape(f"{where} ({kind})", record.arrays[kind], *record.arrays["scores"].shape[1:])
             scores = record.arrays["scores"].astype(np.float32) / np.float32(255)
             return StoredScores(name, scores, class_ids, {kind: record.arrays[kind] for kind in others})
+
+    def class_ids(self, name: str) -> tuple[int, ...]:
+        """The classes that an image shows, 1-based, without its scores. Raises DamagedFile if it is not known."""
+        with damage_named(f"{self.file.filename} is damaged at image {name}"):
+            attributes = member(member(self.file, "scores"), key_of(name)).attrs
+            return tuple(int(number) for number in attributes["class_ids"])
 
     @property
     def background(self) -> float:

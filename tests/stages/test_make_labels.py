@@ -1,9 +1,15 @@
+import logging
+
 import numpy as np
+import pytest
 
 from cam_pipeline.config import Config
-from cam_pipeline.pipeline import load_stages
-from cam_pipeline.stages.make_labels import labelled, loses_class
-from cam_pipeline.store.scores import StoredScores
+from cam_pipeline.pipeline import Output, load_stages
+from cam_pipeline.stages import make_labels as module
+from cam_pipeline.stages.make_labels import labelled
+from cam_pipeline.store.hdf5 import artefact_attributes
+from cam_pipeline.store.parts import PartWriter
+from cam_pipeline.store.scores import StoredScores, score_record
 
 
 def test_labels_and_confidence_by_hand():
@@ -19,15 +25,70 @@ def test_labels_and_confidence_by_hand():
     assert {array.dtype for array in record.arrays.values()} == {np.dtype(np.uint8)}
 
 
-def test_an_image_that_loses_a_class_is_seen():
-    def loses(class_ids, *channels):
-        stored = StoredScores("a", np.array([[[score] for score in channel] for channel in channels]), class_ids)
-        return loses_class(stored, labelled(stored, Config()))
+def scores_of(path, images):
+    """scores.h5 of images of 2 x 2 pixels: (class ids, score of each class everywhere) by name."""
+    records = [
+        score_record(StoredScores(name, np.full((1 + len(ids), 2, 2), 0.2) + np.reshape([0, *of], (-1, 1, 1)), ids))
+        for name, (ids, of) in images.items()
+    ]
+    writer = PartWriter(path, "scores", artefact_attributes(("cat", "dog"), "f", ""), [list(images)])
+    writer.write(0, records)
+    writer.join(list(images))
+    return path
 
-    assert not loses((), [1.0, 1.0])
-    assert not loses((7, 3), [0.1, 0.1], [0.9, 0.0], [0.0, 0.9])
-    assert loses((7, 3), [0.1, 0.1], [0.9, 0.9], [0.0, 0.0])
-    assert loses((7,), [0.9, 0.9], [0.1, 0.1])
+
+IMAGES = {"a": ((1,), [0.7]), "b": ((1, 2), [0.7, 0.1]), "c": ((), []), "d": ((2,), [0.0])}
+
+
+def made(tmp_path, inputs, caplog, images=IMAGES):
+    """The lines that the stage logs."""
+    caplog.clear()
+    config = Config()
+    given = inputs(config, refine_cams=scores_of(tmp_path / "scores.h5", images))
+    with caplog.at_level(logging.INFO, "cam_pipeline"):
+        module.make_labels(config, given, Output(tmp_path / "partial" / "l.h5", tmp_path / "logs", "f"))
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+TOLD = [
+    ("INFO", "make_labels: 4 images: background 50.0 %, cat 50.0 %, dog 0.0 %, ignored 0.0 %"),
+    (
+        "WARNING",
+        "make_labels: one class covers over 90 % of 2 of 4 images: a (cat 100 %), b (cat 100 %); if these are no "
+        "close-ups, raise refine.background",
+    ),
+    (
+        "WARNING",
+        "make_labels: 2 of 4 images have no pixel of a class that they show: d (dog), b (dog); no image at all has a "
+        "pixel of dog; a lower refine.background gives classes more pixels",
+    ),
+]
+
+
+def test_three_lines_say_what_is_striking(tmp_path, inputs, caplog):
+    assert made(tmp_path, inputs, caplog) == TOLD
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_resumed_run_tells_of_all_images(tmp_path, inputs, caplog, monkeypatch, parts):
+    """Of those in parts that an earlier run finished, too, which are not made again."""
+    monkeypatch.setattr(module, "IMAGES_PER_PART", 1)
+    folder = tmp_path / "partial"
+    made(tmp_path, inputs, caplog)
+    for path in [folder / "l.h5", *sorted(folder.glob("part-*.h5"))[parts:]]:
+        path.unlink()
+    again = []
+    monkeypatch.setattr(
+        module, "labelled", lambda stored, config: again.append(stored.name) or labelled(stored, config)
+    )
+    assert made(tmp_path, inputs, caplog) == TOLD
+    assert again == list(IMAGES)[parts:]
+
+
+def test_labels_without_a_class_are_told_of_in_one_line(tmp_path, inputs, caplog):
+    _, (level, line) = made(tmp_path, inputs, caplog, {"a": ((1,), [0.0]), "b": ((), [])})
+    assert level == "WARNING" and line.startswith("make_labels: no pixel has a class, so there is nothing to learn")
+    assert len(made(tmp_path / "2", inputs, caplog, {"b": ((), [])})) == 1
 
 
 def test_only_the_thresholds_make_it_stale():

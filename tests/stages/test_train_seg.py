@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,12 +54,40 @@ def test_labels_that_fit_are_counted(table, tmp_path, caplog):
             None,
             "every pixel is ignored; lower labels.high or raise labels.low",
         ),
+        (
+            {"a": np.zeros((2, 3)), "b": np.zeros((3, 2))},
+            None,
+            "no pixel has a class, so there is nothing to learn from these labels; lower refine.background, or train",
+        ),
+        (
+            {"a": np.full((2, 3), 255), "b": np.zeros((3, 2))},
+            None,
+            "no pixel has a class, .*; lower refine.background or labels.high, or train the classifier longer",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(table, tmp_path, maps, classes, complaint):
     path = write(tmp_path / "l.h5", maps, classes or ("background", "cat", "dog"))
     with pytest.raises(DataError, match=complaint):
         check_coverage(path, table, list(table.samples))
+
+
+def test_images_that_show_nothing_may_have_labels_of_background_alone(table, tmp_path):
+    bare = [replace(sample, class_ids=()) for sample in table.samples]
+    check_coverage(write(tmp_path / "l.h5", {"a": np.zeros((2, 3)), "b": np.zeros((3, 2))}), table, bare)
+
+
+@pytest.mark.parametrize(
+    ("maps", "warning"),
+    [
+        (MAPS, ""),
+        ({**MAPS, "a": [[0, 2, 255], [2, 2, 2]], "b": [[0, 2], [255, 2], [0, 0]]}, "train_seg: no label is cat, so "),
+        ({"a": [[1, 1, 1], [2, 2, 2]], "b": [[1, 1], [255, 1], [2, 2]]}, "train_seg: no label is background, so "),
+    ],
+)
+def test_labels_that_lack_something_are_warned_of(table, tmp_path, caplog, maps, warning):
+    check_coverage(write(tmp_path / "l.h5", maps), table, list(table.samples))
+    assert [record.getMessage().startswith(warning) for record in caplog.records] == [True] * bool(warning)
 
 
 def test_supervision_by_pseudo_labels_reads_the_training_images_in_their_order(table, tmp_path):

@@ -1,0 +1,137 @@
+"""What a person should know of pseudo-labels: each class's share, images flooded by a class, classes that are lost."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cam_pipeline.data.images import UInt8
+from cam_pipeline.ops.ignore import IGNORE_INDEX
+
+FLOODED = 0.9
+"""An image is flooded if one class has more than this share of its decided pixels.
+
+Of the 1449 masks of PASCAL VOC's validation split 7 are, all of them close-ups.
+"""
+MOSTLY_DECIDED = 0.5
+"""Share of the pixels that must be decided for an image to count as flooded: a few pixels say nothing of the rest."""
+WORST = 3
+"""Number of images that a line names."""
+MANY_CLASSES = 12
+"""Number of classes whose shares one line gives; of more it gives the largest and the smallest."""
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """How many pixels of an image have each label, and which classes the image shows (1-based)."""
+
+    name: str
+    class_ids: tuple[int, ...]
+    pixels: Mapping[int, int]
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """The classes that the image shows and its labels do not."""
+        return tuple(class_id for class_id in self.class_ids if not self.pixels.get(class_id))
+
+    @property
+    def largest(self) -> tuple[float, int]:
+        """The largest class and its share of the decided pixels; (0.0, 0) without one, or if too few are decided."""
+        decided = sum(count for label, count in self.pixels.items() if label != IGNORE_INDEX)
+        of_classes = {label: count for label, count in self.pixels.items() if label not in (0, IGNORE_INDEX)}
+        if not of_classes or decided < MOSTLY_DECIDED * sum(self.pixels.values()):
+            return 0.0, 0
+        label = max(of_classes, key=lambda one: of_classes[one])
+        return of_classes[label] / decided, label
+
+
+def counted(name: str, class_ids: Sequence[int], labels: UInt8) -> LabelCounts:
+    """The pixels of each label in the labels (H, W) of an image that shows `class_ids`."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    return LabelCounts(name, tuple(class_ids), {int(label): int(counts[label]) for label in counts.nonzero()[0]})
+
+
+def total_of(images: Sequence[LabelCounts]) -> Counter[int]:
+    """The pixels of each label in all images."""
+    total: Counter[int] = Counter()
+    for image in images:
+        total.update(image.pixels)
+    return total
+
+
+def shares_line(images: Sequence[LabelCounts], classes: Sequence[str]) -> str:
+    """Each label's share of the pixels of all images; `classes` begins with the background."""
+    total = total_of(images)
+    pixels = max(1, total.total())
+
+    def share(name: str, count: int) -> str:
+        return f"{name} {100 * count / pixels:.1f} %"
+
+    by_size = sorted(range(1, len(classes)), key=lambda label: -total[label])
+    shown = [share(classes[label], total[label]) for label in by_size]
+    if len(shown) > MANY_CLASSES:
+        half = MANY_CLASSES // 2
+        shown = [*shown[:half], f"... ({len(shown) - 2 * half} more)", *shown[-half:]]
+    number = f"{len(images):,} image{'' if len(images) == 1 else 's'}"
+    return f"{number}: {', '.join([share('background', total[0]), *shown, share('ignored', total[IGNORE_INDEX])])}"
+
+
+def warnings(images: Sequence[LabelCounts], classes: Sequence[str]) -> list[str]:
+    """What looks wrong with the labels of all images, in two lines at most; `classes` begins with the background.
+
+    If no image has a pixel of a class although some show one, that is all there is to say.
+    """
+    total = total_of(images)
+    if message := no_class(images, total):
+        return [message]
+    return [line for line in (_flooded(images, classes), _lost(images, classes, total)) if line]
+
+
+def no_class(images: Sequence[LabelCounts], total: Counter[int]) -> str:
+    """The message about labels without a pixel of a class, `total` being their pixels; "" if there is one.
+
+    Nor is there anything to say of images that show no class, or of labels that are all ignored, which are told of
+    elsewhere.
+    """
+    if set(+total) - {0, IGNORE_INDEX} or not any(image.class_ids for image in images) or not total[0]:
+        return ""
+    lower = "lower refine.background or labels.high" if total[IGNORE_INDEX] else "lower refine.background"
+    return (
+        f"no pixel has a class, so there is nothing to learn from these labels; {lower}, or train the classifier "
+        "longer (train_cls.epochs), and look at the CAMs on the contact sheet of cam-pipeline evaluate"
+    )
+
+
+def classes_lost(images: Sequence[LabelCounts], total: Counter[int]) -> list[int]:
+    """The classes that images show, and of which no image has a pixel."""
+    return sorted({class_id for image in images for class_id in image.class_ids} - set(+total))
+
+
+def _flooded(images: Sequence[LabelCounts], classes: Sequence[str]) -> str:
+    found = [(*image.largest, image.name) for image in images]
+    flooded = sorted((one for one in found if one[0] > FLOODED), key=lambda one: -one[0])
+    if not flooded:
+        return ""
+    worst = [f"{name} ({classes[label]} {100 * share:.0f} %)" for share, label, name in flooded[:WORST]]
+    return (
+        f"one class covers over {100 * FLOODED:.0f} % of {len(flooded):,} of {len(images):,} images: "
+        f"{_named(worst, len(flooded))}; if these are no close-ups, raise refine.background"
+    )
+
+
+def _lost(images: Sequence[LabelCounts], classes: Sequence[str], total: Counter[int]) -> str:
+    lost = sorted((image for image in images if image.lost), key=lambda image: -len(image.lost) / len(image.class_ids))
+    if not lost:
+        return ""
+    worst = [f"{image.name} ({', '.join(classes[class_id] for class_id in image.lost)})" for image in lost[:WORST]]
+    nowhere = [classes[class_id] for class_id in classes_lost(images, total)]
+    everywhere = f"; no image at all has a pixel of {', '.join(nowhere)}" if nowhere else ""
+    return (
+        f"{len(lost):,} of {len(images):,} images have no pixel of a class that they show: "
+        f"{_named(worst, len(lost))}{everywhere}; a lower refine.background gives classes more pixels"
+    )
+
+
+def _named(worst: Sequence[str], count: int) -> str:
+    return ", ".join(worst) + (f" and {count - len(worst):,} more" if count > len(worst) else "")
