@@ -18,7 +18,7 @@ from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.models.pretrained import starting_weights
-from cam_pipeline.ops.metrics import average_precision, f1_score
+from cam_pipeline.ops.metrics import average_precision, f1_score, mean_precision_interval
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.training.dry_run import check_views
@@ -73,7 +73,10 @@ def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
 
 @torch.inference_mode()
 def validate(classifier: Classifier, samples: list[Sample], config: Config) -> dict[str, float]:
-    """mAP (mean over classes that occur) and micro F1 at probability 1/2, at scale 1. Empty without images."""
+    """mAP (mean over classes that occur) and micro F1 at probability 1/2, at scale 1. Empty without images.
+
+    `mAP_low` and `mAP_high` say how far `images` images pin the mAP down (`ops.metrics.mean_precision_interval`).
+    """
     if not samples:
         return {}
     device = classifier.head.weight.device
@@ -96,4 +99,7 @@ def validate(classifier: Classifier, samples: list[Sample], config: Config) -> d
             f"lower train_cls.lr (now {config.train_cls.lr}). The last checkpoint is kept"
         )
     truth = image_labels(samples, scores.shape[1])
-    return {"mAP": float(average_precision(scores, truth).nanmean()), "F1": float(f1_score(scores, truth))}
+    mean = float(average_precision(scores, truth).nanmean())
+    low, high = mean_precision_interval(mean, truth)
+    f1 = float(f1_score(scores, truth))
+    return {"mAP": mean, "mAP_low": low, "mAP_high": high, "F1": f1, "images": float(len(samples))}

@@ -61,14 +61,18 @@ def total_of(images: Sequence[LabelCounts]) -> Counter[int]:
 
 
 def shares_line(images: Sequence[LabelCounts], classes: Sequence[str]) -> str:
-    """Each label's share of the pixels of all images; `classes` begins with the background."""
+    """Each label's share of the pixels of all images; `classes` begins with the background.
+
+    Classes that no image shows are left out.
+    """
     total = total_of(images)
+    present = set(+total).union(*(image.class_ids for image in images))
     pixels = max(1, total.total())
 
     def share(name: str, count: int) -> str:
         return f"{name} {100 * count / pixels:.1f} %"
 
-    by_size = sorted(range(1, len(classes)), key=lambda label: -total[label])
+    by_size = sorted(present - {0, IGNORE_INDEX}, key=lambda label: (-total[label], label))
     shown = [share(classes[label], total[label]) for label in by_size]
     if len(shown) > MANY_CLASSES:
         half = MANY_CLASSES // 2

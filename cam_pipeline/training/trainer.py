@@ -253,8 +253,7 @@ class Trainer:
             figures = {"epoch": float(epoch), **means, **from_first(self.report)}
         self.means.clear()
         self.history.append(figures)
-        shown = ", ".join(f"{key} {value:.3f}" for key, value in figures.items() if key != "epoch")
-        logger.info("%s: epoch %d of %d: %s", self.name, epoch, self.settings.epochs, shown)
+        logger.info("%s: epoch %d of %d: %s", self.name, epoch, self.settings.epochs, shown(figures))
 
     def _stop(self) -> NoReturn:
         """End after a stop on which all processes agreed; everything is saved."""
@@ -307,6 +306,18 @@ class Trainer:
     def write_history(self, path: Path) -> None:
         """The figures of every epoch as JSON lines."""
         write_text(path, "".join(json.dumps(figures) + "\n" for figures in self.history))
+
+
+def shown(figures: Mapping[str, float]) -> str:
+    """The figures of an epoch as text; a figure's 95 % interval, `<key>_low` to `<key>_high`, goes into brackets."""
+    parts = []
+    for key, value in figures.items():
+        if f"{key}_low" in figures:
+            low, high = (f"{figures[f'{key}_{side}']:.2f}" for side in ("low", "high"))
+            parts.append(f"{key} {value:.3f} ({low} to {high} with 95 % confidence: {figures['images']:.0f} images)")
+        elif key not in ("epoch", "images") and not key.endswith(("_low", "_high")):
+            parts.append(f"{key} {value:.3f}")
+    return ", ".join(parts)
 
 
 def main_term(figures: Mapping[str, float]) -> str:

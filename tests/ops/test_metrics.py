@@ -14,6 +14,7 @@ from cam_pipeline.ops.metrics import (
     frequency_groups,
     iou_per_class,
     mean_iou,
+    mean_precision_interval,
     precision_per_class,
     recall_per_class,
     threshold_histogram,
@@ -287,3 +288,36 @@ def test_score_tables_are_checked(metric):
 )
 def test_groups_by_frequency(counts, head, middle, tail):
     assert frequency_groups(counts) == {"head": head, "middle": middle, "tail": tail}
+
+
+def shows(*counts):
+    """Image-level labels of images that show one class each, so many of each class."""
+    return torch.eye(len(counts))[[number for number, count in enumerate(counts) for _ in range(count)]]
+
+
+@pytest.mark.parametrize(
+    ("mean", "labels", "images"),
+    [
+        (1.0, shows(12), 12),
+        (1.0, shows(4, 4, 4), 12),
+        (0.5, shows(4, 0, 4, 4), 12),
+        (0.8, shows(1, 5, 6), 9 / (1 + 1 / 5 + 1 / 6)),
+        (0.9, torch.ones(5, 3), 5),  # each image counts for three classes
+        (0.0, torch.cat([shows(2), torch.zeros(8, 1)]), 2),  # positive images decide
+    ],
+)
+def test_interval_of_a_mean_precision(mean, labels, images):
+    """Its ends are the means from which the observed one is 1.96 standard deviations away."""
+    low, high = mean_precision_interval(mean, labels)
+    assert 0 <= low <= mean <= high <= 1
+    for end in (low, high):
+        if end not in (mean, 0, 1):
+            assert abs(mean - end) == pytest.approx(1.96 * (end * (1 - end) / images) ** 0.5)
+
+
+def test_interval_by_hand():
+    low, high = mean_precision_interval(1.0, shows(12))
+    assert (low, high) == (pytest.approx(12 / (12 + 1.96**2)), pytest.approx(1.0)) and f"{low:.2f}" == "0.76"
+    narrow = mean_precision_interval(0.9, shows(5000))
+    assert narrow == (pytest.approx(0.9, abs=0.01), pytest.approx(0.9, abs=0.01))
+    assert all(math.isnan(end) for end in mean_precision_interval(math.nan, torch.zeros(3, 2)))

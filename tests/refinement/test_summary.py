@@ -38,7 +38,9 @@ def test_the_largest_class(pixels, largest):
 def test_shares_of_pixels():
     images = [image(background=50, cat=30, ignored=20), image("b", cat=10, dog=90)]
     assert shares_line(images, CLASSES) == "2 images: background 25.0 %, dog 45.0 %, cat 20.0 %, ignored 10.0 %"
-    assert shares_line([], CLASSES) == "0 images: background 0.0 %, cat 0.0 %, dog 0.0 %, ignored 0.0 %"
+    assert shares_line([], CLASSES) == "0 images: background 0.0 %, ignored 0.0 %"
+    shown = [image(class_ids=(2,), background=1)]
+    assert shares_line(shown, CLASSES) == "1 image: background 100.0 %, dog 0.0 %, ignored 0.0 %"
 
 
 def test_of_many_classes_the_largest_and_the_smallest_are_named():

@@ -45,7 +45,10 @@ def samples(tmp_path):
 
 
 def test_a_classifier_that_is_right_scores_one(samples):
-    assert validate(ColourClassifier(), samples, CONFIG) == {"mAP": 1.0, "F1": 1.0}
+    figures = validate(ColourClassifier(), samples, CONFIG)
+    assert figures == {"mAP": 1.0, "mAP_low": figures["mAP_low"], "mAP_high": 1.0, "F1": 1.0, "images": 7.0}
+    # Classes of 4 and 3 images: as good as 4 / (1/4 + 1/3) = 48/7 images.
+    assert figures["mAP_low"] == pytest.approx(1 / (1 + 1.96**2 * 7 / 48))
 
 
 def test_a_classifier_that_confuses_the_classes_is_found_out(samples):

@@ -18,7 +18,7 @@ from cam_pipeline.machine import interrupt
 from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.training.objectives.base import Objective, Terms
 from cam_pipeline.training.optimizer import learning_rate_factor, make_optimizer
-from cam_pipeline.training.trainer import Mean, Trainer
+from cam_pipeline.training.trainer import Mean, Trainer, shown
 
 IMAGES, BATCH, EPOCHS = 5, 2, 3
 STEPS = EPOCHS * (IMAGES // BATCH)
@@ -405,3 +405,10 @@ def test_mean():
     for value in (1.0, 2.0, 6.0):
         mean.add(value)
     assert mean.value == 3
+
+
+def test_figures_are_shown_with_their_interval():
+    figures = {"epoch": 3.0, "loss": 0.5, "mAP": 1.0, "mAP_low": 0.7575, "mAP_high": 1.0, "F1": 0.25, "images": 12.0}
+    expected = "loss 0.500, mAP 1.000 (0.76 to 1.00 with 95 % confidence: 12 images), F1 0.250"
+    assert shown(figures) == expected
+    assert shown({"epoch": 1.0, "loss": 2.0, "sfc.scale": 0.1}) == "loss 2.000, sfc.scale 0.100"

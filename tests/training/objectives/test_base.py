@@ -71,6 +71,9 @@ def config_of(root):
     )
 
 
+VALIDATION = ("mAP", "mAP_low", "mAP_high", "F1", "images")
+
+
 def trained(config, folder):
     inputs = Inputs(Dataset(config.data, FileDigests(folder / "digests.json")), {})
     train_cls(config, inputs, Output(folder / "model.safetensors", folder / "logs", "f"))
@@ -91,7 +94,7 @@ def test_a_method_needs_one_line_beside_its_own_file(tiny_data, tmp_path, monkey
     (toy,) = made
     assert toy.steps == 6 and toy.classifier.toy_average.any()
     assert [list(figures) for figures in history] == [
-        ["epoch", "loss", "classification", "toy.distance", "mAP", "F1"]
+        ["epoch", "loss", "classification", "toy.distance", *VALIDATION]
     ] * 2
     for figures in history:
         assert figures["toy.distance"] > 0
@@ -100,7 +103,7 @@ def test_a_method_needs_one_line_beside_its_own_file(tiny_data, tmp_path, monkey
     assert torch.equal(checkpoint["network"]["toy_average"], toy.classifier.toy_average)
     assert trained(with_toy, tmp_path) == history, "a training that goes on knows the same history"
     off = config.model_copy(update={"objectives": WithToy(toy=False)})
-    assert list(trained(off, tmp_path / "off")[0]) == ["epoch", "loss", "classification", "mAP", "F1"]
+    assert list(trained(off, tmp_path / "off")[0]) == ["epoch", "loss", "classification", *VALIDATION]
 
 
 def test_without_methods_the_loss_is_the_soft_margin_loss(vit, square, labels, terms_of):
