@@ -160,15 +160,18 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """As the function `own`, but the mean over what a window sees."""
+    """The mean over what a window sees, by the function `own` of a single channel for each group."""
     axes = weight.dim() - 2
     spans = [step * (side - 1) for step, side in zip(_each(dilation, axes), weight.shape[2:], strict=True)]
     if padding == "same":
         around = [(span // 2, span - span // 2) for span in spans]
     else:
         around = [(side, side) for side in _each(0 if padding == "valid" else padding, axes)]
-    padded = _padded(images, [side for pair in reversed(around) for side in pair])
-    return _ones(own(padded, _mean_of_inputs(weight), None, stride, 0, dilation, groups))
+    means = images.unflatten(1, (groups, -1)).mean(dim=2)
+    padded = _padded(means, [side for pair in reversed(around) for side in pair])
+    even = weight.new_full((groups, 1, *weight.shape[2:]), 1 / weight[0, 0].numel())
+    seen = own(padded, even, None, stride, 0, dilation, groups).unsqueeze(2)
+    return _ones(seen.expand(-1, -1, len(weight) // groups, *seen.shape[3:]).flatten(1, 2))
 
 
 def _transposed_convolution(
@@ -213,7 +216,7 @@ def _padded(images: Tensor, pad: Sequence[int], mode: str = "constant", value: f
 
 
 def _linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return _ones(F.linear(values, _mean_of_inputs(weight)))
+    return _ones(values.mean(dim=-1, keepdim=True).expand(*values.shape[:-1], len(weight)))
 
 
 def _softmax(values: Tensor, dim: int = -1, *_: Any, **__: Any) -> Tensor:
@@ -226,10 +229,6 @@ def _softmax(values: Tensor, dim: int = -1, *_: Any, **__: Any) -> Tensor:
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
     own = value if query.shape[-2] == value.shape[-2] else value.mean(dim=-2, keepdim=True)
     return own.expand(*query.shape[:-1], value.shape[-1])
-
-
-def _mean_of_inputs(weight: Tensor) -> Tensor:
-    return torch.full_like(weight, 1 / weight[0].numel()).detach()
 
 
 def _each(sides: Any, axes: int) -> list[int]:
