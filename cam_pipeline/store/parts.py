@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import h5py
 
 from cam_pipeline.errors import UserError
+from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.machine.interrupt import raise_if_stopped
 from cam_pipeline.machine.progress import track
 from cam_pipeline.store.hdf5 import Record, member, names_in, open_file, write_artefact, write_progress, write_record
@@ -88,7 +89,9 @@ class PartWriter:
             return False
 
     def _note_progress(self) -> None:
-        write_progress(self.output.parent, self.done, self.total, "images")
+        """Note what is done; of several processes the first does it, which sees the parts of all."""
+        if is_first():
+            write_progress(self.output.parent, self.done, self.total, "images")
 
 
 def in_chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

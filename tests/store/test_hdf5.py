@@ -96,6 +96,17 @@ def test_progress_counts_images_in_finished_parts(tmp_path: Path) -> None:
     assert writer.pending() == [0, 1]
 
 
+def test_of_several_processes_the_first_alone_notes_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = writer_in(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    write(writer_in(tmp_path), 2)
+    assert progress(tmp_path)["done"] == 0
+    monkeypatch.setenv("RANK", "0")
+    write(first, 1)
+    assert progress(tmp_path)["done"] == 3
+
+
 def test_nothing_but_whole_parts_is_left_in_the_folder(tmp_path: Path) -> None:
     writer = writer_in(tmp_path)
     write(writer, 1)
