@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 from cam_pipeline.assembly.classifier import load_classifier
 from cam_pipeline.cams.extraction import CamExtractor
-from cam_pipeline.config import Config, results_toml
+from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.batches import same_size_batches
 from cam_pipeline.data.grid import grid_size
 from cam_pipeline.data.images import sample_size
@@ -42,7 +42,7 @@ def extract_cams(config: Config, inputs: Inputs, output: Output) -> None:
     grids = [grid_size(*size, classifier.stride, settings.max_side) for size in sizes]
     parts = in_chunks(same_size_batches(grids, settings.batch_size), BATCHES_PER_PART)
     ids = [[samples[index].id for batch in part for index in batch] for part in parts]
-    attributes = artefact_attributes(table.classes, output.fingerprint, results_toml(config), stride=classifier.stride)
+    attributes = artefact_attributes(table.classes, output.fingerprint, to_toml(config), stride=classifier.stride)
     writer = first_before_others(lambda: PartWriter(output.path, "cams", attributes, ids))
     own = range(rank(), len(parts), world_size())
     left = [batch for number in own if number not in writer.finished for batch in parts[number]]

@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 import numpy as np
 
-from cam_pipeline.config import Config, results_toml
+from cam_pipeline.config import Config, to_toml
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.refinement.labels import pseudo_labels
@@ -24,7 +24,7 @@ def make_labels(config: Config, inputs: Inputs, output: Output) -> None:
     """Write labels and per-pixel confidence for every image that has scores; log what is striking about them."""
     with ScoreStore.open(inputs["refine_cams"]) as scores:
         classes = ("background", *scores.classes)
-        attributes = artefact_attributes(classes, output.fingerprint, results_toml(config), ignore_index=IGNORE_INDEX)
+        attributes = artefact_attributes(classes, output.fingerprint, to_toml(config), ignore_index=IGNORE_INDEX)
         writer = PartWriter(output.path, "pseudo-labels", attributes, in_chunks(scores.names, IMAGES_PER_PART))
         seen: dict[str, LabelCounts] = {}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator
 
-from cam_pipeline.config import Config, results_toml
+from cam_pipeline.config import Config, to_toml
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.refinement.merging import merged, opened_together
 from cam_pipeline.store.cams import cam_record
@@ -16,7 +16,7 @@ def merge_cams(config: Config, inputs: Inputs, output: Output) -> None:
     """Write mean maps for every image that this run has maps of."""
     with opened_together(inputs["extract_cams"], config.refine.merge_with) as stores:
         own = stores[0]
-        attributes = artefact_attributes(own.classes, output.fingerprint, results_toml(config))
+        attributes = artefact_attributes(own.classes, output.fingerprint, to_toml(config))
         writer = PartWriter(output.path, "cams", attributes, in_chunks(own.names, IMAGES_PER_PART))
 
         def mean_maps(number: int) -> Generator[Record, None, None]:

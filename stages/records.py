@@ -5,6 +5,7 @@ Nothing here imports torch, so that `status` is quick; a stage's own file is imp
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from cam_pipeline.config import Config, ObjectiveSettings
@@ -55,6 +56,12 @@ def _supervision_results(config: Config) -> tuple[str, ...]:
     return ("make_labels",) if config.train_seg.supervision == "pseudo-labels" else ()
 
 
+def _records(path: Path) -> str:
+    from cam_pipeline.store.hdf5 import records_digest  # late: `status` does not need h5py
+
+    return records_digest(path)
+
+
 STAGES = (
     Stage(
         name="train_cls",
@@ -81,6 +88,7 @@ STAGES = (
         shared=True,
         memory="cam.batch_size",
         version=4,
+        content=_records,
     ),
     Stage(
         name="merge_cams",
@@ -91,6 +99,7 @@ STAGES = (
         needs=lambda config: ("extract_cams",),
         applies=lambda config: bool(config.refine.merge_with),
         data=_merged_files,
+        content=_records,
     ),
     Stage(
         name="refine_cams",
@@ -103,6 +112,7 @@ STAGES = (
         data=_images_and_masks_to_choose_by,
         check=_in_file("refine_cams", "check"),
         version=6,
+        content=_records,
     ),
     Stage(
         name="make_labels",
@@ -111,6 +121,7 @@ STAGES = (
         run=_in_file("make_labels", "make_labels"),
         params=("labels",),
         needs=lambda config: ("refine_cams",),
+        content=_records,
     ),
     Stage(
         name="train_seg",

@@ -1,6 +1,6 @@
 """CAMs -> per-pixel scores of background and present classes (scores.h5)."""
 
-from cam_pipeline.config import Config, results_toml
+from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.machine.parallel import Workers, worker_count
 from cam_pipeline.pipeline import Inputs, Output
@@ -24,7 +24,7 @@ def refine_cams(config: Config, inputs: Inputs, output: Output) -> None:
     ):
         settings = settled(config.refine, workers, cams, [*samples.values()], 1 + len(classes), output.folder)
         attributes = artefact_attributes(
-            classes, output.fingerprint, results_toml(config), background=settings.background_score
+            classes, output.fingerprint, to_toml(config), background=settings.background_score
         )
         writer = PartWriter(output.path, "scores", attributes, in_chunks(cams.names, IMAGES_PER_PART))
         write_parts(

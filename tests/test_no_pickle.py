@@ -1,6 +1,7 @@
 """Nothing that this program reads is ever unpickled or executed."""
 
 import ast
+import hashlib
 import json
 import os
 import pickle
@@ -124,7 +125,8 @@ def test_malicious_model(mistake: Callable[..., str], finished: Path, name: str,
     path = finished / "run" / f"{name}.safetensors"
     manifest = path.with_name(f"{path.name}.manifest.json")
     malicious(path, finished / "victim")
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"bytes": path.stat().st_size}))
+    forged = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | forged))
     more = ("--set", "cam.flip=false") if command == "make-cams" else ("--force",)
     line = mistake(command, *more)
     assert line.startswith(f"run/{name}.safetensors is damaged or no cam-pipeline model (")

@@ -2,7 +2,7 @@
 
 import copy
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -89,20 +89,8 @@ def shipped_configs() -> list[str]:
 
 def to_toml(config: Config) -> str:
     """The resolved config as TOML that `load_config` reads back to an equal config."""
-    return _toml(config.model_dump(mode="json", exclude_none=True))
-
-
-def results_toml(config: Config) -> str:
-    """The config less how and where it is computed, for files that must not depend on that."""
-    sections = config.model_dump(mode="json", exclude_none=True)
-    sections["run"] = {key: value for key, value in sections["run"].items() if key in ("seed", "precision")}
-    del sections["output"]
-    return _toml(sections)
-
-
-def _toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
     lines: list[str] = []
-    for section, values in sections.items():
+    for section, values in config.model_dump(mode="json", exclude_none=True).items():
         lines += [f"[{section}]", *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""]
     return "\n".join(lines)
 

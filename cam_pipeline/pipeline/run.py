@@ -137,12 +137,13 @@ class Pipeline(Results):
         manifest_path.unlink(missing_ok=True)
         noted = run_id_of(output.folder, state.fingerprint)
         digest = content_digest(output.path)
+        content = stage.content(output.path) if stage.content else digest
         os.replace(output.path, self.path(stage.name))
         self.dataset.digests.note(self.path(stage.name), digest)
         manifest = {
             "stage": stage.name,
             "fingerprint": state.fingerprint,
-            "run_id": noted if noted != state.fingerprint else f"{state.fingerprint}-{digest[:8]}",
+            "run_id": noted if noted != state.fingerprint else f"{state.fingerprint}-{content[:8]}",
             "facts": state.facts,
             "bytes": self.path(stage.name).stat().st_size,
             "sha256": digest,

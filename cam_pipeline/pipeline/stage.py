@@ -68,6 +68,7 @@ class Stage:
     shared    all processes of a run call `run`, not only the first
     divides   name of the batch size that the processes divide among them
     memory    name of the setting to lower if there is too little memory
+    content   digest of what the result says, if files that say the same may differ in their bytes
     """
 
     name: str
@@ -84,6 +85,7 @@ class Stage:
     shared: bool = False
     divides: str = ""
     memory: str = ""
+    content: Callable[[Path], str] | None = None
 
 
 def load_stages() -> dict[str, Stage]:

@@ -4,6 +4,7 @@ Layout (docs/formats.md): root attributes `format`, `version`, `classes`, ...; `
 one chunk per image (shuffle, gzip, fletcher32) and per-image attributes.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -184,6 +185,30 @@ def write_artefact(
         file.create_dataset("names", data=_fixed(names), **checked)
         for key, value in {"format": f"cam-pipeline/{kind}", "version": FORMAT_VERSION, **attributes}.items():
             file.attrs[key] = _fixed([value])[0] if isinstance(value, str) else value
+
+
+def records_digest(path: Path) -> str:
+    """SHA-256 of what an artefact says: its records as they are stored, names and root attributes.
+
+    `config` and `fingerprint` do not count, nor where in the file things lie: HDF5 decides that by when Python closes
+    its objects, so that files of the same content can differ in their bytes.
+    """
+    total = hashlib.sha256()
+    with h5py.File(path, "r") as file:
+        _add_attributes(total, file, without=("config", "fingerprint"))
+        total.update(file["names"][()].tobytes())
+        for kind in (kind for kind, group in file.items() if isinstance(group, h5py.Group)):
+            for key, dataset in file[kind].items():
+                total.update(f"{kind}/{key} {dataset.dtype} {dataset.shape}".encode())
+                _add_attributes(total, dataset)
+                if dataset.size:  # it is one chunk
+                    total.update(dataset.id.read_direct_chunk((0,) * dataset.ndim)[1])
+    return total.hexdigest()
+
+
+def _add_attributes(total: Any, item: h5py.File | h5py.Dataset, without: Sequence[str] = ()) -> None:
+    for name in sorted(set(item.attrs) - set(without)):
+        total.update(name.encode() + np.asarray(item.attrs[name]).tobytes())
 
 
 def write_progress(folder: Path, done: int, total: int, unit: str) -> None:

@@ -628,7 +628,9 @@ class Real:
 
             return run
 
-        self.stages = {name: dataclasses.replace(stage, run=pretend(name)) for name, stage in load_stages().items()}
+        self.stages = {
+            name: dataclasses.replace(stage, run=pretend(name), content=None) for name, stage in load_stages().items()
+        }
 
     def pipeline(self, *overrides: str) -> Pipeline:
         own = [f"output.dir={json.dumps(str(self.folder))}", f"data.root={json.dumps(str(self.data))}"]

@@ -128,7 +128,7 @@ def written(folder: Path) -> dict[str, bytes]:
     cams = [cam_record(StoredCam(name, torch.rand(2, 3, 4), (1, 3), (5, 7))) for name in NAMES[:2]]
     cams.append(cam_record(StoredCam(NAMES[2], torch.zeros(0, 3, 4), (), (5, 7))))
     scores = [score_record(StoredScores(name, rng.random((3, 5, 7), np.float32), (1, 3))) for name in NAMES]
-    labels = [label_record(name, *rng.integers(0, 4, (2, 5, 7)).astype(np.uint8)) for name in NAMES]
+    labels = [label_record(name, *rng.integers(0, len(CLASSES), (2, 5, 7)).astype(np.uint8)) for name in NAMES]
     kinds: dict[str, tuple[str, list[Record]]] = {
         "cams": ("cams", cams), "scores": ("scores", scores), "labels": ("pseudo-labels", labels),
     }  # fmt: skip
