@@ -217,6 +217,14 @@ def test_fewer_images_than_a_batch_must_be_divisible_too(commands: Any, workspac
     assert "train_cls.batch_size = 8, but there are only 5 images, which cannot be divided over 2 processes" in line
 
 
+def test_batch_norm_takes_one_value_from_each_process(commands: Any, workspace: Path) -> None:
+    """Alone each would have too few: an image of a single cell."""
+    chosen = ("train_cls.batch_size=2", "train_cls.crop=16", "train_cls.epochs=1")
+    arguments = ["train-cls", "-c", "tiny.toml", *(word for setting in chosen for word in ("--set", setting))]
+    ended = together(commands, *arguments, folder=workspace)
+    assert codes(ended) == [0, 0], [one.stderr for one in ended]
+
+
 # One ends, all end
 
 
@@ -231,11 +239,14 @@ def test_an_unreadable_image_is_named_once(commands: Any, workspace: Path) -> No
     assert not (workspace / "run" / "classifier.safetensors").exists()
 
 
-def test_a_loss_that_is_not_finite_is_said_once(commands: Any, workspace: Path) -> None:
-    ended = together(commands, "train-cls", "-c", "tiny.toml", "--set", "train_cls.lr=1e30", folder=workspace)
+@pytest.mark.parametrize("settings", [("train_cls.lr=1e30",), ("train_cls.lr=30", "train_cls.optimizer=sgd")])
+def test_a_training_that_diverges_is_said_once(commands: Any, workspace: Path, settings: tuple[str, ...]) -> None:
+    arguments = ["train-cls", "-c", "tiny.toml", *(word for setting in settings for word in ("--set", setting))]
+    ended = together(commands, *arguments, folder=workspace)
     assert codes(ended) == [2, 2]
     (line,) = spoken(ended)
-    assert "not finite" in line or "the loss is" in line
+    assert "not finite" in line or "the loss " in line
+    assert not (workspace / "run" / "classifier.safetensors").exists()
 
 
 def test_a_busy_run_folder_is_said_once(commands: Any, workspace: Path) -> None:
