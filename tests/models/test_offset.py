@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from cam_pipeline.models import offset
+from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.offset import NoPosition, cell_offset
 from cam_pipeline.models.stride import reduce_stride
+from cam_pipeline.ops.cam import place_features
 
 
 class ToGrey(nn.Module):
@@ -112,3 +114,27 @@ def test_a_network_that_does_not_see_its_image_has_no_position():
 
     with pytest.raises(NoPosition, match="does not reach the image"):
         cell_offset(Blind(), 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [("test_convnext", 16), ("inception_next_atto", 16), ("edgenext_xx_small", 16)]
+)
+def test_maps_lie_where_the_image_changes(name, stride):
+    """Seen from outside, with random weights: a square shows half a cell too far left and up until maps are placed."""
+    torch.manual_seed(0)
+    network = build_classifier(name, 2, stride=stride).eval()
+    image = torch.full((1, 3, 16 * stride, 16 * stride), 0.5)
+    changed = image.clone()
+    changed[..., 5 * stride : 6 * stride, 9 * stride : 10 * stride] = 0.9
+    with torch.no_grad():
+        change = (network(changed).features - network(image).features).square().sum(dim=1, keepdim=True)
+    assert centre(change) == pytest.approx((5.0, 9.0), abs=0.15)
+    assert centre(place_features(change, (16, 16), network.offset)) == pytest.approx((5.5, 9.5), abs=0.15)
+
+
+def centre(change):
+    """Centre of a map (1, 1, h, w), in cells."""
+    weight = (change[0, 0] - change.median()).clamp_min(0)
+    at = torch.arange(16) + 0.5
+    rows, columns = weight.sum(dim=1), weight.sum(dim=0)
+    return float((rows * at).sum() / rows.sum()), float((columns * at).sum() / columns.sum())
