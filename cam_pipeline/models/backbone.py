@@ -109,8 +109,6 @@ def shown(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def reason_of(error: Exception) -> str:
     """Kind and first line of an error inside timm, whose words alone may not say that it is one."""
-    if type(error) in (ValueError, RuntimeError) and str(error):
-        return _first_line(error)
     return f"{type(error).__name__}: {_first_line(error)}" if str(error) else type(error).__name__
 
 
