@@ -172,3 +172,11 @@ def test_the_trunk_of_timms_own_hybrids_can_be_frozen():
     classifier = build_classifier("vit_tiny_r_s16_p8_224", 3, arguments={"depth": 1}, trunk_lr_factor=0.0)
     assert not any(parameter.requires_grad for parameter in trunk_of(classifier.backbone).parameters())
     assert all(parameter.requires_grad for parameter in classifier.backbone.blocks.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "pixels"), [("test_convnext", 16, 8), ("test_convnext", 0, 0), ("resnet18", 16, -7.5)]
+)
+def test_tokens_lie_where_the_cells_of_the_trunk_do(name, stride, pixels):
+    classifier = build(name, stride)
+    assert classifier.offset * classifier.stride == pytest.approx(pixels)

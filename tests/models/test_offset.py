@@ -51,6 +51,7 @@ def create(name, stride=0, **arguments):
         ("edgenext_xx_small", {}, 16, 8),
         ("test_mambaout", {}, 16, -7.5),
         ("vgg11", {}, 32, 0),
+        ("resnet18", {"output_stride": 16}, 16, -7.5),  # timm's way: dilated
         ("test_vit", {}, 16, 0),
         ("pvt_v2_b0", {}, 32, -15.5),  # its attention shrinks keys, too, but that moves no cell
         ("legacy_seresnet18", {}, 32, -13.5),  # its pooling is padded right and below
