@@ -21,7 +21,7 @@ from cam_pipeline.models.placing import place
 from cam_pipeline.models.pretrained import starting_weights
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.pipeline import Inputs, Output
-from cam_pipeline.refinement.summary import classes_lost, counted, no_class, total_of
+from cam_pipeline.refinement.summary import classes_lost, counted, nothing_to_learn, total_of
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
 from cam_pipeline.training.dry_run import check_segmenter_crops, check_weights, try_segmenter
@@ -101,18 +101,16 @@ def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
                 raise DataError(f"{path}: labels of {sample.id} are {labels.shape}, its image is {sample_size(sample)}")
             images.append(counted(sample.id, sample.class_ids or (), labels))
     total = total_of(images)
-    if not total.total() - total[IGNORE_INDEX]:
-        raise DataError(f"{path}: every pixel is ignored; lower labels.high or raise labels.low")
-    if message := no_class(images, total):
+    if message := nothing_to_learn(images, total):
         raise DataError(f"{path}: {message}")
     share = total[IGNORE_INDEX] / total.total()
     logger.info("train_seg: %d images, %.1f %% of the pixels are ignored", len(train), 100 * share)
     lost = ", ".join(table.classes[class_id - 1] for class_id in classes_lost(images, total))
     if lost:
         remedy = "lower refine.background or labels.high"
-        logger.warning("train_seg: no label is %s, so the segmenter learns nothing about that; %s", lost, remedy)
+        logger.info("train_seg: no label is %s, so the segmenter learns nothing about that; %s", lost, remedy)
     if not total[0]:
-        logger.warning("train_seg: no label is background, so everything becomes an object; raise refine.background")
+        logger.info("train_seg: no label is background, so everything becomes an object; raise refine.background")
 
 
 def check(config: Config) -> None:

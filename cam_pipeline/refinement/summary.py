@@ -84,21 +84,22 @@ def shares_line(images: Sequence[LabelCounts], classes: Sequence[str]) -> str:
 def warnings(images: Sequence[LabelCounts], classes: Sequence[str]) -> list[str]:
     """What looks wrong with the labels of all images, in two lines at most; `classes` begins with the background.
 
-    If no image has a pixel of a class although some show one, that is all there is to say.
+    If there is nothing to learn from them, that is all there is to say.
     """
     total = total_of(images)
-    if message := no_class(images, total):
+    if message := nothing_to_learn(images, total):
         return [message]
-    return [line for line in (_flooded(images, classes), _lost(images, classes, total)) if line]
+    return [line for line in (_flooded(images, classes, total), _lost(images, classes, total)) if line]
 
 
-def no_class(images: Sequence[LabelCounts], total: Counter[int]) -> str:
-    """The message about labels without a pixel of a class, `total` being their pixels; "" if there is one.
+def nothing_to_learn(images: Sequence[LabelCounts], total: Counter[int]) -> str:
+    """Why nothing can be learned from labels, whose pixels `total` counts; "" if something can.
 
-    Nor is there anything to say of images that show no class, or of labels that are all ignored, which are told of
-    elsewhere.
+    Images that show no class may have labels of background alone.
     """
-    if set(+total) - {0, IGNORE_INDEX} or not any(image.class_ids for image in images) or not total[0]:
+    if total[IGNORE_INDEX] and total[IGNORE_INDEX] == total.total():
+        return "every pixel is ignored; lower labels.high or raise labels.low"
+    if set(+total) - {0, IGNORE_INDEX} or not any(image.class_ids for image in images):
         return ""
     lower = "lower refine.background or labels.high" if total[IGNORE_INDEX] else "lower refine.background"
     return (
@@ -112,11 +113,11 @@ def classes_lost(images: Sequence[LabelCounts], total: Counter[int]) -> list[int
     return sorted({class_id for image in images for class_id in image.class_ids} - set(+total))
 
 
-def _flooded(images: Sequence[LabelCounts], classes: Sequence[str]) -> str:
+def _flooded(images: Sequence[LabelCounts], classes: Sequence[str], total: Counter[int]) -> str:
     found = [(*image.largest, image.name) for image in images]
     flooded = sorted((one for one in found if one[0] > FLOODED), key=lambda one: -one[0])
     if not flooded:
-        return ""
+        return "" if total[0] or not set(+total) - {IGNORE_INDEX} else "no pixel is background; raise refine.background"
     worst = [f"{name} ({classes[label]} {100 * share:.0f} %)" for share, label, name in flooded[:WORST]]
     return (
         f"one class covers over {100 * FLOODED:.0f} % of {len(flooded):,} of {len(images):,} images: "

@@ -74,8 +74,10 @@ def test_images_that_lost_classes_are_named_those_that_lost_all_first():
         ([image(background=10)], 1),  # no class anywhere, and nothing more
         ([image(background=5, ignored=5)], 1),
         ([image(class_ids=(), background=10)], 0),
-        ([image(ignored=10)], 1),  # lost; that all is ignored is told before training
+        ([image(ignored=10)], 1),
+        ([image(class_ids=(), ignored=10)], 1),
         ([image(cat=10)], 2),  # flooded, and dog is lost
+        ([image(cat=5, dog=5)], 1),  # no background at all
         ([], 0),
     ],
 )
@@ -88,3 +90,4 @@ def test_number_of_lines(images, count):
 def test_labels_that_are_ignored_may_be_decided_otherwise():
     assert "lower refine.background or labels.high, " in warnings([image(background=5, ignored=5)], CLASSES)[0]
     assert "lower refine.background, " in warnings([image(background=5)], CLASSES)[0]
+    assert warnings([image(ignored=5)], CLASSES) == ["every pixel is ignored; lower labels.high or raise labels.low"]

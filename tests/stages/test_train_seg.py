@@ -85,9 +85,10 @@ def test_images_that_show_nothing_may_have_labels_of_background_alone(table, tmp
         ({"a": [[1, 1, 1], [2, 2, 2]], "b": [[1, 1], [255, 1], [2, 2]]}, "train_seg: no label is background, so "),
     ],
 )
-def test_labels_that_lack_something_are_warned_of(table, tmp_path, caplog, maps, warning):
-    check_coverage(write(tmp_path / "l.h5", maps), table, list(table.samples))
-    assert [record.getMessage().startswith(warning) for record in caplog.records] == [True] * bool(warning)
+def test_labels_that_lack_something_are_told_of(table, tmp_path, caplog, maps, warning):
+    with caplog.at_level(logging.INFO, "cam_pipeline"):
+        check_coverage(write(tmp_path / "l.h5", maps), table, list(table.samples))
+    assert [record.getMessage().startswith(warning) for record in caplog.records[1:]] == [True] * bool(warning)
 
 
 def test_supervision_by_pseudo_labels_reads_the_training_images_in_their_order(table, tmp_path):
