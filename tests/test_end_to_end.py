@@ -202,7 +202,49 @@ def test_what_is_not_current_is_named_and_not_on_the_picture(commands: Any, eval
     assert [row["map"] for row in figures(evaluated / "run")] == ["CAM"]
     assert re.search(r"^No figures for refined: stale \(refine.background was .*, is 0.9\)$", ended.stdout, re.M)
     assert "No figures for segmenter: stale (make_labels was made again or will be)" in ended.stdout
+    same = "-c tiny.toml --set refine.background=0.9"
+    assert f"Not all results are current. Run: cam-pipeline run {same}" in ended.stdout.splitlines()
     assert (evaluated / "run/report/contact_sheet.png").read_bytes() != before
+
+
+def test_of_stale_results_alone_is_said_why_and_what_to_do(commands: Any, finished: Path) -> None:
+    ended = commands.run("evaluate", "-c", "tiny.toml", "--set", "train_cls.epochs=3", folder=finished)
+    assert ended.code == 2
+    assert ended.stderr.splitlines()[-1] == (
+        "Error: nothing is current that can be evaluated: classifier.safetensors is stale (train_cls.epochs was 2, is "
+        "3), cams.h5 is stale (train_cls was made again or will be), scores.h5 is stale (extract_cams was made again "
+        "or will be), pseudo_labels.h5 is stale (refine_cams was made again or will be), segmenter.safetensors is "
+        "stale (make_labels was made again or will be). Run: cam-pipeline run -c tiny.toml --set train_cls.epochs=3"
+    )
+    with (finished / "run/cams.h5").open("ab") as file:
+        file.write(b"x")
+    ended = commands.run("evaluate", "-c", "tiny.toml", folder=finished)
+    assert "cams.h5 is damaged (run/cams.h5 has " in ended.stderr
+    assert ended.stderr.endswith(". Run: cam-pipeline make-cams -c tiny.toml --force\n")
+
+
+def test_images_of_the_contact_sheet_are_chosen_without_new_figures(commands: Any, evaluated: Path) -> None:
+    sheet = evaluated / "run/report/contact_sheet.png"
+
+    def height(*options: str) -> int:
+        """That of the sheet; the figures must stay as they are."""
+        before = json.loads((evaluated / "run/evaluation.json").read_text())["rows"]
+        ended = commands.run("evaluate", "-c", "tiny.toml", *options, folder=evaluated)
+        assert ended.code == 0 and "evaluate CAM" not in ended.stderr, ended.stderr
+        assert json.loads((evaluated / "run/evaluation.json").read_text())["rows"] == before
+        with Image.open(sheet) as image:
+            return image.height
+
+    three = height("--images", "3")
+    assert height("--images", "6") > three + 100
+    changed = sheet.stat().st_mtime_ns
+    assert height("--images", "6") > three and sheet.stat().st_mtime_ns == changed
+    assert height("--ids", "images/val_00003,images/train_00001") < three
+    ended = commands.run("evaluate", "-c", "tiny.toml", "--ids", "train_00001", folder=evaluated)
+    assert ended.code == 2
+    assert "Error: --ids: there is no image train_00001; did you mean images/train_00001?" in ended.stderr
+    ended = commands.run("evaluate", "-c", "tiny.toml", "--ids", "a", "--images", "3", folder=evaluated)
+    assert ended.code == 2 and "--ids names the images of the contact sheet" in ended.stderr
 
 
 def test_labels_that_lost_a_class_are_told_of(commands: Any, evaluated: Path) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cam_pipeline.report.contact_sheet import SheetRow, class_color, contact_sheet, draw_sheet
+from cam_pipeline.report.colors import class_color
+from cam_pipeline.report.contact_sheet import SheetRow, _font, _wrapped, contact_sheet, draw_sheet
 
 NAMES = ("background", "car", "fish", "apple")
 
@@ -29,33 +30,6 @@ def make_row(name="train_00001", size=(48, 80), class_ids=(1, 3), **given):
 
 def colors_in(sheet):
     return {color for _, color in sheet.getcolors(maxcolors=1 << 20)}
-
-
-def test_voc_colours():
-    first = [class_color(index) for index in range(9)]
-    assert first == [
-        (0, 0, 0),
-        (128, 0, 0),
-        (0, 128, 0),
-        (128, 128, 0),
-        (0, 0, 128),
-        (128, 0, 128),
-        (0, 128, 128),
-        (128, 128, 128),
-        (64, 0, 0),
-    ]
-    assert class_color(15) == (192, 128, 128)  # person
-    assert class_color(20) == (0, 64, 128)  # tv monitor
-    assert class_color(254) == (96, 224, 192)  # 254 = 0b11111110
-    assert len({class_color(index) for index in range(256)}) == 256
-    red, green, blue = class_color(255)
-    assert red == green == blue > 200
-
-
-@pytest.mark.parametrize("index", [-1, 256])
-def test_there_is_no_colour_for_what_is_no_label(index):
-    with pytest.raises(ValueError, match=r"0\.\.255"):
-        class_color(index)
 
 
 def test_sheet_is_written_as_png_and_nothing_else(tmp_path):
@@ -100,10 +74,15 @@ def test_cam_takes_the_hue_of_the_best_class_and_the_strength_of_its_score():
     row = make_row(pseudo_label=None, prediction=None, truth=None)
     pixels = np.asarray(draw_sheet([row], NAMES)).astype(int)
     second_column = pixels[:150, pixels.shape[1] // 2 + 80 :]
-    redness = (second_column[..., 0] - second_column[..., 2]).max(axis=0)  # of class 1 and of class 3
-    greenness = (second_column[..., 1] - second_column[..., 2]).max(axis=0)
-    assert redness.max() > 100  # class 1, full strength
-    assert 50 < greenness.max() < 100  # class 3 is (128, 128, 0) at half strength
+    first, last = (second_column @ hue(class_id) for class_id in (1, 3))
+    assert first.max() > 0.85 * hue(1) @ class_color(1)  # at full strength
+    assert 0.35 < last.max() / (hue(3) @ class_color(3)) < 0.6  # at half strength
+
+
+def hue(class_id):
+    """A vector that is orthogonal to grey, and of greatest product with the colour of a class."""
+    color = np.array(class_color(class_id), dtype=float)
+    return (color - color.mean()) / np.linalg.norm(color - color.mean())
 
 
 def test_cam_of_an_image_without_classes_and_with_wild_values():
@@ -125,6 +104,31 @@ def test_long_names_stay_beside_their_row():
     assert draw_sheet([plain], NAMES).size == draw_sheet([long], NAMES).size
     left = np.asarray(draw_sheet([long], NAMES))[:, 128:136]
     assert (left == 255).all()  # nothing runs into the first column
+
+
+def test_a_note_is_drawn_under_the_name():
+    plain, noted = (np.asarray(draw_sheet([make_row(note=note)], NAMES)) for note in ("", "least confident (0.412)"))
+    assert plain.shape == noted.shape and (plain[:, 130:] == noted[:, 130:]).all()
+    assert (plain[:, :130] != noted[:, :130]).any()
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "lines"),
+    [
+        ("least confident (0.412)", 100, ["least confident", "(0.412)"]),
+        ("for cat, dog", 200, ["for cat, dog"]),
+        ("", 50, [""]),
+    ],
+)
+def test_lines_are_broken_at_spaces(text, room, lines):
+    assert _wrapped(text, _font(11), room) == lines
+
+
+def test_long_words_are_broken_anywhere():
+    lines = _wrapped("a " + "b" * 60 + " c", _font(11), 100)
+    assert "".join(lines).replace(" ", "") == "a" + "b" * 60 + "c" and all(
+        _font(11).getlength(line) <= 100 for line in lines
+    )
 
 
 def test_arguments_are_not_changed():
