@@ -19,7 +19,7 @@ DEMO_IMAGES = (500, 120)
 def check_data(options: Options, every: bool) -> None:
     """Open every image and mask and build both networks; list mistakes, contents and the cost of a run.
 
-    Nothing is written.
+    Nothing is written. If nothing is wrong, some steps are tried, to tell how long a run takes on this machine.
 
     Exit code 2 if a run would fail, or evaluate after it because of a mask. A split without masks is a warning.
 
@@ -33,12 +33,17 @@ def check_data(options: Options, every: bool) -> None:
     config = options.load()
     problems = AllProblems()
     found = check_data(config, worker_count(config.run), problems)
-    if found.classes:  # else the table cannot be read, which is to be told at once
+    table, times, device = found.table, dict[str, float](), ""
+    if found.classes and table:  # else the table cannot be read, which is to be told at once
         from cam_pipeline.training.dry_run import check_networks  # late: it imports torch
 
         check_networks(config, problems)
         found = replace(found, errors=tuple(problems.errors), warnings=tuple(problems.warnings))
-    show_check(found, every, quiet=options.quiet)
+        if not found.errors and not options.quiet:
+            from cam_pipeline.training.forecast import forecast
+
+            times, device = forecast(config, table)
+    show_check(found, every, options.quiet, times, device)
     if found.errors:
         count = len(found.errors)
         mistakes = f"{count:,} mistake{'' if count == 1 else 's'}"

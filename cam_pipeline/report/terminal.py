@@ -77,12 +77,25 @@ def size_lines(sizes: Sequence[tuple[int, int]]) -> Iterator[str]:
     yield f"most common (width x height): {', '.join(common)}"
 
 
-def cost_table(found: DataCheck) -> Table:
-    """A run's steps and how much each does."""
+def cost_table(found: DataCheck, times: Mapping[str, float] | None = None, device: str = "") -> Table:
+    """A run's steps, how much each does and how long it takes; `times` in seconds, on `device`."""
     grid = Table("a run", "does", box=box.SIMPLE, padding=(0, 1))
+    if times:
+        grid.add_column(f"takes about, on this {'GPU' if device == 'cuda' else 'CPU'}")
     for name, amount in found.costs:
-        grid.add_row(name, amount)
+        grid.add_row(name, amount, *([duration(times[name]) if name in times else ""] if times else []))
+    if times:
+        grid.caption = f"these together: about {duration(sum(times.values()))}"
     return grid
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text that claims no more than an estimate can."""
+    if seconds < 60:
+        return "under a minute"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
 def console() -> Console:
@@ -91,14 +104,19 @@ def console() -> Console:
     return terminal if terminal.is_terminal else Console(width=max(120, terminal.width))
 
 
-def show_check(found: DataCheck, every: bool, quiet: bool) -> None:
-    """Print what `check_data` found: the contents first, and mistakes last, next to the prompt."""
+def show_check(
+    found: DataCheck, every: bool, quiet: bool, times: Mapping[str, float] | None = None, device: str = ""
+) -> None:
+    """Print what `check_data` found: the contents first, and mistakes last, next to the prompt.
+
+    `times` and `device`: as `training.forecast` gives them.
+    """
     if found.splits and not quiet:
         wide = console()
         wide.print(class_table(found), number_table(found))
         for line in size_lines(found.sizes):
             click.echo(line)
-        wide.print(cost_table(found))
+        wide.print(cost_table(found, times, device))
     for title, problems in (("WARNINGS", () if quiet else found.warnings), ("MISTAKES", found.errors)):
         if problems:
             click.echo(f"\n{title}")

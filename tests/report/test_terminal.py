@@ -6,7 +6,7 @@ from rich.console import Console
 from cam_pipeline.data.check.data_set import DataCheck, SplitFacts
 from cam_pipeline.data.check.problems import Problem
 from cam_pipeline.report import terminal
-from cam_pipeline.report.terminal import class_table, cost_table, number_table, problem_lines, size_lines
+from cam_pipeline.report.terminal import class_table, cost_table, duration, number_table, problem_lines, size_lines
 
 
 def shown(table):
@@ -57,6 +57,28 @@ def test_sizes():
 
 def test_costs():
     assert shown(cost_table(found(costs=(("train_cls", "5 steps"),))))[1:] == [["train_cls", "5", "steps"]]
+
+
+def test_times_of_steps():
+    costs = (("train_cls", "5 steps"), ("refine_cams", "3 images"), ("scores.h5", "1 MB"))
+    rows = shown(cost_table(found(costs=costs), {"train_cls": 600.0, "refine_cams": 20.0}, "cpu"))
+    assert [" ".join(row) for row in rows] == [
+        "a run does takes about, on this CPU",
+        "train_cls 5 steps 10 min",
+        "refine_cams 3 images under a minute",
+        "scores.h5 1 MB",
+        "these together: about 10 min",
+    ]
+    assert "this GPU" in " ".join(shown(cost_table(found(costs=costs), {"train_cls": 600.0}, "cuda"))[0])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3, "under a minute"), (60, "1 min"), (5000, "83 min"), (6000, "1.7 hours"), (86400 * 1.5, "36.0 hours"),
+     (86400 * 7.2, "7 days")],
+)  # fmt: skip
+def test_durations(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_ten_problems_of_a_kind_are_shown_unless_all_are_asked_for():

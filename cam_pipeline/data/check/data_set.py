@@ -38,7 +38,8 @@ class SplitFacts:
 class DataCheck:
     """Findings of `check_data`. A run, or `evaluate` after it, fails at any of `errors`; `warnings` are worth a look.
 
-    `sizes` are (height, width) of all images that can be read; `costs` are the steps of a run, and how much each does.
+    `sizes` are (height, width) of all images that can be read; `costs` are the steps of a run, and how much each does;
+    `table` is None if it cannot be read.
     """
 
     classes: tuple[str, ...]
@@ -47,6 +48,7 @@ class DataCheck:
     costs: tuple[tuple[str, str], ...]
     errors: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
+    table: Table | None = None
 
 
 def check_data(config: Config, workers: int, problems: AllProblems | None = None) -> DataCheck:
@@ -79,6 +81,7 @@ def check_data(config: Config, workers: int, problems: AllProblems | None = None
         costs(config, inspected),
         tuple(problems.errors),
         tuple(problems.warnings),
+        table,
     )
 
 
