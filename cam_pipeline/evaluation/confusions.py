@@ -40,27 +40,51 @@ def target_labels(sample: Sample, table: Table) -> Tensor:
     return torch.from_numpy(np.array(sample_mask(sample, len(table.classes))))
 
 
-def cam_sweep(path: Path, table: Table, samples: Sequence[Sample], settings: RefineSettings) -> Tensor:
+Each = list[Tensor] | None
+"""Takes the confusion (K, K) of each image, if it is a list."""
+
+
+def cam_sweep(
+    path: Path,
+    table: Table,
+    samples: Sequence[Sample],
+    settings: RefineSettings,
+    each: Each = None,
+    background: float | None = None,
+) -> Tensor:
     """Exact confusion of the CAMs at every background score of THRESHOLDS, in one pass: (T, K, K).
 
-    Uses the settings that `refinement.scores.class_scores` reads.
+    Uses the settings that `refinement.scores.class_scores` reads. `each` takes the images' confusions at the
+    `background` score.
     """
     num_labels = 1 + len(table.classes)
     total = torch.zeros(num_labels, num_labels, len(THRESHOLDS) + 1, dtype=torch.int64)
     with CamStore.open(path) as store, track("evaluate CAM", len(samples)) as progress:
         for sample in samples:
             best, score = best_class(store.read(sample.id), settings)
-            total += threshold_histogram(best, score, target_labels(sample, table), THRESHOLDS, num_labels)
+            counts = threshold_histogram(best, score, target_labels(sample, table), THRESHOLDS, num_labels)
+            total += counts
+            if each is not None and background is not None:
+                each.append(confusions_from_histogram(counts)[nearest_threshold(background)])
             progress.advance()
     return confusions_from_histogram(total)
 
 
+def nearest_threshold(background: float) -> int:
+    """The place of a background score in THRESHOLDS."""
+    return int((THRESHOLDS - background).abs().argmin())
+
+
 def _confusion_of(
-    title: str, table: Table, samples: Sequence[Sample], predict: Callable[[Sample], tuple[Tensor, int]]
+    title: str,
+    table: Table,
+    samples: Sequence[Sample],
+    predict: Callable[[Sample], tuple[Tensor, int]],
+    each: Each,
 ) -> tuple[Tensor, float]:
     """Confusion (K, K) of complete label maps, and the share of pixels decided.
 
-    `predict` gives an image's complete map and how many of its pixels were undecided.
+    `predict` gives an image's complete map and how many of its pixels were undecided; `each` takes its confusion.
     """
     num_labels = 1 + len(table.classes)
     total = torch.zeros(num_labels, num_labels, dtype=torch.int64)
@@ -68,26 +92,37 @@ def _confusion_of(
     with track(f"evaluate {title}", len(samples)) as progress:
         for sample in samples:
             labels, ignored = predict(sample)
-            total += confusion_matrix(labels, target_labels(sample, table), num_labels)
+            _add(total, confusion_matrix(labels, target_labels(sample, table), num_labels), each)
             undecided += ignored
             pixels += labels.numel()
             progress.advance()
     return total, 1 - undecided / pixels
 
 
-def scores_confusion(path: Path, table: Table, samples: Sequence[Sample]) -> Tensor:
-    """Confusion of the refined scores' best channels."""
+def _add(total: Tensor, confusion: Tensor, each: Each) -> None:
+    total += confusion
+    if each is not None:
+        each.append(confusion)
+
+
+def scores_confusion(path: Path, table: Table, samples: Sequence[Sample], each: Each = None) -> Tensor:
+    """Confusion of the refined scores' best channels; `each` takes those of the images."""
     with ScoreStore.open(path) as store:
 
         def predict(sample: Sample) -> tuple[Tensor, int]:
             stored = store.read(sample.id)
             return torch.from_numpy(complete_labels(stored.scores, stored.class_ids)), 0
 
-        return _confusion_of("scores", table, samples, predict)[0]
+        return _confusion_of("scores", table, samples, predict, each)[0]
 
 
-def labels_confusion(labels: Path, scores: Path, table: Table, samples: Sequence[Sample]) -> tuple[Tensor, float]:
-    """Confusion and coverage of the pseudo-labels; undecided pixels get the best channel of their scores."""
+def labels_confusion(
+    labels: Path, scores: Path, table: Table, samples: Sequence[Sample], each: Each = None
+) -> tuple[Tensor, float]:
+    """Confusion and coverage of the pseudo-labels; undecided pixels get the best channel of their scores.
+
+    `each` takes the confusions of the images.
+    """
     with LabelStore.open(labels) as store, ScoreStore.open(scores) as score_store:
 
         def predict(sample: Sample) -> tuple[Tensor, int]:
@@ -97,15 +132,17 @@ def labels_confusion(labels: Path, scores: Path, table: Table, samples: Sequence
             complete = np.where(band, complete_labels(stored.scores, stored.class_ids), decided)
             return torch.from_numpy(complete), int(band.sum())
 
-        return _confusion_of("labels", table, samples, predict)
+        return _confusion_of("labels", table, samples, predict, each)
 
 
-def segmenter_confusion(segmenter: Segmenter, table: Table, samples: Sequence[Sample], config: Config) -> Tensor:
-    """Confusion of a segmenter's predictions."""
+def segmenter_confusion(
+    segmenter: Segmenter, table: Table, samples: Sequence[Sample], config: Config, each: Each = None
+) -> Tensor:
+    """Confusion of a segmenter's predictions; `each` takes those of the images."""
     num_labels = 1 + len(table.classes)
     total = torch.zeros(num_labels, num_labels, dtype=torch.int64)
     with track("evaluate segmenter", len(samples)) as progress:
         for sample, labels in predict_labels(segmenter, samples, config):
-            total += confusion_matrix(labels, target_labels(sample, table), num_labels)
+            _add(total, confusion_matrix(labels, target_labels(sample, table), num_labels), each)
             progress.advance()
     return total

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cam_pipeline.assembly.segmenter import load_segmenter
@@ -18,8 +19,10 @@ from cam_pipeline.data.check.masks import warn_if_unseen
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
 from cam_pipeline.evaluation.confusions import (
+    Each,
     cam_sweep,
     labels_confusion,
+    nearest_threshold,
     scores_confusion,
     segmenter_confusion,
     with_masks,
@@ -31,19 +34,25 @@ from cam_pipeline.ops.metrics import (
     false_positive_share,
     iou_per_class,
     mean_iou,
+    mean_iou_interval,
     precision_per_class,
     recall_per_class,
 )
 from cam_pipeline.refinement.background import background_score
-from cam_pipeline.refinement.scores import THRESHOLDS
 
 TITLES = {"refine_cams": "refined", "make_labels": "pseudo-label", "train_seg": "segmenter"}
 """Titles of a report's rows, by the stage that made the result; the CAM goes before them, see `titles_of`."""
 
+FEW = 200
+"""Number of images up to which the mIoU is told with an interval; of many, single images hardly matter."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report. `confusion` (K, K), rows truth; `coverage`: share of pixels outside the ignore band."""
+    """One line of the report. `confusion` (K, K), rows truth; `coverage`: share of pixels outside the ignore band.
+
+    `interval`: of the mIoU, if there are few images, but more than one (`ops.metrics.mean_iou_interval`).
+    """
 
     map: str
     split: str
@@ -52,6 +61,7 @@ class Row:
     confusion: Tensor
     background: float | None = None
     coverage: float | None = None
+    interval: tuple[float, float] | None = None
 
     def figures(
         self, classes: Sequence[str], seed: int, groups: Mapping[str, Sequence[int]] | None = None
@@ -71,6 +81,7 @@ class Row:
             "background": self.background,
             "coverage": self.coverage,
             "mIoU": float(mean_iou(self.confusion)),
+            "mIoU_interval": self.interval,
             "precision": float(precision_per_class(self.confusion).nanmean()),
             "recall": float(recall_per_class(self.confusion).nanmean()),
             "false_positive": float(false_positive_share(self.confusion)),
@@ -94,13 +105,23 @@ def titles_of(config: Config) -> dict[str, str]:
 
 
 def cam_rows(
-    confusions: Tensor, background: float | None, oracle: bool, used: str = "image labels", **facts: Any
+    confusions: Tensor,
+    background: float | None,
+    oracle: bool,
+    used: str = "image labels",
+    interval: tuple[float, float] | None = None,
+    **facts: Any,
 ) -> list[Row]:
-    """Rows of a sweep: at the given background score and, on request, at the best one (chosen on the masks)."""
+    """Rows of a sweep: at the given background score and, on request, at the best one (chosen on the masks).
+
+    `interval`: of the mIoU at the given score.
+    """
     rows = []
     if background is not None:
-        nearest = int((THRESHOLDS - background).abs().argmin())
-        rows.append(Row("CAM", used=used, confusion=confusions[nearest], background=nearest / 100, **facts))
+        nearest = nearest_threshold(background)
+        rows.append(
+            Row("CAM", used=used, confusion=confusions[nearest], background=nearest / 100, interval=interval, **facts)
+        )
     if oracle:
         best = int(mean_iou(confusions).argmax())
         used = "image labels; background chosen on these masks (oracle)"
@@ -129,26 +150,41 @@ def evaluate(
     samples = _samples_of(table, of_labels, every) if of_labels in config.cam.splits else []
     if config.refine.maps_from in results and samples:
         facts: dict[str, Any] = {"split": of_labels, "images": len(samples)}
-        confusions = cam_sweep(results[config.refine.maps_from], table, samples, config.refine)
-        warn_if_unseen(of_labels, samples, table.classes, confusions[0].sum(dim=1).tolist())
         background = background_score(config.refine, results.get("refine_cams"))
+        each = _each(samples)
+        confusions = cam_sweep(results[config.refine.maps_from], table, samples, config.refine, each, background)
+        warn_if_unseen(of_labels, samples, table.classes, confusions[0].sum(dim=1).tolist())
         facts["used"] = _used(config.refine)
-        rows += cam_rows(confusions, background, oracle, **facts)
+        rows += cam_rows(confusions, background, oracle, interval=_interval(each), **facts)
         facts["background"] = background
         if "refine_cams" in results:
-            rows.append(Row("refined", confusion=scores_confusion(results["refine_cams"], table, samples), **facts))
+            each = _each(samples)
+            total = scores_confusion(results["refine_cams"], table, samples, each)
+            rows.append(Row("refined", confusion=total, interval=_interval(each), **facts))
         if "refine_cams" in results and "make_labels" in results:
-            total, coverage = labels_confusion(results["make_labels"], results["refine_cams"], table, samples)
-            rows.append(Row("pseudo-label", confusion=total, coverage=coverage, **facts))
+            each = _each(samples)
+            total, coverage = labels_confusion(results["make_labels"], results["refine_cams"], table, samples, each)
+            rows.append(Row("pseudo-label", confusion=total, coverage=coverage, interval=_interval(each), **facts))
     samples = _samples_of(table, of_segmenter, every)
     if "train_seg" in results and samples:
         segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
         place(segmenter, pick_device(config.run))
-        used = "masks" if config.train_seg.supervision == "masks" else "image labels"
-        total = segmenter_confusion(segmenter, table, samples, config)
+        facts = {"split": of_segmenter, "images": len(samples)}
+        facts["used"] = "masks" if config.train_seg.supervision == "masks" else "image labels"
+        each = _each(samples)
+        total = segmenter_confusion(segmenter, table, samples, config, each)
         warn_if_unseen(of_segmenter, samples, table.classes, total.sum(dim=1).tolist())
-        rows.append(Row("segmenter", split=of_segmenter, images=len(samples), used=used, confusion=total))
+        rows.append(Row("segmenter", confusion=total, interval=_interval(each), **facts))
     return rows
+
+
+def _each(samples: Sequence[Sample]) -> Each:
+    """Where the images' confusions are kept; None if there are too many images, or one alone."""
+    return [] if 1 < len(samples) <= FEW else None
+
+
+def _interval(each: Each) -> tuple[float, float] | None:
+    return mean_iou_interval(torch.stack(each)) if each else None
 
 
 def left_out(

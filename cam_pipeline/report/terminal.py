@@ -135,14 +135,20 @@ def show(report: Mapping[str, Any]) -> None:
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("compared on")
     grid.add_column("learned from")
+    intervals = False
     for row in report["rows"]:
         shares = [
             f"{100 * row[key]:.1f}" for key in ("mIoU", "precision", "recall", "false_positive", "false_negative")
         ]
+        if interval := row.get("mIoU_interval"):
+            intervals = True
+            shares[0] += " ({:.0f}-{:.0f})".format(*(100 * end for end in interval))
         decided = "" if row["coverage"] is None else f"{100 * row['coverage']:.1f}"
         background = "" if row["background"] is None else f"{row['background']:.2f}"
         compared = Text(f"{row['split']}, {row['images']} images")
         grid.add_row(row["map"], *shares, decided, background, compared, row["used"])
+    if intervals:
+        grid.caption = f"{grid.caption}; in brackets 95 % of what other such images would give"
     console().print(grid)
 
 

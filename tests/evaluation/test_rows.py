@@ -20,11 +20,11 @@ from cam_pipeline.evaluation.confusions import (
     segmenter_confusion,
     with_masks,
 )
-from cam_pipeline.evaluation.rows import THRESHOLDS, Row, cam_rows, evaluate, left_out
+from cam_pipeline.evaluation.rows import Row, cam_rows, evaluate, left_out
 from cam_pipeline.ops.cam import cam_scores, with_background
-from cam_pipeline.ops.metrics import confusion_matrix
+from cam_pipeline.ops.metrics import confusion_matrix, mean_iou
 from cam_pipeline.refinement.merging import merged
-from cam_pipeline.refinement.scores import class_scores
+from cam_pipeline.refinement.scores import THRESHOLDS, class_scores
 from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
 from cam_pipeline.store.hdf5 import artefact_attributes
 from cam_pipeline.store.labels import label_record
@@ -330,3 +330,23 @@ def test_evaluate_leaves_out_what_it_can_not_compare_and_says_why(table, results
 def test_pseudo_labels_need_their_scores(table, results):
     partial = {"extract_cams": results["extract_cams"], "make_labels": results["make_labels"]}
     assert [row.map for row in evaluate(CONFIG, table, partial)] == ["CAM"]
+
+
+def test_of_few_images_the_spread_is_told(table, results, monkeypatch):
+    fake_segmenter(monkeypatch, {"v": [[0, 1, 2], [0, 1, 1]]})
+    found = evaluate(CONFIG, table, results)
+    assert [row.interval is None for row in found] == [False] * 3 + [True]  # the segmenter was compared on one image
+    for row in found[:3]:
+        low, high = row.figures(("background", *CLASSES), 0)["mIoU_interval"]
+        assert 0 <= low <= float(mean_iou(row.confusion)) <= high <= 1 and low < high
+    monkeypatch.setattr(rows, "FEW", 1)
+    assert [row.interval for row in evaluate(CONFIG, table, results)] == [None] * 4
+
+
+def test_the_spread_is_that_of_the_images(table, results, scores):
+    each = []
+    total = scores_confusion(scores, table, table.split("train"), each)
+    assert len(each) == 2 and torch.equal(sum(each), total)
+    each = []
+    sweep = cam_sweep(results["extract_cams"], table, table.split("train"), CONFIG.refine, each, 0.4)
+    assert len(each) == 2 and torch.equal(sum(each), sweep[40])

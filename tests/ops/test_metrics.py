@@ -14,6 +14,7 @@ from cam_pipeline.ops.metrics import (
     frequency_groups,
     iou_per_class,
     mean_iou,
+    mean_iou_interval,
     mean_precision_interval,
     precision_per_class,
     recall_per_class,
@@ -321,3 +322,20 @@ def test_interval_by_hand():
     narrow = mean_precision_interval(0.9, shows(5000))
     assert narrow == (pytest.approx(0.9, abs=0.01), pytest.approx(0.9, abs=0.01))
     assert all(math.isnan(end) for end in mean_precision_interval(math.nan, torch.zeros(3, 2)))
+
+
+def test_interval_of_a_mean_iou():
+    right, wrong = tensor([[5, 0], [0, 5]]), tensor([[0, 5], [5, 0]])
+    assert mean_iou_interval(torch.stack([right] * 4)) == (1.0, 1.0)
+    assert mean_iou_interval(torch.stack([right, wrong])) == (0.0, 1.0)  # a quarter of the draws has one of them only
+    # Of 40 images half are right. The drawn share p has a standard deviation of sqrt(1/160); the IoU is p / (2 - p).
+    low, high = mean_iou_interval(torch.stack([right, wrong] * 20))
+    ends = [0.5 - 1.96 / 160**0.5, 0.5 + 1.96 / 160**0.5]
+    assert (low, high) == tuple(pytest.approx(p / (2 - p), abs=0.03) for p in ends)
+    assert mean_iou_interval(torch.stack([right, wrong] * 20)) == (low, high)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 2), (2, 2)])
+def test_an_interval_needs_images(shape):
+    with pytest.raises(ValueError, match="must be"):
+        mean_iou_interval(torch.zeros(shape, dtype=torch.int64))

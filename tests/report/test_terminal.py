@@ -102,6 +102,16 @@ def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture
     assert "head" not in shown
 
 
+def test_the_spread_of_few_images_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = dict.fromkeys(("precision", "recall", "false_positive", "false_negative"), 0.5)
+    row = {"map": "CAM", "split": "val", "images": 9, "seed": 0, "used": "masks", "background": None, "coverage": None}
+    terminal.show({"rows": [row | figures | {"mIoU": 0.5, "mIoU_interval": [0.414, 0.596]}]})
+    shown = capsys.readouterr().out
+    assert "50.0 (41-60)" in shown and "in brackets 95 %" in shown
+    terminal.show({"rows": [row | figures | {"mIoU": 0.5, "mIoU_interval": None}]})
+    assert "brackets" not in capsys.readouterr().out
+
+
 def test_groups_of_classes_are_shown_where_they_say_more_than_the_classes(capsys: pytest.CaptureFixture[str]) -> None:
     counts = {"duck": 7, "car": 5, "cow": 4}
     row = {"map": "CAM", "IoU": dict.fromkeys(counts, 0.5), "groups": {"head": 0.25}}
