@@ -16,7 +16,7 @@ from cam_pipeline.errors import UserError, one_line
 @click.option("--oracle", is_flag=True, help="Add the CAM at the background score that is best on these masks.")
 @click.option(
     "--images",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 500),
     metavar="N",
     help="Images on the contact sheet; default: 8 to 40, so that each class is there twice.",
 )

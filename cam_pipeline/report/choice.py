@@ -16,6 +16,8 @@ DOUBTFUL = 4
 """One row in so many shows an image with the least confident labels."""
 NEAR = 3
 """Number of similar ids that are offered for an unknown one."""
+FEW_NAMES = 3
+"""Number of classes that a title names."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def choose(candidates: Sequence[Candidate], classes: Sequence[str], split: str, 
     parts = [f"{len(reasons)} of {len(candidates):,} images of '{split}'"]
     parts += [f"{doubtful} least confident of {len(known):,} looked at"] * bool(doubtful)
     parts += [f"{covering} for classes"] * bool(covering)
-    parts += [f"no room for {', '.join(missing)} (--images)"] * bool(missing)
+    if missing:
+        more = f" and {len(missing) - FEW_NAMES} more" if len(missing) > FEW_NAMES else ""
+        parts.append(f"no room for {', '.join(missing[:FEW_NAMES])}{more} (--images)")
     return Chosen(reasons, "; ".join(parts))
 
 
@@ -89,10 +93,12 @@ def _cover(
 def named(table: Table, given: Sequence[str]) -> list[Sample]:
     """The samples with the given ids, several of which may stand in one text, separated by commas.
 
-    Raises DataError for an unknown id, with ids that are like it.
+    Raises DataError for an unknown id, with ids that are like it, and for texts without an id.
     """
     by_id = {sample.id: sample for sample in table.samples}
     ids = [name for text in given for name in ([text] if text in by_id else map(str.strip, text.split(",")))]
+    if given and not any(ids):
+        raise DataError(f"--ids names no image; ids look like {next(iter(by_id), '')}")
     for name in ids:
         if name and name not in by_id:
             near = _near(name, list(by_id))

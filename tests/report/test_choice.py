@@ -60,7 +60,7 @@ def test_what_finds_no_room_is_said():
     assert len(found.reasons) == 2 and found.title.endswith("; no room for cow (--images)")
     many = candidates(*[(index % 250 + 1,) for index in range(500)])
     found = choose(many, ("background", *map(str, range(1, 251))), "train")
-    assert len(found.reasons) == MOST and "; no room for " in found.title
+    assert len(found.reasons) == MOST and found.title.endswith(", 4 and 207 more (--images)")
 
 
 @pytest.mark.parametrize("count", [None, 1, 5, 100])
@@ -95,6 +95,12 @@ def table_of(*names):
 )
 def test_ids_name_samples(given, expected):
     assert [sample.id for sample in named(table_of("a/1", "a/2", "x,y"), given)] == expected
+
+
+@pytest.mark.parametrize("given", [[""], [",", " , "]])
+def test_ids_without_a_name_are_a_mistake(given):
+    with pytest.raises(DataError, match=r"^--ids names no image; ids look like a/1$"):
+        named(table_of("a/1"), given)
 
 
 @pytest.mark.parametrize(
