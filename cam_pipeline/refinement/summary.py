@@ -16,6 +16,8 @@ Of the 1449 masks of PASCAL VOC's validation split 7 are, all of them close-ups.
 """
 MOSTLY_DECIDED = 0.5
 """Share of the pixels that must be decided for an image to count as flooded: a few pixels say nothing of the rest."""
+MANY = 0.1
+"""Share of the images above which both flooded ones and such that lost a class are many."""
 WORST = 3
 """Number of images that a line names."""
 MANY_CLASSES = 12
@@ -89,7 +91,19 @@ def warnings(images: Sequence[LabelCounts], classes: Sequence[str]) -> list[str]
     total = total_of(images)
     if message := nothing_to_learn(images, total):
         return [message]
-    return [line for line in (_flooded(images, classes, total), _lost(images, classes, total)) if line]
+    flooded = [image for image in images if image.largest[0] > FLOODED]
+    lost = [image for image in images if image.lost]
+    raised, lowered = "if these are no close-ups, raise refine.background", "lower refine.background to give them more"
+    if min(len(flooded), len(lost)) > MANY * len(images):  # no background score mends both
+        raised = lowered = "train the classifier longer (train_cls.epochs)"
+    lines = []
+    if flooded:
+        lines.append(f"{_flooded(flooded, len(images), classes)}; {raised}")
+    elif not total[0] and set(+total):
+        lines.append("no pixel is background; raise refine.background")
+    if lost:
+        lines.append(f"{_lost(lost, len(images), classes, classes_lost(images, total))}; {lowered}")
+    return lines
 
 
 def nothing_to_learn(images: Sequence[LabelCounts], total: Counter[int]) -> str:
@@ -113,30 +127,21 @@ def classes_lost(images: Sequence[LabelCounts], total: Counter[int]) -> list[int
     return sorted({class_id for image in images for class_id in image.class_ids} - set(+total))
 
 
-def _flooded(images: Sequence[LabelCounts], classes: Sequence[str], total: Counter[int]) -> str:
-    found = [(*image.largest, image.name) for image in images]
-    flooded = sorted((one for one in found if one[0] > FLOODED), key=lambda one: -one[0])
-    if not flooded:
-        return "" if total[0] or not set(+total) - {IGNORE_INDEX} else "no pixel is background; raise refine.background"
-    worst = [f"{name} ({classes[label]} {100 * share:.0f} %)" for share, label, name in flooded[:WORST]]
-    return (
-        f"one class covers over {100 * FLOODED:.0f} % of {len(flooded):,} of {len(images):,} images: "
-        f"{_named(worst, len(flooded))}; if these are no close-ups, raise refine.background"
+def _flooded(images: Sequence[LabelCounts], of: int, classes: Sequence[str]) -> str:
+    by_share = sorted(((*image.largest, image.name) for image in images), key=lambda one: -one[0])
+    named = [f"{name} ({classes[label]} {100 * share:.0f} %)" for share, label, name in by_share]
+    return f"one class covers over {100 * FLOODED:.0f} % of {len(images):,} of {of:,} images: {_some(named, WORST)}"
+
+
+def _lost(images: Sequence[LabelCounts], of: int, classes: Sequence[str], nowhere: Sequence[int]) -> str:
+    most_first = sorted(images, key=lambda image: -len(image.lost) / len(image.class_ids))
+    named = [f"{image.name} ({', '.join(classes[class_id] for class_id in image.lost)})" for image in most_first]
+    everywhere = _some([classes[class_id] for class_id in nowhere], MANY_CLASSES)
+    return f"{len(images):,} of {of:,} images have no pixel of a class that they show: {_some(named, WORST)}" + (
+        f"; no image at all has a pixel of {everywhere}" if nowhere else ""
     )
 
 
-def _lost(images: Sequence[LabelCounts], classes: Sequence[str], total: Counter[int]) -> str:
-    lost = sorted((image for image in images if image.lost), key=lambda image: -len(image.lost) / len(image.class_ids))
-    if not lost:
-        return ""
-    worst = [f"{image.name} ({', '.join(classes[class_id] for class_id in image.lost)})" for image in lost[:WORST]]
-    nowhere = [classes[class_id] for class_id in classes_lost(images, total)]
-    everywhere = f"; no image at all has a pixel of {', '.join(nowhere)}" if nowhere else ""
-    return (
-        f"{len(lost):,} of {len(images):,} images have no pixel of a class that they show: "
-        f"{_named(worst, len(lost))}{everywhere}; a lower refine.background gives classes more pixels"
-    )
-
-
-def _named(worst: Sequence[str], count: int) -> str:
-    return ", ".join(worst) + (f" and {count - len(worst):,} more" if count > len(worst) else "")
+def _some(names: Sequence[str], most: int) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

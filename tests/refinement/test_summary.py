@@ -62,7 +62,7 @@ def test_images_that_lost_classes_are_named_those_that_lost_all_first():
     images = [image("a", cat=1, background=9), image("b", (2,), background=1), image("c", (1,), cat=1, background=1)]
     assert warnings(images, CLASSES) == [
         "2 of 3 images have no pixel of a class that they show: b (dog), a (dog); no image at all has a pixel of dog; "
-        "a lower refine.background gives classes more pixels"
+        "lower refine.background to give them more"
     ]
     assert classes_lost(images, total_of(images)) == [2]
 
@@ -91,3 +91,19 @@ def test_labels_that_are_ignored_may_be_decided_otherwise():
     assert "lower refine.background or labels.high, " in warnings([image(background=5, ignored=5)], CLASSES)[0]
     assert "lower refine.background, " in warnings([image(background=5)], CLASSES)[0]
     assert warnings([image(ignored=5)], CLASSES) == ["every pixel is ignored; lower labels.high or raise labels.low"]
+
+
+def test_no_background_score_mends_both():
+    """Many flooded images beside many that lost a class; a few of either may be right."""
+    flooded, lost, sound = image("a", (1,), cat=1), image("b", (2,), background=1, cat=1), image("c", (), background=1)
+    both = warnings([flooded, lost, sound], CLASSES)
+    assert len(both) == 2 and all(line.endswith("; train the classifier longer (train_cls.epochs)") for line in both)
+    few = warnings([flooded, lost, *[sound] * 18], CLASSES)
+    assert few[0].endswith("raise refine.background") and few[1].endswith("; lower refine.background to give them more")
+
+
+def test_of_many_lost_classes_some_are_named():
+    classes = ["background", *(f"c{number}" for number in range(1, 81))]
+    found = [LabelCounts("a", tuple(range(1, 81)), {0: 5, 80: 1})]
+    (line,) = warnings(found, classes)
+    assert "; no image at all has a pixel of c1, c2, " in line and ", c12 and 67 more; lower" in line

@@ -54,13 +54,13 @@ TOLD = [
     ("INFO", "make_labels: 4 images: background 50.0 %, cat 50.0 %, dog 0.0 %, ignored 0.0 %"),
     (
         "WARNING",
-        "make_labels: one class covers over 90 % of 2 of 4 images: a (cat 100 %), b (cat 100 %); if these are no "
-        "close-ups, raise refine.background",
+        "make_labels: one class covers over 90 % of 2 of 4 images: a (cat 100 %), b (cat 100 %); train the "
+        "classifier longer (train_cls.epochs)",
     ),
     (
         "WARNING",
         "make_labels: 2 of 4 images have no pixel of a class that they show: d (dog), b (dog); no image at all has a "
-        "pixel of dog; a lower refine.background gives classes more pixels",
+        "pixel of dog; train the classifier longer (train_cls.epochs)",
     ),
 ]
 
