@@ -3,8 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.data.views import TrainingViews, image_labels
-from cam_pipeline.errors import UserError
+from cam_pipeline.errors import ConfigError, one_line
 from cam_pipeline.machine.device import autocast, is_memory_error, pick_device
 from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.machine.threads import use_threads
@@ -56,20 +55,21 @@ def forecast(config: Config, table: Table) -> tuple[dict[str, float], str]:
     Networks have random weights. Stages that take seconds are left out, and so is one that cannot be tried: with too
     little memory, say. Starts no process, and takes some seconds itself.
     """
-    device = pick_device(config.run)
+    try:
+        device = pick_device(config.run)
+    except ConfigError as error:  # a run will be on another machine
+        logger.info("no times are told: %s", error)
+        return {}, ""
     use_threads(config.run.threads)
     logger.info("check-data: trying a few steps, to tell how long a run takes")
-    attempts: dict[str, Callable[[], Mapping[str, float]]] = {
-        "train_cls": partial(_of_classifier, config, table, device),
-        "train_seg": partial(_of_segmenter, config, table, device),
-    }
+    attempts = {"train_cls": _of_classifier, "train_seg": _of_segmenter}
     found: dict[str, float] = {}
     for name, attempt in attempts.items():
         try:
-            found |= attempt()
-        except (UserError, RuntimeError, ValueError) as error:
+            found |= attempt(config, table, device)
+        except Exception as error:  # whatever it is: an estimate must not stop a check that has found no mistake
             why = "too little memory" if is_memory_error(error) else str(error)
-            logger.info("no time is told for %s: %s", name, why)
+            logger.info("no time is told for %s: %s", name, one_line(why))
     return found, device.type
 
 

@@ -97,6 +97,12 @@ def test_what_cannot_be_tried_is_left_out(table, monkeypatch, caplog):
     assert forecast(config_of(), table)[0] == {}
 
 
+def test_without_the_device_there_are_no_times(table, caplog):
+    with caplog.at_level(logging.INFO, "cam_pipeline"):
+        assert forecast(config_of(run={"device": "cuda:99"}), table) == ({}, "")
+    assert "no times are told: run.device = 'cuda:99', but torch finds" in caplog.text
+
+
 def test_short_calls_are_repeated_and_long_ones_are_not(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
