@@ -120,3 +120,10 @@ def test_out_of_memory_names_the_batch_key(workspace: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=workspace, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "train_cls.batch_size" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_check_data_tells_how_long_a_run_takes(workspace: Path) -> None:
+    program = [str(Path(sys.executable).with_name("cam-pipeline")), "check-data", "-c", "tiny.toml", "--device", "cuda"]
+    done = subprocess.run(program, cwd=workspace, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and "takes about, on this GPU" in done.stdout, done.stderr
+    assert "no time" not in done.stderr
