@@ -314,7 +314,7 @@ def shown(figures: Mapping[str, float]) -> str:
     for key, value in figures.items():
         if f"{key}_low" in figures:
             low, high = (f"{figures[f'{key}_{side}']:.2f}" for side in ("low", "high"))
-            parts.append(f"{key} {value:.3f} ({low} to {high} with 95 % confidence: {figures['images']:.0f} images)")
+            parts.append(f"{key} {value:.3f} (95 %: {low} to {high}; {figures['images']:.0f} images)")
         elif key not in ("epoch", "images") and not key.endswith(("_low", "_high")):
             parts.append(f"{key} {value:.3f}")
     return ", ".join(parts)

@@ -409,6 +409,6 @@ def test_mean():
 
 def test_figures_are_shown_with_their_interval():
     figures = {"epoch": 3.0, "loss": 0.5, "mAP": 1.0, "mAP_low": 0.7575, "mAP_high": 1.0, "F1": 0.25, "images": 12.0}
-    expected = "loss 0.500, mAP 1.000 (0.76 to 1.00 with 95 % confidence: 12 images), F1 0.250"
+    expected = "loss 0.500, mAP 1.000 (95 %: 0.76 to 1.00; 12 images), F1 0.250"
     assert shown(figures) == expected
     assert shown({"epoch": 1.0, "loss": 2.0, "sfc.scale": 0.1}) == "loss 2.000, sfc.scale 0.100"
