@@ -43,7 +43,7 @@ def make_labels(config: Config, inputs: Inputs, output: Output) -> None:
                 for name in scores.names
             ]
     logger.info("make_labels: %s", shares_line(images, classes))
-    for line in warnings(images, classes):
+    for line in warnings(images, classes, config.labels.undecided):
         logger.warning("make_labels: %s", line)
 
 

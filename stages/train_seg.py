@@ -70,7 +70,7 @@ def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample
     if config.train_seg.supervision == "masks":
         check_supervision(config.data.train, masked(train), table.classes)
         return partial(_indexed_mask, train, len(table.classes))
-    check_coverage(inputs["make_labels"], table, train)
+    check_coverage(inputs["make_labels"], table, train, config.labels.undecided)
     return LabelReader(inputs["make_labels"], [sample.id for sample in train])
 
 
@@ -78,11 +78,11 @@ def _indexed_mask(samples: list[Sample], num_classes: int, index: int) -> UInt8:
     return sample_mask(samples[index], num_classes)
 
 
-def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
+def check_coverage(path: Path, table: Table, train: list[Sample], undecided: str = "scores") -> None:
     """Check before the first step that the labels have the same classes, every training image, and its size.
 
     Logs the share of ignored pixels, and classes that images show but no label. Raises DataError that names the first
-    image that does not fit, or if no label is a class although images show some.
+    image that does not fit, or if no label is a class although images show some; `undecided` is `labels.undecided`.
     """
     with LabelStore.open(path) as store:
         if store.classes != ("background", *table.classes):
@@ -101,14 +101,13 @@ def check_coverage(path: Path, table: Table, train: list[Sample]) -> None:
                 raise DataError(f"{path}: labels of {sample.id} are {labels.shape}, its image is {sample_size(sample)}")
             images.append(counted(sample.id, sample.class_ids or (), labels))
     total = total_of(images)
-    if message := nothing_to_learn(images, total):
+    if message := nothing_to_learn(images, total, undecided):
         raise DataError(f"{path}: {message}")
     share = total[IGNORE_INDEX] / total.total()
     logger.info("train_seg: %d images, %.1f %% of the pixels are ignored", len(train), 100 * share)
     lost = ", ".join(table.classes[class_id - 1] for class_id in classes_lost(images, total))
     if lost:
-        remedy = "lower refine.background or labels.high"
-        logger.info("train_seg: no label is %s, so the segmenter learns nothing about that; %s", lost, remedy)
+        logger.info("train_seg: no label is %s, so the segmenter learns nothing about that", lost)
     if not total[0]:
         logger.info("train_seg: no label is background, so everything becomes an object; raise refine.background")
 

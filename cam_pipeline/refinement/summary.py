@@ -83,13 +83,13 @@ def shares_line(images: Sequence[LabelCounts], classes: Sequence[str]) -> str:
     return f"{number}: {', '.join([share('background', total[0]), *shown, share('ignored', total[IGNORE_INDEX])])}"
 
 
-def warnings(images: Sequence[LabelCounts], classes: Sequence[str]) -> list[str]:
+def warnings(images: Sequence[LabelCounts], classes: Sequence[str], undecided: str = "scores") -> list[str]:
     """What looks wrong with the labels of all images, in two lines at most; `classes` begins with the background.
 
-    If there is nothing to learn from them, that is all there is to say.
+    If there is nothing to learn from them, that is all there is to say. `undecided`: the setting `labels.undecided`.
     """
     total = total_of(images)
-    if message := nothing_to_learn(images, total):
+    if message := nothing_to_learn(images, total, undecided):
         return [message]
     flooded = [image for image in images if image.largest[0] > FLOODED]
     lost = [image for image in images if image.lost]
@@ -106,19 +106,21 @@ def warnings(images: Sequence[LabelCounts], classes: Sequence[str]) -> list[str]
     return lines
 
 
-def nothing_to_learn(images: Sequence[LabelCounts], total: Counter[int]) -> str:
+def nothing_to_learn(images: Sequence[LabelCounts], total: Counter[int], undecided: str = "scores") -> str:
     """Why nothing can be learned from labels, whose pixels `total` counts; "" if something can.
 
-    Images that show no class may have labels of background alone.
+    Images that show no class may have labels of background alone. `undecided` as in `warnings`.
     """
     if total[IGNORE_INDEX] and total[IGNORE_INDEX] == total.total():
-        return "every pixel is ignored; lower labels.high or raise labels.low"
+        by_scores = "lower labels.high or raise labels.low"
+        return f"every pixel is ignored; {by_scores if undecided == 'scores' else 'set another labels.undecided'}"
     if set(+total) - {0, IGNORE_INDEX} or not any(image.class_ids for image in images):
         return ""
-    lower = "lower refine.background or labels.high" if total[IGNORE_INDEX] else "lower refine.background"
+    or_high = " or labels.high" if total[IGNORE_INDEX] and undecided == "scores" else ""
     return (
-        f"no pixel has a class, so there is nothing to learn from these labels; {lower}, or train the classifier "
-        "longer (train_cls.epochs), and look at the CAMs on the contact sheet of cam-pipeline evaluate"
+        f"no pixel has a class, so there is nothing to learn from these labels; lower refine.background{or_high}, or "
+        "train the classifier longer (train_cls.epochs), and look at the CAMs on the contact sheet of cam-pipeline "
+        "evaluate"
     )
 
 

@@ -90,6 +90,10 @@ def test_number_of_lines(images, count):
 def test_labels_that_are_ignored_may_be_decided_otherwise():
     assert "lower refine.background or labels.high, " in warnings([image(background=5, ignored=5)], CLASSES)[0]
     assert "lower refine.background, " in warnings([image(background=5)], CLASSES)[0]
+    assert "lower refine.background, " in warnings([image(background=5, ignored=5)], CLASSES, "agreement")[0]
+    assert warnings([image(ignored=5)], CLASSES, "agreement") == [
+        "every pixel is ignored; set another labels.undecided"
+    ]
     assert warnings([image(ignored=5)], CLASSES) == ["every pixel is ignored; lower labels.high or raise labels.low"]
 
 
