@@ -62,7 +62,7 @@ def choose(candidates: Sequence[Candidate], classes: Sequence[str], split: str, 
     missing = [classes[class_id] for class_id in sorted({i for one in candidates for i in one.class_ids} - {*+shown})]
     parts = [f"{len(reasons)} of {len(candidates):,} images of '{split}'"]
     parts += [f"{doubtful} least confident of {len(known):,} looked at"] * bool(doubtful)
-    parts += [f"{covering} for classes"] * bool(covering)
+    parts += [f"{covering} for their classes"] * bool(covering)
     if missing:
         more = f" and {len(missing) - FEW_NAMES} more" if len(missing) > FEW_NAMES else ""
         parts.append(f"no room for {', '.join(missing[:FEW_NAMES])}{more} (--images)")

@@ -34,7 +34,7 @@ def test_rare_classes_are_shown_twice():
     found = choose(images, CLASSES, "train")
     assert shows(found, images)[1:] == [2, 1] and len(found.reasons) == 8  # there is only one cow
     assert {found.reasons[name] for name in ("500", "502")} == {"for dog"} and found.reasons["503"] == "for cow"
-    assert found.title == "8 of 504 images of 'train'; 5 for classes"
+    assert found.title == "8 of 504 images of 'train'; 5 for their classes"
 
 
 def test_there_are_more_rows_if_classes_need_them():

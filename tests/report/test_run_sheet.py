@@ -61,7 +61,7 @@ def test_rows_belong_together_and_say_why_they_are_there(run, drawn, tmp_path):
     run_sheet(CONFIG, table, results, tmp_path / "sheet.png", images=4)
     ((rows, classes, path, title),) = drawn
     assert [(row.name, row.note) for row in rows][:2] == [("6", "least confident (0.976)"), ("0", "for dog")]
-    assert title == "4 of 7 images of 'train'; 1 least confident of 7 looked at; 1 for classes"
+    assert title == "4 of 7 images of 'train'; 1 least confident of 7 looked at; 1 for their classes"
     assert classes == ("background", "cat", "dog") and path == tmp_path / "sheet.png"
     for row in rows:
         number = int(row.name)
