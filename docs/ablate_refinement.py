@@ -32,8 +32,8 @@ from cam_pipeline.refinement.background import (
     map_histogram,
 )
 from cam_pipeline.refinement.choice import images_to_choose_by
-from cam_pipeline.refinement.scores import THRESHOLDS
 from cam_pipeline.refinement.merging import merged
+from cam_pipeline.refinement.scores import THRESHOLDS
 from cam_pipeline.store.cams import StoredCam
 
 BATCH = 8
