@@ -200,8 +200,8 @@ def test_what_is_not_current_is_named_and_not_on_the_picture(commands: Any, eval
     ended = commands.run("evaluate", "-c", "tiny.toml", "--set", "refine.background=0.9", folder=evaluated)
     assert ended.code == 0, ended.stderr
     assert [row["map"] for row in figures(evaluated / "run")] == ["CAM"]
-    assert re.search(r"^No figures for refined: stale \(refine.background was .*, is 0.9\)$", ended.stdout, re.M)
-    assert "No figures for segmenter: stale (make_labels was made again or will be)" in ended.stdout
+    assert re.search(r"^No mIoU for refined: stale \(refine.background was .*, is 0.9\)$", ended.stdout, re.M)
+    assert "No mIoU for segmenter: stale (made from an earlier make_labels)" in ended.stdout
     same = "-c tiny.toml --set refine.background=0.9"
     assert f"Not all results are current. Run: cam-pipeline run {same}" in ended.stdout.splitlines()
     assert (evaluated / "run/report/contact_sheet.png").read_bytes() != before
@@ -212,9 +212,9 @@ def test_of_stale_results_alone_is_said_why_and_what_to_do(commands: Any, finish
     assert ended.code == 2
     assert ended.stderr.splitlines()[-1] == (
         "Error: nothing is current that can be evaluated: classifier.safetensors is stale (train_cls.epochs was 2, is "
-        "3), cams.h5 is stale (train_cls was made again or will be), scores.h5 is stale (extract_cams was made again "
-        "or will be), pseudo_labels.h5 is stale (refine_cams was made again or will be), segmenter.safetensors is "
-        "stale (make_labels was made again or will be). Run: cam-pipeline run -c tiny.toml --set train_cls.epochs=3"
+        "3), cams.h5 is stale (made from an earlier train_cls), scores.h5 is stale (made from an earlier "
+        "extract_cams), pseudo_labels.h5 is stale (made from an earlier refine_cams), segmenter.safetensors is stale "
+        "(made from an earlier make_labels). Run: cam-pipeline run -c tiny.toml --set train_cls.epochs=3"
     )
     with (finished / "run/cams.h5").open("ab") as file:
         file.write(b"x")
@@ -282,8 +282,8 @@ def test_evaluation_without_masks_draws(commands: Any, evaluated: Path) -> None:
     assert ended.code == 0, ended.stderr
     assert figures(evaluated / "run") == [] and sheet.is_file()
     assert ended.stdout.splitlines() == [
-        "No figures for CAM, refined, pseudo-label: no image of split 'train' has a mask",
-        "No figures for segmenter: no image of split 'val' has a mask",
+        "No mIoU for CAM, refined, pseudo-label: no image of split 'train' has a mask",
+        "No mIoU for segmenter: no image of split 'val' has a mask",
         "Pictures: run/report/contact_sheet.png",
     ]
     ended = commands.run("evaluate", "-c", "tiny.toml", "--split", "val", folder=evaluated)

@@ -96,10 +96,10 @@ def run_options(
         call.__doc__, call.__name__ = command.__doc__, command.__name__
         call.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
         # click takes a default of None for a given value, so `required` would have no effect.
-        given: dict[str, Any] = {"default": default_config, "show_default": True} if default_config else {}
+        given: dict[str, Any] = {"default": [default_config], "show_default": default_config} if default_config else {}
         decorators = [
-            click.option("-c", "--config", required=not default_config, metavar="FILE", **given,
-                         help="TOML file, or the name of a shipped config."),
+            click.option("-c", "--config", required=not default_config, metavar="FILE", **given, multiple=True,
+                         callback=only_one, help="TOML file, or the name of a shipped config."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
             click.option("--device", metavar="DEVICE", help="auto, cpu or cuda[:n]."),
             click.option("--workers", type=click.IntRange(min=0), metavar="N",
@@ -114,6 +114,13 @@ def run_options(
         return call
 
     return decorate
+
+
+def only_one(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str:
+    """The value of an option that is given once. Raises click's error for a second one: the last would win silently."""
+    if len(values) > 1:
+        raise click.BadParameter(f"give one, not {' and '.join(values)}")
+    return values[0]
 
 
 def warn_of(in_vain: Sequence[str]) -> None:

@@ -43,7 +43,7 @@ def evaluate(options: Options, split: str, every: int, oracle: bool, images: int
         show_classes(report)
         click.echo(f"Numbers: {pipeline.folder / 'evaluation.json'}")
     for line in report["left_out"]:
-        click.echo(f"No figures for {one_line(line)}")
+        click.echo(f"No mIoU for {one_line(line)}")
     if report["next"]:
         click.echo(f"Not all results are current. {report['next']}")
     click.echo(f"Pictures: {report['sheet']}")

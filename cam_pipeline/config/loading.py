@@ -1,6 +1,7 @@
 """From a TOML file and `--set` overrides to a Config, and back to TOML."""
 
 import copy
+import re
 import tomllib
 from collections.abc import Iterable
 from importlib import resources
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cam_pipeline.config.data import DataSettings
-from cam_pipeline.config.mistakes import check_plain, explain, shortened
+from cam_pipeline.config.mistakes import check_plain, explain, shortened, shown
 from cam_pipeline.config.run import OutputSettings
 from cam_pipeline.config.settings import Config
 from cam_pipeline.config.toml import toml_value
@@ -77,8 +78,21 @@ def _parse(content: bytes, source: str) -> dict[str, Any]:
         return tomllib.loads(content.decode("utf-8-sig"))  # a byte order mark, as Notepad writes it, is no part of it
     except RecursionError:
         raise ConfigError(f"{source} is not valid TOML: it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source} is not UTF-8, which TOML must be; save it as UTF-8") from error
     except ValueError as error:
-        raise ConfigError(f"{source} is not valid TOML: {error}") from error
+        raise ConfigError(f"{source} is not valid TOML: {error}{_line_of(str(error), content)}") from error
+
+
+def _line_of(message: str, content: bytes) -> str:
+    """The line that a message of tomllib names, and what is most often wrong with it; empty if it names none."""
+    named = re.search(r"at line (\d+)", message)
+    lines = content.decode("utf-8-sig").split("\n")
+    if not named or int(named[1]) > len(lines):
+        return ""
+    line = lines[int(named[1]) - 1].strip()
+    hint = r"write / in place of \\" if "\\" in line else 'text needs straight quotes: root = "photos"'
+    return f": {shown(line)}; {hint}"
 
 
 def shipped_configs() -> list[str]:

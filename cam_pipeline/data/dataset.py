@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from cam_pipeline.config import DataSettings
-from cam_pipeline.data.check.names import check_names
+from cam_pipeline.data.check.names import check_names, check_negatives
 from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.digest import FileDigests, data_digest
 from cam_pipeline.data.readers import load_table
@@ -30,6 +30,7 @@ class Dataset:
         if "table" in vars(self) and not self._warned:
             self._warned = True
             check_names(self.table, self.settings, self._problems)
+            check_negatives(self.table, self.settings, self._problems)
             self._problems.log_warnings()
 
     def digest(self, samples: Iterable[Sample], *, labels: bool = True, masks: bool = False) -> str:

@@ -46,7 +46,7 @@ def nearest_file(path: Path, root: Path) -> Path | None:
 def did_you_mean(path: Path, root: Path) -> str:
     """The question in brackets, to follow the name of a file that does not exist; empty if there is none like it."""
     near = nearest_file(path, root)
-    return f" (did you mean {near}?)" if near and near != path else ""
+    return f" (did you mean {near.relative_to(root)}, below {root}?)" if near and near != path else ""
 
 
 @lru_cache(maxsize=2)

@@ -94,7 +94,7 @@ def without_labels(sample: Sample) -> str:
     """The message about a training image without image-level labels."""
     return (
         f"image {sample.id} of split '{sample.split}' has no image-level labels{sample.named_in}; "
-        "add a line for it, or drop it"
+        "write them, or take it out of the split"
     )
 
 

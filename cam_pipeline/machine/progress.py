@@ -49,14 +49,18 @@ class Tracker:
     def rate(self) -> str:
         """Units per second since this process began, as text."""
         seconds = max(time.monotonic() - self._started, 1e-9)
-        return f"{(self.done - self._first) / seconds:.1f} {self.unit}/s"
+        per_second = (self.done - self._first) / seconds
+        if 0 < per_second < 0.5:
+            return f"{1 / per_second:.1f} s for each of the {self.unit}"
+        return f"{per_second:.1f} {self.unit}/s"
 
     def line(self) -> str:
         """One plain line: title, done of total, rate, time left, note."""
         seconds = max(time.monotonic() - self._started, 1e-9)
         per_second = (self.done - self._first) / seconds
         left = f"{(self.total - self.done) / per_second:.0f} s left" if per_second > 0 else "time left unknown"
-        return f"{self.title}: {self.done}/{self.total} {self.unit}, {self.rate()}, {left} {self.note}".rstrip()
+        parts = [f"{self.done}/{self.total} {self.unit}", self.rate(), left, *filter(None, [self.note])]
+        return f"{self.title}: {', '.join(parts)}"
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class Pipeline(Results):
         self._check_later([name for name in to_make if name != names[0]])
         if replaced := [name for name in to_make if states[name].kind == "stale"]:
             makes = ", ".join(self.stages[name].makes for name in replaced)
-            keep = "to keep both, stop and set output.dir to another folder"
+            keep = f"to keep them, stop now (Ctrl-C), copy {self.folder} and name the copy in output.dir"
             announce(f"{states[replaced[0]].reason}: {makes} in {self.folder} will be replaced; {keep}")
 
     def _check_later(self, names: list[str]) -> None:

@@ -234,7 +234,7 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return "the data changed"
     for need, run_id in now["needs"].items():
         if _table(before, "needs").get(need) != run_id:
-            return f"{need} was made again or will be"
+            return f"made from an earlier {need}"
     for path in (*new, *old):
         if path not in old or path not in new:
             return f"an earlier version made it, {'with' if path in old else 'without'} the setting {path}"

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cam_pipeline.config import RunSettings, TrainSettings
 from cam_pipeline.data.batches import EpochBatches
+from cam_pipeline.data.check.costs import left_out
 from cam_pipeline.data.loading import training_batches
 from cam_pipeline.data.views import TrainingViews
 from cam_pipeline.errors import ConfigError, Interrupted, TrainingDiverged
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 EndOfEpoch = Callable[[], Mapping[str, float]]
 
+HARDLY_FALLEN = 0.95
 FAR_ABOVE = 10.0
 """The main term of the loss, over the last epoch, may be this multiple of the first step's (of 1, if that is less).
 
@@ -111,6 +113,8 @@ class Trainer:
         """
         self._resume()
         batches = self.batches
+        if message := left_out(self.name, len(self.views), self.settings.batch_size):
+            logger.warning("%s: %s", self.name, message)
         batches.start = self.step
         if is_first():
             write_progress(self.folder, self.step, batches.steps, "steps")
@@ -243,6 +247,12 @@ class Trainer:
             raise self._diverged(
                 f"the loss of the last epoch ({last:.3g}) is far above that of the first step ({self.first:.3g})"
             )
+        if len(self.history) > 1 and last > HARDLY_FALLEN * self.first:
+            remedy = f"train longer ({self.name}.epochs), or try another {self.name}.lr"
+            logger.warning(
+                "%s: the loss has hardly fallen (%.3f to %.3f), so little was learned; %s",
+                self.name, self.first, last, remedy,
+            )  # fmt: skip
 
     def _end_epoch(self) -> None:
         """Add the figures of the epoch that ends to the history."""

@@ -29,7 +29,7 @@ def test_nearest_file(tmp_path: Path, there: str, named: str) -> None:
     (tmp_path / there).touch()
     (tmp_path / "unlike.jpg").touch()
     assert nearest_file(tmp_path / named, tmp_path) == tmp_path / there
-    assert did_you_mean(tmp_path / named, tmp_path) == f" (did you mean {tmp_path / there}?)"
+    assert did_you_mean(tmp_path / named, tmp_path) == f" (did you mean {there}, below {tmp_path}?)"
 
 
 def test_a_file_beside_it_comes_before_others(tmp_path: Path) -> None:
@@ -51,10 +51,10 @@ def test_messages_about_missing_files_ask_for_the_near_one(tmp_path: Path) -> No
     (tmp_path / "img").mkdir()
     (tmp_path / "img/a.png").touch()
     sample = Sample("img/a", tmp_path / "img/a.jpg", "train", (), mask=tmp_path / "m/a.png", source="data.csv, line 2")
-    asked = f"(did you mean {tmp_path / 'img/a.png'}?)"
+    asked = f"(did you mean img/a.png, below {tmp_path}?)"
     assert f"there is no file {tmp_path / 'img/a.jpg'} {asked}; restore it" in without_image(sample)
     assert f"(looked for {tmp_path / 'm/a.png'}) {asked} (data.csv, line 2); add it" in without_mask(sample)
     with pytest.raises(
-        DataError, match=r"a\.jpg cannot be read \(No such file .*line 2\) \(did you mean .*a\.png\?\)$"
+        DataError, match=r"a\.jpg cannot be read \(No such file .*line 2\) \(did you mean .*a\.png, below .*\?\)$"
     ):
         data_digest(("cat",), [sample], FileDigests(tmp_path / "digests.json"))

@@ -177,7 +177,7 @@ def test_what_is_replaced_and_why_is_said_before_it_happens(baked: Bakery) -> No
     pipeline = baked.pipeline("refine.background=0.4")
     pipeline.run(NAMES, announce=lines.append)
     assert lines[0].startswith("refine.background was ")
-    assert f", is 0.4: flour.bin, bread.bin in {baked.folder} will be replaced; to keep both" in lines[0]
+    assert f", is 0.4: flour.bin, bread.bin in {baked.folder} will be replaced; to keep them" in lines[0]
     lines.clear()
     baked.pipeline("refine.background=0.4").run(NAMES, announce=lines.append)
     assert not [line for line in lines if "will be replaced" in line]
@@ -228,7 +228,7 @@ def test_change_taken_back_after_a_run_gives_the_first_results_again(baked: Bake
 def test_reason_names_the_setting(baked: Bakery) -> None:
     assert baked.reason("mill", "refine.background=0.4") == "refine.background was 0.25, is 0.4"
     assert baked.reason("bake", "run.seed=3") == "run.seed was 0, is 3"
-    assert baked.reason("bake", "refine.background=0.4") == "mill was made again or will be"
+    assert baked.reason("bake", "refine.background=0.4") == "made from an earlier mill"
 
 
 def test_reason_names_a_new_version(baked: Bakery) -> None:
@@ -290,7 +290,7 @@ def test_other_bytes_under_the_same_settings_make_what_follows_stale(baked: Bake
     baked.stages["grow"] = dataclasses.replace(grow, run=run)
     assert baked.run(names=("grow",)) == ["grow"]
     assert baked.kinds() == {"grow": "current", "mill": "stale", "bake": "stale"}
-    assert baked.reason("mill") == "grow was made again or will be"
+    assert baked.reason("mill") == "made from an earlier grow"
     assert baked.run() == ["mill", "bake"]
 
 
@@ -446,7 +446,7 @@ def test_force_makes_everything_behind_it_stale(baked: Bakery) -> None:
     assert baked.run(names=("grow",), force=True) == ["grow"]
     assert baked.manifest("grow")["run_id"] != old
     assert baked.kinds() == {"grow": "current", "mill": "stale", "bake": "stale"}
-    assert baked.reason("mill") == "grow was made again or will be"
+    assert baked.reason("mill") == "made from an earlier grow"
     assert baked.run() == ["mill", "bake"]
     assert baked.run() == []
 

@@ -98,7 +98,7 @@ def test_what_differs_in_settings_data_and_needs_comes_before_what_came_or_went(
     now = {"version": 1, "params": {"refine": {"crf": True}}, "data": "a", "needs": {"grow": "1"}}
     before = now | {"params": {"refine": {"crf": True, "erosion": 2}}}
     assert explain_change(before, now) == "an earlier version made it, with the setting refine.erosion"
-    assert explain_change(before | {"needs": {"grow": "2"}}, now) == "grow was made again or will be"
+    assert explain_change(before | {"needs": {"grow": "2"}}, now) == "made from an earlier grow"
     assert explain_change(before | {"data": "b"}, now) == "the data changed"
     before["params"] = {"refine": {"erosion": 2, "crf": False}}
     assert explain_change(before, now) == "refine.crf was False, is True"

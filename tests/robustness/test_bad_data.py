@@ -198,7 +198,8 @@ def test_empty_data_set(mistake: Mistake, finished: Path) -> None:
     for command in ("run", "train-cls"):
         assert mistake(command) == "the data set has no images in split 'train' (it has no images at all)"
     (finished / "data/classes.txt").unlink()
-    assert mistake("run") == "no class is named: give data.classes, or a file data/classes.txt"
+    listed = "give data.classes, or a file data/classes.txt"
+    assert mistake("run") == f"no image has a label, and no class is named: write labels, or {listed}"
 
 
 def test_a_validation_split_without_images(mistake: Mistake, commands: Any, finished: Path) -> None:
@@ -334,7 +335,7 @@ def test_other_layouts_run(commands: Any, workspace: Path, layout: str) -> None:
     completed(commands, workspace, *arguments)
     ended = commands.run("evaluate", "-c", "tiny.toml", "--quiet", *arguments, folder=workspace)
     assert ended.code == 0, ended.stderr
-    assert ("No figures for segmenter: no image of split 'val' has a mask" in ended.stdout) == (layout == "folders")
+    assert ("No mIoU for segmenter: no image of split 'val' has a mask" in ended.stdout) == (layout == "folders")
     assert (workspace / "run/report/contact_sheet.png").is_file()
 
 

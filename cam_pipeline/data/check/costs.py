@@ -3,6 +3,9 @@
 from cam_pipeline.config import CamSettings, Config, TrainSettings
 from cam_pipeline.data.check.image import Inspected
 
+FEW_IMAGES, MANY_LEFT_OUT = 10, 0.2
+"""Training images of which nothing is said, and the share of them whose loss is worth a line."""
+
 
 def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
     """The steps and files of a run, in order: (name, how much)."""
@@ -18,6 +21,15 @@ def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
         ("scores.h5", f"at most {_megabytes(scores)} (before compression)"),
         ("pseudo_labels.h5", f"at most {_megabytes(labels)} (before compression)"),
     )
+
+
+def left_out(key: str, count: int, batch_size: int) -> str:
+    """The line about training images that an epoch leaves out, as they fill no batch; "" if they are few."""
+    over = count % batch_size if count > batch_size else 0
+    if count < FEW_IMAGES or over <= MANY_LEFT_OUT * count:
+        return ""
+    why = f"{over} of {count} training images are left out of each epoch, as they fill no batch"
+    return f"{why}; lower {key}.batch_size (now {batch_size})"
 
 
 def _view_cost(settings: CamSettings, images: int) -> str:

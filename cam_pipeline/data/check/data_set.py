@@ -8,11 +8,11 @@ from functools import partial
 from joblib import delayed
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.check.costs import costs
+from cam_pipeline.data.check.costs import costs, left_out
 from cam_pipeline.data.check.depth import told_of_dark
 from cam_pipeline.data.check.image import Inspected, Inspection, inspect
 from cam_pipeline.data.check.masks import check_denied, check_palettes, check_shown
-from cam_pipeline.data.check.names import check_names
+from cam_pipeline.data.check.names import check_names, check_negatives
 from cam_pipeline.data.check.problems import AllProblems, Problem
 from cam_pipeline.data.digest import without_maps
 from cam_pipeline.data.readers import load_table
@@ -144,7 +144,9 @@ def _check_splits(config: Config, table: Table, problems: AllProblems) -> None:
         missing = False
         problems.report("split without images", str(error))
     if missing:
-        message = f"no images in split '{config.data.val}': no figures will be reported on it; see data.val"
+        others = sorted({sample.split for sample in table.samples} - {config.data.train})
+        instead = f"; set data.val = '{others[0]}'?" if others else ""
+        message = f"no images in split '{config.data.val}', so training reports no mAP and F1{instead}"
         problems.warn("split without images", message)
     compared = [config.data.train] * (config.data.train in config.cam.splits) + [config.data.val or config.data.train]
     for name in dict.fromkeys(compared):
@@ -170,6 +172,8 @@ def _check_training(config: Config, table: Table, problems: AllProblems) -> None
                 f"{len(train)} training images, {key}.batch_size = {settings.batch_size}: each step takes them all"
             )
             problems.warn("fewer images than a batch", message)
+        elif message := left_out(key, len(train), settings.batch_size):
+            problems.warn("images that fill no batch", message)
     _check_classes(config, table, train, problems)
 
 
@@ -186,6 +190,7 @@ def too_few_images(config: Config, count: int) -> str:
 
 def _check_classes(config: Config, table: Table, train: Sequence[Sample], problems: AllProblems) -> None:
     check_names(table, config.data, problems)
+    check_negatives(table, config.data, problems)
     absent = absent_classes(table.classes, train) if train else []
     for name in absent:
         message = f"{name}: nothing is learned about it; add images, or drop the class"
@@ -196,9 +201,6 @@ def _check_classes(config: Config, table: Table, train: Sequence[Sample], proble
             if unseen:
                 message = f"image {sample.id}{sample.named_in} shows {', '.join(unseen)}"
                 problems.warn("validation image of a class without training images", message)
-    if len(table.classes) == 1 and train and all(sample.class_ids for sample in train):
-        message = f"{table.classes[0]}: every training image shows it, so nothing separates it from the background"
-        problems.warn("one class and no negatives", f"{message}; add images with an empty label")
 
 
 def _check_masks(config: Config, table: Table, inspected: Inspected, problems: AllProblems) -> None:

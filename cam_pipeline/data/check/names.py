@@ -12,6 +12,7 @@ from cam_pipeline.data.names import (
     BETWEEN_WORDS,
     SEPARATORS,
     UNKNOWN,
+    clean,
     fold,
     is_missing,
     is_number,
@@ -27,6 +28,8 @@ RARE = 1 / 3
 """A class with at most this share of the images of another one may be that class, misspelt; one image is always few."""
 SCRIPTS = {"LATIN", "CYRILLIC", "GREEK"}
 """Scripts that share the look of letters."""
+SEVERAL = re.compile(r"[/+&|,]|\band\b")
+"""What stands between labels that somebody wrote into one cell, though not all of them are classes by themselves."""
 MOST_NAMED = 10
 """Number of classes that one warning names."""
 
@@ -82,11 +85,15 @@ def _oddities(name: str, table: Table, settings: DataSettings, listed: bool) -> 
         kind = "class name in letters of two scripts"
         yield kind, f"{name!a} ({name}): write it in one, or it is another class than the one that looks like it"
     parts = joined(name, table.classes, BETWEEN_WORDS) or joined(name, table.classes)
+    known = [part for text in SEVERAL.split(name) if (part := clean(text)) in table.classes and part != name]
     if parts and not listed:
         message = (
             f"'{name}' is one class beside {' and '.join(parts)}; if it stands for these, give an image each label"
         )
         yield "class that joins others", f"{message} (joined by ; in a table), else list it in data.classes"
+    elif known and not listed:
+        message = f"'{name}' is one class beside {' and '.join(known)}; if it stands for several, join them by ;"
+        yield "class that joins others", f"{message}, else list it in data.classes"
     elif not listed and settings.format == "csv" and re.search(r"[,|\uff0c\uff1b\u3001]", name):
         signs = "".join(dict.fromkeys(SEPARATORS.findall(name)))
         yield "class that joins others", f"'{name}' is one class: labels are joined by ; and not by {signs}"
@@ -100,6 +107,12 @@ def _likeness(name: str, other: str) -> float:
     return matcher.ratio() if min(matcher.real_quick_ratio(), matcher.quick_ratio()) >= LIKENESS else 0.0
 
 
+def _swapped(name: str, other: str) -> bool:
+    """Whether two names differ in the order of two neighbouring letters: `cta` and `cat`."""
+    differ = [place for place, (one, two) in enumerate(zip(name, other, strict=False)) if one != two]
+    return len(name) == len(other) and len(differ) == 2 and differ[1] == differ[0] + 1 and sorted(name) == sorted(other)
+
+
 def _letters(name: str) -> str:
     """A name without numbers: class10 is not class1, misspelt."""
     return re.sub(r"\d+", "", fold(name))
@@ -110,7 +123,8 @@ def _warn_of_misspelt(shown: dict[str, int], problems: Problems) -> None:
     for name, count in shown.items():
         for other, more in shown.items():
             few = 0 < count < more and count <= max(1, RARE * more)
-            if few and _letters(name) != _letters(other) and _likeness(fold(name), fold(other)) >= LIKENESS:
+            alike = _likeness(fold(name), fold(other)) >= LIKENESS or _swapped(fold(name), fold(other))
+            if few and _letters(name) != _letters(other) and alike:
                 message = f"'{name}' ({count} image{'s' * (count > 1)}) is nearly '{other}' ({more} images)"
                 problems.warn("class that may be misspelt", f"{message}; correct it, or name both in data.classes")
                 break
@@ -125,6 +139,14 @@ def _warn_of_single_images(table: Table, settings: DataSettings, problems: Probl
         more = f" and {len(single) - MOST_NAMED} more" if len(single) > MOST_NAMED else ""
         message = f"{', '.join(single[:MOST_NAMED])}{more}; add images, or correct the label if it is misspelt"
         problems.warn("class that a single training image shows", message)
+
+
+def check_negatives(table: Table, settings: DataSettings, problems: Problems) -> None:
+    """Warn of a single class that every training image shows."""
+    train = [sample for sample in table.samples if sample.split == settings.train]
+    if len(table.classes) == 1 and train and all(sample.class_ids for sample in train):
+        message = f"{table.classes[0]}: every training image shows it, so nothing separates it from the background"
+        problems.warn("one class and no negatives", f"{message}; add images with an empty label")
 
 
 def _warn_of_numbers(table: Table, problems: Problems) -> None:
@@ -157,6 +179,10 @@ def _warn_of_splits(table: Table, settings: DataSettings, problems: Problems) ->
         if near and fold(near) != fold(name):
             problems.warn(
                 "splits with nearly the same name", f"{images[name]} is nearly '{near}'; correct it if it is misspelt"
+            )
+        if name in table.classes and name not in used:
+            problems.warn(
+                "split named like a class", f"{images[name]} is also a class: are two cells of a row swapped?"
             )
         if is_missing(name):
             problems.warn(

@@ -156,7 +156,9 @@ def _read_rows(path: Path, root: Path, problems: Problems) -> list[Row]:
                     if delimiter != LABEL_SEPARATOR
                     else f'put labels that are joined by `{LABEL_SEPARATOR}` in quotation marks ("cat;dog")'
                 )
-                problems.report("row that cannot be read", f"{where}: more or fewer cells than the header; {join}")
+                remedy = join if len(cells) > len(columns) else "a comma is missing for each empty cell, too"
+                count = f"{len(cells)} cell{'s' * (len(cells) != 1)}, the header has {len(columns)}"
+                problems.report("row that cannot be read", f"{where}: {count}; {remedy}")
             elif any(cells):
                 rows.append((where, dict(zip(columns, cells, strict=True))))
     except csv.Error as error:

@@ -111,7 +111,8 @@ def class_names(settings: DataSettings, otherwise: Sequence[str], problems: Prob
     _warn_of_no_classes(source or "the data", given or otherwise, problems)
     names = tuple(name for name in given or otherwise if is_class(name))
     if not names:
-        raise DataError(f"no class is named: give data.classes, or a file {settings.root / 'classes.txt'}")
+        listed = f"give data.classes, or a file {settings.root / 'classes.txt'}"
+        raise DataError(f"no image has a label, and no class is named: write labels, or {listed}")
     for name in names:
         if not name.strip() or not all(letter.isprintable() or letter in JOINERS for letter in name):
             raise DataError(f"the class name {name[:100]!r} is no printable text; rename it")

@@ -124,7 +124,7 @@ def test_a_file_is_read_again_when_it_changes(tmp_path):
             '{"images": [], "categories": {}}',
             "with the lists images, annotations, categories; missing: annotations, categories",
         ),
-        ('{"images": [], "annotations": [], "categories": []}', "no class is named"),
+        ('{"images": [], "annotations": [], "categories": []}', "no image has a label, and no class is named"),
     ],
 )
 def test_what_is_no_coco_file_is_named(tmp_path, text, complaint):

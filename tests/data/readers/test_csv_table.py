@@ -89,7 +89,7 @@ def test_csv_classes_come_from_the_settings_then_a_file_then_the_table(tmp_path)
         (["filename,tags", "a.jpg,cat"], "the header is 'filename,tags'; rename 'filename' to image and 'tags' to lab"),
         (["Path;class", "a.jpg;cat"], "missing: image, labels; .*; rename 'Path' to image and 'class' to labels$"),
         (["image;label", "a.jpg;cat"], "line 1: unknown column 'label'; did you mean 'labels'"),
-        (["image;labels", "a.jpg;cat;dog"], r'line 2: more or fewer cells .* quotation marks \("cat;dog"\)'),
+        (["image;labels", "a.jpg;cat;dog"], r'line 2: 3 cells, the header has 2; .* quotation marks \("cat;dog"\)'),
         (["image,cat,dog", "a.jpg,1,0"], "missing: labels; .*; it is one column, with the names of an image's classes"),
         (["a.jpg,cat", "b.jpg,dog"], "it looks like an image's row: put the line image,labels above it"),
         (['"image,labels"', '"a.jpg,cat"'], "; remove the quotation marks around the whole line$"),
@@ -100,8 +100,8 @@ def test_csv_classes_come_from_the_settings_then_a_file_then_the_table(tmp_path)
         (["IMAGES,labels", "a.jpg,cat"], "line 1: unknown column 'IMAGES'; did you mean 'image'"),
         (["image,labels", "a.jpg,cat", "", "b.jpg,cat;cow"], "line 4: unknown class 'cow'; the classes are cat, dog"),
         (["image,labels", "a.jpg,cat", ",dog"], "line 3: the image cell is empty"),
-        (["image,labels", "a.jpg,cat,dog"], "line 2: more or fewer cells than the header"),
-        (["image,labels", "a.jpg,cat", "b.jpg"], "line 3: more or fewer cells than the header"),
+        (["image,labels", "a.jpg,cat,dog"], "line 2: 3 cells, the header has 2; join labels by"),
+        (["image,labels", "a.jpg,cat", "b.jpg"], "line 3: 1 cell, the header has 2; a comma is missing"),
         (["image,labels", "a.jpg,cat", '"b.jpg","cat', 'dog"'], "line 3: a line break in a cell; remove it"),
         (["image,labels", 'a.jpg,"cat', "b.jpg,dog"], "line 2: a line break .* quotation mark that is missing"),
         (["image,labels,labels", "a.jpg,cat,dog"], "line 1: the column labels appears twice; keep one"),
@@ -118,7 +118,10 @@ def test_csv_mistakes_are_named_with_file_and_line(tmp_path, lines, complaint):
 
 
 def test_mistakes_in_the_class_list(tmp_path):
-    with pytest.raises(DataError, match=r"no class is named: give data.classes, or a file .*classes\.txt"):
+    with pytest.raises(
+        DataError,
+        match=r"no image has a label, and no class is named: write labels, or .*classes\.txt",
+    ):
         csv_table(tmp_path, "image,labels", "a.jpg,")
     with pytest.raises(DataError, match="the class name 'cat' appears twice in cat, dog, cat"):
         csv_table(tmp_path, "image,labels", "a.jpg,cat", classes=("cat", "dog", "cat"))
@@ -458,7 +461,7 @@ def test_csv_of_another_name_is_offered(tmp_path):
         load_table(DataSettings(root=tmp_path))
     (tmp_path / "Data.CSV").touch()
     with pytest.raises(
-        DataError, match=r"no file .*/data\.csv \(did you mean .*/Data\.CSV\?\); there is Data\.CSV, lab"
+        DataError, match=r"no file .*/data\.csv \(did you mean Data\.CSV, below .*\?\); there is Data\.CSV, lab"
     ):
         load_table(DataSettings(root=tmp_path))
 
