@@ -9,9 +9,9 @@ from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.depth import warn_of_dark
 from cam_pipeline.data.loading import grid_batches
-from cam_pipeline.data.table import Sample, check_files, class_counts, labelled, warn_of_absent_classes
+from cam_pipeline.data.table import Sample, check_files, class_counts, labelled, warn_of_absent_classes, without_classes
 from cam_pipeline.data.views import TrainingViews, image_labels
-from cam_pipeline.errors import TrainingDiverged
+from cam_pipeline.errors import DataError, TrainingDiverged
 from cam_pipeline.machine.device import autocast, pick_device
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.machine.parallel import worker_count
@@ -35,6 +35,8 @@ def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
     """
     table = inputs.table
     train = labelled(table.split(config.data.train))
+    if message := without_classes(train, config.data.train):
+        raise DataError(message)
     val = [sample for sample in table.validation(config.data.val) if sample.class_ids is not None]
     if config.data.val and not val:
         logger.info("train_cls: split '%s' has no images with labels: no mAP and F1 are reported", config.data.val)

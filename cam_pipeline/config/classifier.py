@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cam_pipeline.config.conditions import IfNot
-from cam_pipeline.config.section import Positive, Rgb, Section
+from cam_pipeline.config.section import Rgb, Section, Spread
 
 HYBRID = IfNot("classifier.trunk", "")
 
@@ -60,8 +60,10 @@ class ClassifierSettings(Section):
         description="keep BatchNorm statistics as loaded; needed if they were folded into the weights, or for tiny "
         "batches",
     )
-    mean: Rgb | None = Field(None, description="input mean; unset: from timm's data config of the trunk or backbone")
-    std: tuple[Positive, Positive, Positive] | None = Field(
+    mean: Rgb | None = Field(
+        None, description="input mean, in 0..1; unset: from timm's data config of the trunk or backbone"
+    )
+    std: tuple[Spread, Spread, Spread] | None = Field(
         None, description="input standard deviation; unset: from timm's data config of the trunk or backbone"
     )
 

@@ -91,7 +91,10 @@ def explain(error: ValidationError) -> str:
     bounds = {
         name: int(x) if isinstance(x, float) and x.is_integer() else x for name, x in first.get("ctx", {}).items()
     }
-    return f"{where} must be {words.format(**bounds)}, given {shown(first['input'])}"
+    line = f"{where} must be {words.format(**bounds)}, given {shown(first['input'])}"
+    if first["type"] == "tuple_type" and isinstance(first["input"], str):
+        line += f'; write --set \'{where}=["a", "b"]\', with quotes of both kinds'
+    return line
 
 
 def shown(value: Any, longest: int = 80) -> str:

@@ -85,16 +85,16 @@ class RefineSettings(Section):
     crf: bool = Field(True, description="refine the scores with a dense CRF")
     crf_iterations: Annotated[int, CRF] = Field(10, ge=1, le=10_000, description="mean-field iterations")
     gaussian_sxy: Annotated[float, IfAbove("refine.gaussian_weight", 0)] = Field(
-        3.0, gt=0, description="standard deviation of the CRF's smoothness kernel, in pixels"
+        3.0, ge=0.001, description="standard deviation of the CRF's smoothness kernel, in pixels"
     )
     gaussian_weight: Annotated[float, CRF] = Field(
         3.0, ge=0, description="weight of the CRF's smoothness kernel; 0: off"
     )
     bilateral_sxy: Annotated[float, IfAbove("refine.bilateral_weight", 0)] = Field(
-        50.0, gt=0, description="standard deviation of the CRF's appearance kernel, in pixels"
+        50.0, ge=0.001, description="standard deviation of the CRF's appearance kernel, in pixels"
     )
     bilateral_srgb: Annotated[float, IfAbove("refine.bilateral_weight", 0)] = Field(
-        5.0, gt=0, description="standard deviation of the CRF's appearance kernel, in grey levels"
+        5.0, ge=0.001, description="standard deviation of the CRF's appearance kernel, in grey levels"
     )
     bilateral_weight: Annotated[float, CRF] = Field(
         10.0, ge=0, description="weight of the CRF's appearance kernel; 0: off"

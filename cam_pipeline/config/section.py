@@ -4,7 +4,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Rgb = Annotated[tuple[float, float, float], Field(description="red, green, blue on the 0..1 scale")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rgb = Annotated[tuple[Share, Share, Share], Field(description="red, green, blue on the 0..1 scale")]
+Spread = Annotated[float, Field(gt=0, le=1)]
 
 
 Positive = Annotated[float, Field(gt=0)]

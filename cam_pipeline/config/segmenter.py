@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cam_pipeline.config.section import Positive, Rgb, Section
+from cam_pipeline.config.section import Rgb, Section, Spread
 
 
 class SegmenterSettings(Section):
@@ -22,8 +22,8 @@ class SegmenterSettings(Section):
         16, description="input pixels per cell of the encoder's last feature map, reached by dilation"
     )
     freeze_batch_norm: bool = Field(False, description="keep the encoder's BatchNorm statistics as loaded")
-    mean: Rgb | None = Field(None, description="input mean; unset: from timm's data config of the encoder")
-    std: tuple[Positive, Positive, Positive] | None = Field(
+    mean: Rgb | None = Field(None, description="input mean, in 0..1; unset: from timm's data config of the encoder")
+    std: tuple[Spread, Spread, Spread] | None = Field(
         None, description="input standard deviation; unset: from timm's data config of the encoder"
     )
     max_side: int = Field(

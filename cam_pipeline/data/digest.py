@@ -124,7 +124,7 @@ def _image_digest(sample: Sample, digests: FileDigests) -> str:
     try:
         return digests.of(sample.image, sample.named_in)
     except DataError as error:
-        raise DataError(f"{error}{did_you_mean(sample.image, sample.folder)}") from error
+        raise DataError(f"{error}{did_you_mean(sample.image, sample.folder, sample.mask)}") from error
 
 
 def _mask_digest(sample: Sample, digests: FileDigests) -> str | None:

@@ -28,8 +28,11 @@ def as_stored(root: Path, path: str) -> str | None:
     return found.relative_to(root).as_posix()
 
 
-def nearest_file(path: Path, root: Path) -> Path | None:
-    """A file of nearly the name of `path`: of other case or ending, or with other blanks or zeros; beside it or not."""
+def nearest_file(path: Path, root: Path, not_this: object = None) -> Path | None:
+    """A file of nearly the name of `path`: of other case or ending, or with other blanks or zeros; beside it or not.
+
+    It is not `not_this`: the mask of an image often has its name.
+    """
     try:
         by_name = _index(root, root.stat().st_mtime_ns)
     except OSError:
@@ -38,14 +41,15 @@ def nearest_file(path: Path, root: Path) -> Path | None:
     name = PureWindowsPath(path.name)  # Windows writes \\ between folders
     for key in (same_letters(name.name), same_letters(name.stem), fold(name.stem)):
         found = sorted(by_name.get(key, ()), key=lambda one: same_letters(os.path.dirname(one)) != beside)
-        if found:
-            return root / found[0]
+        for one in found:
+            if root / one != not_this:
+                return root / one
     return None
 
 
-def did_you_mean(path: Path, root: Path) -> str:
+def did_you_mean(path: Path, root: Path, not_this: object = None) -> str:
     """The question in brackets, to follow the name of a file that does not exist; empty if there is none like it."""
-    near = nearest_file(path, root)
+    near = nearest_file(path, root, not_this)
     return f" (did you mean {near.relative_to(root)}, below {root}?)" if near and near != path else ""
 
 

@@ -98,6 +98,13 @@ def without_labels(sample: Sample) -> str:
     )
 
 
+def without_classes(samples: Sequence[Sample], split: str) -> str:
+    """The message about a training split of which no image shows a class; "" if one does."""
+    if any(sample.class_ids for sample in samples):
+        return ""
+    return f"no image of split '{split}' shows a class, so there is nothing to learn; write labels for them"
+
+
 def masked(samples: Iterable[Sample]) -> list[Sample]:
     """The same samples, checked. Raises DataError if one has no mask."""
     samples = list(samples)
@@ -128,7 +135,7 @@ def without_image(sample: Sample) -> str:
     """The message about a sample whose image file does not exist."""
     return (
         f"image {sample.id}{sample.named_in}: there is no file {sample.image}"
-        f"{did_you_mean(sample.image, sample.folder)}; restore it, or drop it from '{sample.split}'"
+        f"{did_you_mean(sample.image, sample.folder, sample.mask)}; restore it, or drop it from '{sample.split}'"
     )
 
 

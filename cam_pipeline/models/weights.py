@@ -29,6 +29,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the readers raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "Weights only load failed" in reason:  # torch goes on with advice to load what may do harm
+            reason = "it is no weights file, or a pickle of more than tensors, which is not loaded"
         raise WeightsError(f"{path} cannot be read as weights: {reason[:160]}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -65,9 +67,20 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
         raise WeightsError(
             f"{path} does not fit the backbone: {len(wrong)} tensors have another shape: {_shortened(wrong)}"
         )
+    unsound = [key for key, value in chosen.items() if _is_unsound(value, own[key])]
+    if unsound:
+        raise WeightsError(
+            f"{path} does not fit the backbone: {len(unsound)} tensors hold other than finite real numbers: "
+            f"{_shortened(unsound)}"
+        )
     backbone.load_state_dict(chosen, strict=False)
     unused = sorted(set(given) - set(source.values()))
     logger.info("loaded %d tensors from %s; not used: %s", len(chosen), path, _shortened(unused) or "none")
+
+
+def _is_unsound(given: Tensor, own: Tensor) -> bool:
+    """True for values that a tensor of real numbers cannot take, or must not."""
+    return own.is_floating_point() and not (given.is_floating_point() and bool(given.isfinite().all()))
 
 
 def _flattened(key: str) -> str:

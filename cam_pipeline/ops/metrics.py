@@ -47,7 +47,8 @@ def mean_iou_interval(confusions: Tensor, draws: int = 1000) -> tuple[float, flo
     """Where the mean IoU of other such images probably lies, from the confusion of each of N images, (N, K, K).
 
     Bootstrap: the images are drawn N times with replacement, `draws` times, always the same; between the 2.5 % and the
-    97.5 % quantile of the mean IoU of their sums lie 95 % of the draws. Few images make it too narrow, as images that
+    97.5 % quantile of the mean IoU of their sums lie 95 % of the draws. A class that a draw lacks counts with its IoU
+    in all images: without it the mean would be of other classes. Few images make the interval too narrow, as images that
     were not seen cannot be drawn. Raises ValueError for another shape, or without images.
     """
     if confusions.ndim != 3 or len(confusions) == 0:
@@ -56,7 +57,9 @@ def mean_iou_interval(confusions: Tensor, draws: int = 1000) -> tuple[float, flo
     drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(0))
     times = torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
     flat = confusions.reshape(count, -1).double()
-    means = torch.cat([mean_iou((some @ flat).view(-1, size, size)) for some in times.split(100)])
+    of_all = iou_per_class(confusions.double().sum(dim=0))
+    drawn_ious = torch.cat([iou_per_class((some @ flat).view(-1, size, size)) for some in times.split(100)])
+    means = torch.where(drawn_ious.isnan(), of_all, drawn_ious).nanmean(dim=-1)
     low, high = means.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 

@@ -21,6 +21,8 @@ def held(folder: Path) -> Iterator[None]:
     path = folder / "lock"
     with write_errors_named(path):
         folder.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            raise CannotWrite(f"{path} is a symbolic link, which could lead to any file; delete it")
         file = path.open("a+b", buffering=0)  # unbuffered, so closing it cannot fail
     with file:
         try:

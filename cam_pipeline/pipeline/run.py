@@ -72,7 +72,8 @@ class Pipeline(Results):
         states = self.states(names)
         to_make = [name for name in names if force or states[name].kind != "current"]
         self._check_later([name for name in to_make if name != names[0]])
-        if replaced := [name for name in to_make if states[name].kind == "stale"]:
+        replaced = [name for name in to_make if states[name].kind == "stale"]
+        if any(self._manifest(name).get("fingerprint") != states[name].fingerprint for name in replaced):
             makes = ", ".join(self.stages[name].makes for name in replaced)
             keep = f"to keep them, stop now (Ctrl-C), copy {self.folder} and name the copy in output.dir"
             announce(f"{states[replaced[0]].reason}: {makes} in {self.folder} will be replaced; {keep}")

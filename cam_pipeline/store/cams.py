@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cam_pipeline.errors import DamagedFile
-from cam_pipeline.store.hdf5 import Record, RecordStore, checked_shape, damage_named, read_record
+from cam_pipeline.store.hdf5 import (
+    Record,
+    RecordStore,
+    checked_class_ids,
+    checked_shape,
+    checked_size,
+    damage_named,
+    read_record,
+)
 
 LEAST = torch.finfo(torch.float32).tiny
 
@@ -48,15 +56,15 @@ class CamStore(RecordStore):
         calibrated = self.calibrated
         record = read_record(self.file, ["cams", "calibration"] if calibrated else ["cams"], name)
         with damage_named(f"{self.file.filename} is damaged at image {name}"):
-            class_ids = tuple(int(number) for number in record.attributes["class_ids"])
-            height, width = (int(side) for side in record.attributes["size"])
-            _check_maps(f"{self.file.filename} at image {name}", record.arrays["cams"], len(class_ids))
-            cam = _from_parts(record.arrays["cams"], record.attributes["peaks"])
+            where = f"{self.file.filename} at image {name}"
+            class_ids = checked_class_ids(where, record.attributes["class_ids"], len(self.classes))
+            height, width = checked_size(where, record.attributes["size"])
+            cam = _checked_maps(where, record.arrays["cams"], record.attributes["peaks"], len(class_ids))
             if not calibrated:
                 normalized = bool(record.attributes.get("normalized", False))
                 return StoredCam(name, cam, class_ids, (height, width), normalized=normalized)
-            _check_maps(f"{self.file.filename} at image {name}", record.arrays["calibration"], 2 + len(class_ids))
-            beside = _from_parts(record.arrays["calibration"], record.attributes["calibration_peaks"])
+            peaks = record.attributes["calibration_peaks"]
+            beside = _checked_maps(where, record.arrays["calibration"], peaks, 2 + len(class_ids))
         return StoredCam(name, cam, class_ids, (height, width), beside[0], beside[1:])
 
 
@@ -77,11 +85,14 @@ def cam_record(stored: StoredCam) -> Record:
     return Record(stored.name, arrays, attributes)
 
 
-def _check_maps(where: str, maps: NDArray[np.float16], count: int) -> None:
-    """Raise DamagedFile unless there are `count` maps on a grid with cells, all of finite numbers."""
+def _checked_maps(where: str, maps: NDArray[np.float16], peaks: NDArray[np.float32], count: int) -> Tensor:
+    """The maps that `_in_parts` divided. Raises DamagedFile unless they are `count`, on a grid, finite and >= 0."""
     checked_shape(where, maps, count, None, None)
-    if not np.isfinite(maps).all():
-        raise DamagedFile(f"{where} has maps with numbers that are not finite; make it again with --force")
+    checked_shape(where, np.asarray(peaks), count)
+    found = _from_parts(maps, peaks)
+    if not found.isfinite().all() or (found < 0).any():
+        raise DamagedFile(f"{where} has maps with numbers that are not finite, or below 0; make it again with --force")
+    return found
 
 
 def _in_parts(maps: Tensor) -> tuple[NDArray[np.float16], NDArray[np.float32]]:

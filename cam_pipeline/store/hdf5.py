@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 MOST_DEFLATED = 1032
 """Deflate makes nothing smaller than a 1032th of its size."""
 NUMBERS = "buif"
+LARGEST_SIDE = 2**20
 
 FORMAT_VERSION = 2  # since 2: text of fixed length everywhere, a checksum for `/names`
 
@@ -50,6 +51,23 @@ def checked_shape(where: str, array: np.ndarray[Any, Any], *expected: int | None
     )
     if not fits:
         raise DamagedFile(f"{where} has the shape {array.shape}, which does not fit; make it again with --force")
+
+
+def checked_class_ids(where: str, stored: np.ndarray[Any, Any], classes: int) -> tuple[int, ...]:
+    """Class ids from an attribute. Raises DamagedFile unless they are rising whole numbers from 1 to `classes`."""
+    stored = np.asarray(stored)
+    ids = tuple(int(number) for number in stored.ravel())
+    if stored.dtype.kind not in "ui" or list(ids) != sorted(set(ids)) or not all(1 <= one <= classes for one in ids):
+        raise DamagedFile(f"{where} names classes that there are not ({ids[:5]}); make it again with --force")
+    return ids
+
+
+def checked_size(where: str, stored: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """(height, width) from an attribute. Raises DamagedFile for what no image can have."""
+    sides = tuple(int(side) for side in np.asarray(stored).ravel())
+    if len(sides) != 2 or not all(0 < side < LARGEST_SIDE for side in sides):
+        raise DamagedFile(f"{where} states the image size {sides}; make it again with --force")
+    return sides[0], sides[1]
 
 
 @contextmanager
@@ -115,7 +133,8 @@ def content_of(dataset: h5py.Dataset, kind: str) -> np.ndarray[Any, Any]:
         raise DamagedFile(f"{where} holds data of another kind; make it again with --force")
     if dataset.external or dataset.is_virtual:
         raise DamagedFile(f"{where} keeps its content in other files; such files are not read")
-    if dataset.nbytes > MOST_DEFLATED * dataset.id.get_storage_size():
+    whole = dataset.chunks is None or dataset.chunks == dataset.shape
+    if not whole or dataset.nbytes > MOST_DEFLATED * dataset.id.get_storage_size():
         raise DamagedFile(
             f"{where} states the shape {dataset.shape}, but too little is stored; make it again with --force"
         )

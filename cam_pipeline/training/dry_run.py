@@ -25,11 +25,11 @@ ANY_CLASSES = 2
 
 
 def try_classifier(config: Config) -> None:
-    """Raise ConfigError if the classifier cannot be built, trained or read as the config says."""
+    """Raise ConfigError if the classifier cannot be built, trained or read as the config says, or WeightsError."""
     settings = config.classifier
     check_start(settings.weights, bool(settings.trunk), settings.similar_attention)
-    without_weights = settings.model_copy(update={"weights": "none", "trunk_weights": "none"})
-    classifier = new_classifier(without_weights, ANY_CLASSES)
+    weights = {"weights": _tried(settings.weights), "trunk_weights": _tried(settings.trunk_weights)}
+    classifier = new_classifier(settings.model_copy(update=weights), ANY_CLASSES)
     classifier_objectives(classifier, config, labels=torch.zeros(0, ANY_CLASSES))
     check_views(classifier, config)
     cam_reading(config.cam, classifier)
@@ -54,9 +54,21 @@ def check_views(classifier: Classifier, config: Config, images: int | None = Non
 
 
 def try_segmenter(config: Config) -> None:
-    """Raise ConfigError if the segmenter cannot be built, or not be trained on its crops."""
-    segmenter = new_segmenter(config.segmenter.model_copy(update={"weights": "none"}), ANY_CLASSES)
+    """Raise ConfigError if the segmenter cannot be built, or not be trained on its crops or labels, or WeightsError."""
+    check_labels_of(config)
+    weights = {"weights": _tried(config.segmenter.weights)}
+    segmenter = new_segmenter(config.segmenter.model_copy(update=weights), ANY_CLASSES)
     check_segmenter_crops(segmenter, config)
+
+
+def check_labels_of(config: Config) -> None:
+    """Raise ConfigError if the segmenter is to be trained on pseudo-labels that its split will not have."""
+    split, splits = config.data.train, config.cam.splits
+    if config.train_seg.supervision == "pseudo-labels" and split not in splits:
+        raise ConfigError(
+            f"cam.splits = {list(splits)} lacks '{split}', on whose pseudo-labels the segmenter is trained; "
+            f"set cam.splits = {[split, *splits]}"
+        )
 
 
 def check_segmenter_crops(segmenter: Segmenter, config: Config, images: int | None = None) -> None:
@@ -79,6 +91,11 @@ def check_weights(key: str, weights: str, name: str, arguments: Mapping[str, Any
         raise WeightsError(
             f"{key}: there is no weights file {weights}; put it there, or set 'pretrained', 'none' or a path"
         )
+
+
+def _tried(weights: str) -> str:
+    """The weights that a trial starts from: those of a file, to see whether they fit, else none."""
+    return weights if Path(weights).is_file() else "none"
 
 
 def check_networks(config: Config, problems: AllProblems) -> None:
@@ -121,5 +138,5 @@ def _check_network(
     if known:
         try:
             attempt(config)
-        except (ConfigError, OutOfMemory) as error:
+        except (ConfigError, OutOfMemory, WeightsError) as error:
             problems.report("network that cannot serve", str(error))

@@ -429,3 +429,8 @@ def test_a_run_folder_knows_its_config(two_configs: list[Path]) -> None:
     call("make-cams", "-c", "outputs/my/config.toml")
     assert Path("outputs/my/config.toml").read_text().startswith("# from ../../a/my.toml\n")
     assert load_config("outputs/my/config.toml") == load_config(two_configs[0])
+
+
+def test_a_second_config_is_refused(config_file: str, pipeline: Any) -> None:
+    result = call("run", "-c", config_file, "-c", "other.toml")
+    assert result.exit_code == 2 and "give one, not" in result.output and pipeline.calls == []

@@ -408,3 +408,30 @@ def test_toml_of_every_default_gives_it_back(scratch: Path) -> None:
     config = load_config(scratch)
     scratch.write_text(to_toml(config))
     assert load_config(scratch) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("classifier.mean=[123.675,116.28,103.53]", "classifier.mean, item 1, must be at most 1, given 123.675"),
+        ("segmenter.std=[58.4,57.1,57.4]", "segmenter.std, item 1, must be at most 1, given 58.4"),
+        ("refine.bilateral_srgb=1e-10", "refine.bilateral_srgb must be at least 0.001, given 1e-10"),
+        ("data.classes=[cat,dog]", """write --set 'data.classes=["a", "b"]', with quotes of both kinds"""),
+    ],
+)
+def test_values_that_would_crash_or_mislead_later(config_file: Path, override: str, words: str) -> None:
+    assert words in mistake(config_file, override)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[data]\nroot = photos\n", """: 'root = photos'; text needs straight quotes: root = "photos\""""),
+        (b'[data]\nroot = "C:\\Users"\n', "write / in place of"),
+        ("[data]\n".encode("utf-16"), "is not UTF-8, which TOML must be; save it as UTF-8"),
+    ],
+)
+def test_broken_toml_shows_the_line_and_the_likely_cause(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "my.toml"
+    path.write_bytes(content)
+    assert words in mistake(path)

@@ -58,3 +58,9 @@ def test_messages_about_missing_files_ask_for_the_near_one(tmp_path: Path) -> No
         DataError, match=r"a\.jpg cannot be read \(No such file .*line 2\) \(did you mean .*a\.png, below .*\?\)$"
     ):
         data_digest(("cat",), [sample], FileDigests(tmp_path / "digests.json"))
+
+
+def test_the_mask_of_a_missing_image_is_not_offered_for_it(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "5.png").touch()
+    assert did_you_mean(tmp_path / "img/5.png", tmp_path, tmp_path / "m/5.png") == ""

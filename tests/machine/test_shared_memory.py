@@ -56,3 +56,14 @@ def test_how_much_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free
 def test_where_there_is_no_such_folder_it_is_managed_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shared_memory, "FOLDER", tmp_path / "absent")
     assert is_ample()
+
+
+def test_next_to_nothing_is_as_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shared_memory, "FOLDER", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
+    assert not workers_can_start()
+
+
+def test_a_limit_on_files_holds_for_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (100 * 1024, -1))
+    assert not is_ample()

@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from cam_pipeline.errors import WeightsError
 from cam_pipeline.models.weights import load_backbone, read_weights
@@ -142,3 +143,16 @@ def test_files_without_weights_are_named(tmp_path):
         torch.save(value, whole)
         with pytest.raises(WeightsError, match="holds something other than named tensors"):
             read_weights(whole)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda value: value * float("nan"), lambda value: value.to(torch.complex64), torch.round]
+)
+def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, spoil):
+    network = nn.Sequential(nn.Linear(2, 3))
+    state = {key: spoil(value) for key, value in network.state_dict().items()}
+    if spoil is torch.round:
+        state = {key: value.to(torch.int64) for key, value in state.items()}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="2 tensors hold other than finite real numbers"):
+        load_backbone(network, tmp_path / "w.pth")

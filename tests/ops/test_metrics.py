@@ -339,3 +339,12 @@ def test_interval_of_a_mean_iou():
 def test_an_interval_needs_images(shape):
     with pytest.raises(ValueError, match="must be"):
         mean_iou_interval(torch.zeros(shape, dtype=torch.int64))
+
+
+def test_interval_holds_what_was_found_although_a_class_is_in_one_image_alone() -> None:
+    """The first image has a class that is never found; a draw without it must not have a better mean."""
+    only_one = tensor([[8.0, 0, 0], [0, 8, 0], [4, 0, 0]])
+    others = tensor([[8.0, 2, 0], [2, 8, 0], [0, 0, 0]])
+    confusions = torch.stack([only_one, others, others, others])
+    low, high = mean_iou_interval(confusions)
+    assert low <= float(mean_iou(confusions.sum(dim=0))) <= high

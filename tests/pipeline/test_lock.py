@@ -106,3 +106,13 @@ def test_folder_that_can_not_be_written_to(
     with pytest.raises(CannotWrite) as caught, held(tmp_path):
         pass
     assert f"{tmp_path}/lock cannot be written {words}" in str(caught.value)
+
+
+def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(victim)
+    with pytest.raises(CannotWrite, match="is a symbolic link"), held(tmp_path / "run"):
+        pass
+    assert victim.read_text() == "mine"

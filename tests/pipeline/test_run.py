@@ -629,7 +629,8 @@ class Real:
             return run
 
         self.stages = {
-            name: dataclasses.replace(stage, run=pretend(name), content=None) for name, stage in load_stages().items()
+            name: dataclasses.replace(stage, run=pretend(name), check=None, content=None)
+            for name, stage in load_stages().items()
         }
 
     def pipeline(self, *overrides: str) -> Pipeline:

@@ -148,3 +148,37 @@ def test_labels_of_no_class_are_refused(tmp_path: Path, labels: np.ndarray) -> N
     replaced(path, "labels/a", lambda file: file.create_dataset("labels/a", data=labels))
     with pytest.raises(DamagedFile), LabelStore.open(path) as store:
         store.read("a")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "words"),
+    [
+        ("peaks", np.array([np.nan, 1], np.float32), "not finite"),
+        ("peaks", np.array([np.inf, 1], np.float32), "not finite"),
+        ("peaks", np.array([-1, 1], np.float32), "below 0"),
+        ("peaks", np.array([1], np.float32), "shape"),
+        ("class_ids", np.array([1, 99]), "names classes that there are not"),
+        ("class_ids", np.array([-1, 1]), "names classes that there are not"),
+        ("class_ids", np.array([1.0, 1.7]), "names classes that there are not"),
+        ("class_ids", np.array([2, 1]), "names classes that there are not"),
+        ("size", np.array([0, 8]), "states the image size"),
+        ("size", np.array([10**9, 10**9]), "states the image size"),
+        ("size", np.array([6]), "states the image size"),
+    ],
+)
+def test_attributes_that_cannot_be_are_refused(cams: Path, attribute: str, value: np.ndarray, words: str) -> None:
+    with h5py.File(cams, "r+") as file:
+        file["cams/a"].attrs[attribute] = value
+    with pytest.raises(DamagedFile, match=words):
+        read(cams)
+
+
+def test_a_dataset_of_many_chunks_is_not_read(cams: Path) -> None:
+    """Few of them may be stored, and all would be made."""
+
+    def make(file: h5py.File) -> None:
+        file.create_dataset("cams/a", (2, 64, 64), np.float16, chunks=(1, 64, 64))[0] = 1
+
+    replaced(cams, "cams/a", make)
+    with pytest.raises(DamagedFile, match="too little is stored"):
+        read(cams)

@@ -148,7 +148,11 @@ def test_names_and_weights_files_are_looked_up(tmp_path):
     ]
     weights.touch()
     known = {"weights": str(weights)}
-    assert found(classifier={"backbone": "resnet18.a1_in1k"} | known, segmenter=SEGMENTER | known) == []
+    unread = f"{weights} cannot be read as weights: EOFError"
+    assert (
+        found(classifier={"backbone": "resnet18.a1_in1k"} | known, segmenter=SEGMENTER | known)
+        == [("network that cannot serve", unread)] * 2
+    )
 
 
 def test_pretrained_weights_are_asked_for_where_a_network_starts_from_them(pretrained):
@@ -177,3 +181,11 @@ def test_weights_that_cannot_be_loaded_are_said_at_once(monkeypatch):
 def test_the_stage_of_the_segmenter_has_it_tried():
     with pytest.raises(ConfigError, match="cannot be used"):
         check_stage(Config.model_validate({"segmenter": {"encoder": "test_vit"}}))
+
+
+def test_training_split_without_maps_is_said_before_hours_of_work():
+    line = r"^cam.splits = \['extra'\] lacks 'train', .*; set cam.splits = \['train', 'extra'\]$"
+    with pytest.raises(ConfigError, match=line):
+        check_stage(Config.model_validate({"cam": {"splits": ["extra"]}, "segmenter": SEGMENTER | {"weights": "none"}}))
+    masks = {"cam": {"splits": ["extra"]}, "train_seg": {"supervision": "masks"}}
+    check_stage(Config.model_validate(masks | {"segmenter": SEGMENTER | {"weights": "none"}}))

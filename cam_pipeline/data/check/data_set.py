@@ -16,7 +16,7 @@ from cam_pipeline.data.check.names import check_names, check_negatives
 from cam_pipeline.data.check.problems import AllProblems, Problem
 from cam_pipeline.data.digest import without_maps
 from cam_pipeline.data.readers import load_table
-from cam_pipeline.data.table import Sample, Table, absent_classes, without_labels, without_mask
+from cam_pipeline.data.table import Sample, Table, absent_classes, without_classes, without_labels, without_mask
 from cam_pipeline.errors import DataError
 from cam_pipeline.machine.parallel import joblib_workers, results_of
 from cam_pipeline.machine.progress import track
@@ -164,6 +164,8 @@ def _check_training(config: Config, table: Table, problems: AllProblems) -> None
             problems.report("training image without labels", without_labels(sample))
         if config.train_seg.supervision == "masks" and sample.mask is None:
             problems.report("training image without mask", without_mask(sample))
+    if train and all(sample.class_ids == () for sample in train):
+        problems.report("training split without a class", without_classes(train, config.data.train))
     if train and (message := too_few_images(config, len(train))):
         problems.report("too few images", message)
     for key, settings in (("train_cls", config.train_cls), ("train_seg", config.train_seg)):

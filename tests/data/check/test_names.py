@@ -191,3 +191,29 @@ def test_the_names_of_coco_and_voc_are_in_order(classes, rare):
     problems = AllProblems()
     check_names(Table(classes, tuple(samples)), DataSettings(root="nowhere", format="coco"), problems)
     assert len(classes) in (80, 20) and not problems.warnings
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        (["cat"] * 4 + ["cta"], "class that may be misspelt"),
+        (["dog"] * 4 + ["dog/person"], "class that joins others"),
+        (["dog"] * 4 + ["dog and person"], "class that joins others"),
+        (["train"] * 4 + ["train station"], ""),
+    ],
+)
+def test_labels_that_a_tired_hand_writes(tmp_path, labels, kind):
+    rows = "".join(f"{number}.png,{name}\n" for number, name in enumerate(labels * 2))
+    (tmp_path / "data.csv").write_text("image,labels\n" + rows)
+    problems = AllProblems()
+    settings = DataSettings(root=tmp_path)
+    check_names(load_table(settings, problems), settings, problems)
+    assert {problem.kind for problem in problems.warnings} == ({kind} if kind else set())
+
+
+def test_swapped_cells_of_a_row(tmp_path):
+    (tmp_path / "data.csv").write_text("image,labels,split\n1.png,sheep,train\n2.png,sheep,train\n3.png,dog,sheep\n")
+    problems = AllProblems()
+    settings = DataSettings(root=tmp_path)
+    check_names(load_table(settings, problems), settings, problems)
+    assert "split named like a class" in {problem.kind for problem in problems.warnings}
