@@ -184,7 +184,7 @@ def test_maps_are_calibrated_without_and_on_top_of_the_other_method(
     folder = Path(shutil.copytree(acr_run, tmp_path / "copy"))
     ended = commands.run("make-cams", *options(*HYBRID, *ACR, *SFC[1:]), folder=folder)
     assert ended.code == 0, ended.stderr
-    assert "train_cls" not in ended.stderr, "the classifier stays"
+    assert "train_cls: starts" not in ended.stderr, "the classifier stays"
     with CamStore.open(folder / "run" / "cams.h5") as store:
         assert all(store.read(name).prototype is not None for name in store.names)
     both = ("sfc.blank_slots=true", "sfc.background_over=all", "cam.background_over=all")

@@ -48,8 +48,8 @@ def mean_iou_interval(confusions: Tensor, draws: int = 1000) -> tuple[float, flo
 
     Bootstrap: the images are drawn N times with replacement, `draws` times, always the same; between the 2.5 % and the
     97.5 % quantile of the mean IoU of their sums lie 95 % of the draws. A class that a draw lacks counts with its IoU
-    in all images: without it the mean would be of other classes. Few images make the interval too narrow, as images that
-    were not seen cannot be drawn. Raises ValueError for another shape, or without images.
+    in all images: without it the mean would be of other classes. Few images make the interval too narrow, as images
+    that were not seen cannot be drawn. Raises ValueError for another shape, or without images.
     """
     if confusions.ndim != 3 or len(confusions) == 0:
         raise ValueError(f"the confusions of N images must be (N, K, K), not {tuple(confusions.shape)}")
