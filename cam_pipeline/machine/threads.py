@@ -10,7 +10,7 @@ def wait_without_spinning() -> None:
     """Let OpenMP's threads sleep while they wait. It must be set before torch is loaded; worker processes inherit it.
 
     By default they spin. Beside other work, or our own workers, they then take the cores that the thread they wait for
-    needs: training beside seven busy processes on two cores ran at a sixth of its speed (docs/performance.md).
+    needs: beside seven busy processes on two cores a training took 82 s in place of 30 (docs/performance.md).
     """
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
