@@ -49,6 +49,9 @@ def check_names(table: Table, settings: DataSettings, problems: Problems) -> Non
     if not source:
         _warn_of_misspelt(shown, problems)
     _warn_of_single_images(table, settings, problems)
+    if settings.format == "csv" and not source and table.classes and set(table.classes) <= {"0", "1"}:
+        message = "the classes are named 0 and 1: if these stand for no and yes, write the names of the classes"
+        problems.warn("classes named 0 and 1", f"{message} that an image shows, joined by ;")
     _warn_of_numbers(table, problems)
     _warn_of_splits(table, settings, problems)
 

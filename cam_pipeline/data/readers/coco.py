@@ -266,6 +266,7 @@ def read_file(path: Path, size: int, mtime_ns: int) -> CocoFile:
 def _read_annotations(content: dict[str, Any], path: Path, file: CocoFile) -> None:
     """Note the category and the outline of each annotation at its image."""
     outlines, ids = Outlines(), ImageIds(file.images)
+    absent: list[str] = []
     for number, annotation in enumerate(_entries(content, "annotations", Annotation, path, file)):
         where = f"annotations[{number}]"
         category, key = annotation.category_id, ids.find(annotation.image_id)
@@ -275,14 +276,18 @@ def _read_annotations(content: dict[str, Any], path: Path, file: CocoFile) -> No
             message = f"{path}, {where}: there is no category {category!r}; add it, or correct the id"
             file.wrong("unknown class", message)
         elif key is None:
-            message = f"{path}, {where}: there is no image {annotation.image_id!r} in the file"
-            file.wrong("label without image", f"{message}; add it, or delete the annotation")
+            absent.append(f"{path}, {where}: there is no image {annotation.image_id!r} in the file")
         else:
             image = file.images[key] = _sized(file.images[key], annotation.segmentation)
             region = outlines.region(
                 annotation.segmentation, annotation.iscrowd, image.size, annotation.bbox, annotation.area, where
             )
             file.outlines.setdefault(key, []).append((category, region))
+    if absent and file.outlines:  # as after taking some of the images
+        more = f" ({len(absent) - 1} more like this)" if len(absent) > 1 else ""
+        file.doubtful("annotation without image", f"{absent[0]}{more}; it is left out")
+    for message in absent if not file.outlines else ():
+        file.wrong("label without image", f"{message}; add it, or delete the annotation")
     if outlines.all_tiny:  # runs are no shares
         for key, known in file.outlines.items():
             file.outlines[key] = [(category, region if region and region.runs else None) for category, region in known]

@@ -28,6 +28,7 @@ def read_folders(settings: DataSettings, problems: Problems) -> Table:
         raise DataError(
             f"{settings.root}: there is no class folder in it; put the images of each class into a folder of its name"
         )
+    _check_wrapper(settings, by_split[settings.train])
     listing = Listing(settings, class_names(settings, in_order(filter(is_class, found)), problems), problems)
     _warn_of_splits(settings, by_split, problems)
     _warn_of_validation(settings, split_folders.values(), problems)
@@ -44,6 +45,12 @@ def read_folders(settings: DataSettings, problems: Problems) -> Table:
                     sample = Sample(path.with_suffix("").as_posix(), settings.root / path, split, class_ids)
                     listing.add(sample, str(folder))
     return listing.table()
+
+
+def _check_wrapper(settings: DataSettings, folders: list[Path]) -> None:
+    """Raise DataError if the only class folder holds the splits, as an unpacked archive does."""
+    if len(folders) == 1 and any(_class_folders(folders[0] / settings.train)):
+        raise DataError(f"{folders[0]} holds the splits, one folder deeper; set data.root = '{folders[0]}'")
 
 
 def _split_folders(settings: DataSettings) -> dict[str, Path]:

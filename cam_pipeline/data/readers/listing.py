@@ -21,7 +21,21 @@ from cam_pipeline.data.table import Sample, Table, unknown_class
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".jfif",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".pgm",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 """Endings of image files, in small letters; capitals serve as well."""
 LONGEST_PATH = 1000  # letters; systems refuse longer ones at different lengths, so this one rule comes first
 BYTE_ORDER_MARKS = {

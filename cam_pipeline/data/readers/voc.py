@@ -70,6 +70,7 @@ def read_voc(settings: DataSettings, problems: Problems) -> Table:
         classes = class_names(settings, _classes_in_xml(settings, names, problems), problems)
     else:
         names = _names_in_lines(labels, settings, problems)
+        _check_ids(labels, names, {_form(name) for ids in lists.values() for name, _ in ids})
         classes = class_names(settings, VOC_CLASSES, problems)
     listing = Listing(settings, classes, problems)
     class_ids = {name: listing.class_ids(shown, where) for name, (where, shown) in names.items()}
@@ -122,7 +123,7 @@ def _classes_in_xml(settings: DataSettings, names: Names, problems: Problems) ->
     if len(misspelt) == len(others) < len(counts) - len(others) or not others:
         return VOC_CLASSES  # a misspelt name is then unknown, which the listing reports
     found = in_order(counts)
-    if 2 * len(others) <= len(counts) and not given_names(settings)[0]:
+    if (2 * len(others) <= len(counts) or misspelt) and not given_names(settings)[0]:
         message = (
             f"the XML files show {', '.join(others[:5])}, none of VOC's twenty, so labels are 1..{len(found)} in the "
             f"order {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}; give data.classes for other numbers"
@@ -205,6 +206,16 @@ def _names_in_lines(path: Path, settings: DataSettings, problems: Problems) -> N
             else:
                 found[name] = where, names
     return found
+
+
+def _check_ids(path: Path, names: Names, listed: set[str]) -> None:
+    """Raise DataError if no line of a file of labels begins with an id of a split list: it has another form."""
+    if names and listed and not listed & names.keys():
+        first, (where, _) = next(iter(names.items()))
+        raise DataError(
+            f"{where}: no line of {path.name} begins with an id of a split list, such as {min(listed)}; the first "
+            f"begins with {first[:60]}; write `id class class`, with blanks between them"
+        )
 
 
 def _names_in_xml(folder: Path, root: Path, ids: list[str], problems: Problems) -> Names:

@@ -217,3 +217,11 @@ def test_swapped_cells_of_a_row(tmp_path):
     settings = DataSettings(root=tmp_path)
     check_names(load_table(settings, problems), settings, problems)
     assert "split named like a class" in {problem.kind for problem in problems.warnings}
+
+
+def test_one_hot_cells(tmp_path):
+    (tmp_path / "data.csv").write_text("image,labels,cat,dog\n1.png,0;1,0,1\n2.png,1;0,1,0\n")
+    problems = AllProblems()
+    settings = DataSettings(root=tmp_path)
+    check_names(load_table(settings, problems), settings, problems)
+    assert "classes named 0 and 1" in {problem.kind for problem in problems.warnings}

@@ -477,3 +477,12 @@ def test_what_is_wrong_with_an_entry_is_told_without_kinds_of_ids(tmp_path):
     write(tmp_path, train=content([(1, "a.jpg")], [(None, 3, {})]))
     with pytest.raises(DataError, match=r"annotations\[0\]\.image_id: Input should be a valid integer; correct it$"):
         table_of(tmp_path)
+
+
+def test_annotations_of_images_that_were_taken_out_are_left_out_and_told(tmp_path):
+    """As after taking some of the images of a data set, and not their annotations."""
+    write(tmp_path, train=content([(1, "a.jpg")], [(1, 3, {}), (7, 17, {}), (8, 17, {})]))
+    table, warnings = warned(tmp_path)
+    assert [sample.class_ids for sample in table.samples] == [(1,)]
+    message = "annotations[1]: there is no image 7 in the file (1 more like this); it is left out"
+    assert warnings == [("annotation without image", f"instances_train.json, {message}")]

@@ -188,3 +188,14 @@ def test_a_validation_folder_of_another_name_is_told(root, name):
     assert [(one.kind, one.message) for one in problems.warnings] == [
         ("split that is not used", f"{root / name}: set data.val = '{name}' to report on it")
     ]
+
+
+def test_a_folder_around_the_splits_is_told_with_the_root_to_set(root):
+    put(root, "dataset/train/cat/1.jpg", "dataset/train/dog/1.jpg", "dataset/val/cat/2.jpg")
+    with pytest.raises(DataError, match=r"dataset holds the splits, one folder deeper; set data\.root = '.*dataset'$"):
+        table_of(root)
+
+
+def test_jfif_is_jpeg(root):
+    put(root, "cat/1.jfif", "dog/1.jpg")
+    assert facts(table_of(root)) == [("cat/1", "train", (1,)), ("dog/1", "train", (2,))]

@@ -407,3 +407,21 @@ def test_voc_ids_of_files_that_systems_make_are_left_out(tmp_path):
     table, errors, warnings = noted(tmp_path)
     assert [sample.id for sample in table.samples] == ["p1"] and not errors
     assert [kind for kind, _ in warnings] == ["file left out"]
+
+
+@pytest.mark.parametrize("line", ["p1,cat,dog", "p1: cat dog", "other cat"])
+def test_labels_that_fit_no_id_are_told_where_they_stand(tmp_path, line):
+    voc_folder(tmp_path, f"{line}\n", train=["p1"])
+    with pytest.raises(DataError, match=r"image_labels\.txt, line 1: no line .* such as p1; .* `id class class`"):
+        voc_table(tmp_path, val="")
+
+
+def test_names_that_differ_from_the_twenty_in_form_alone_are_warned_of_if_they_renumber(tmp_path):
+    voc_folder(tmp_path, "", train=["p1"])
+    (tmp_path / "Annotations").mkdir()
+    objects = "".join(f"<object><name>{name}</name></object>" for name in ("dining table", "tv monitor"))
+    (tmp_path / "Annotations" / "p1.xml").write_text(f"<annotation>{objects}</annotation>")
+    problems = AllProblems()
+    settings = DataSettings(root=tmp_path, format="voc", val="", labels="Annotations")
+    assert load_table(settings, problems).classes == ("dining table", "tv monitor")
+    assert [problem.kind for problem in problems.warnings] == ["classes other than VOC's"]
