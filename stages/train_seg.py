@@ -10,17 +10,20 @@ from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.data_set import too_few_images
 from cam_pipeline.data.check.masks import check_supervision
-from cam_pipeline.data.images import UInt8, sample_size
+from cam_pipeline.data.images import UInt8, sample_image, sample_size
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table, check_files, masked
 from cam_pipeline.data.views import ReadMask, TrainingViews
 from cam_pipeline.errors import ConfigError, DataError
-from cam_pipeline.machine.device import pick_device
+from cam_pipeline.machine.device import pick_device, uncompiled
 from cam_pipeline.machine.distributed import is_first
+from cam_pipeline.models.evaluating import evaluating
 from cam_pipeline.models.placing import place
 from cam_pipeline.models.pretrained import starting_weights
+from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.pipeline import Inputs, Output
+from cam_pipeline.prediction.label_maps import predict_image
 from cam_pipeline.refinement.summary import classes_lost, counted, nothing_to_learn, total_of
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
@@ -29,6 +32,9 @@ from cam_pipeline.training.objectives.segmentation import SegmentationObjective
 from cam_pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+LOOKED_AT = 8
+"""Number of training images that the finished segmenter is tried on."""
 
 
 def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
@@ -61,8 +67,22 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
     )
     trainer.fit()
     if is_first():
+        warn_if_blind(segmenter, train, config)
         trainer.write_history(output.logs / "train_seg.jsonl")
         save_model(output.path, segmenter, {"classes": table.classes, "fingerprint": output.fingerprint})
+
+
+@torch.inference_mode()
+def warn_if_blind(segmenter: Segmenter, train: list[Sample], config: Config) -> None:
+    """Log a warning if the segmenter finds no object in a few of its own training images: the loss does not show it."""
+    few = [sample for sample in train if sample.class_ids][:LOOKED_AT]
+    with evaluating(segmenter), uncompiled(config.run):
+        found = any(predict_image(segmenter, sample_image(sample), config).any() for sample in few)
+    if few and not found:
+        logger.warning(
+            "train_seg: the segmenter finds background alone in %d training images that show classes; train longer "
+            "(train_seg.epochs), or look at the pseudo-labels (cam-pipeline evaluate)", len(few),
+        )  # fmt: skip
 
 
 def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample]) -> ReadMask:

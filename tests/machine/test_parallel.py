@@ -271,7 +271,7 @@ def test_scores_are_complete_and_equal_although_a_worker_was_killed(
     os.kill(workers[0], signal.SIGKILL)
     ended = commands.wait(pid, 240)
     assert ended.code == 0, ended.stderr
-    assert "was killed, for lack of memory or by the CRF itself; the next" in ended.stderr
+    assert "was killed, for lack of memory or by a crash of the CRF; the next" in ended.stderr
     assert "unrefined" not in ended.stderr
     assert commands.run(*slow, folder=undisturbed).code == 0
     assert changed(differences(finished / "run", undisturbed / "run")) == []

@@ -3,19 +3,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.pipeline import Output, load_stages
 from cam_pipeline.stages import train_seg as module
-from cam_pipeline.stages.train_seg import check_coverage, supervision
+from cam_pipeline.stages.train_seg import check_coverage, supervision, warn_if_blind
 from cam_pipeline.store.hdf5 import artefact_attributes
 from cam_pipeline.store.labels import label_record
 from cam_pipeline.store.parts import PartWriter
 
 MAPS = {"a": [[0, 1, 255], [2, 2, 2]], "b": [[0, 1], [255, 1], [0, 0]], "unused": [[0]]}
+SMALL = {"encoder": "resnet10t", "encoder_args": {"channels": [8, 16, 24, 32], "stem_width": 8}, "weights": "none"}
 MASKS = Config.model_validate({"train_seg": {"supervision": "masks"}})
 
 
@@ -133,3 +136,18 @@ def test_masks_that_teach_nothing_stop_the_training(table):
         DataError, match=r"^train_seg\.supervision = 'masks': no mask of split 'train' has a pixel of a"
     ):
         supervision(MASKS, {}, table, list(table.samples))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_segmenter_that_finds_nothing_is_told_of(table, caplog, label):
+    segmenter = new_segmenter(Config.model_validate({"segmenter": SMALL}).segmenter, 2).train()
+    for layer in (
+        layer for layer in segmenter.modules() if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None
+    ):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+        if len(layer.bias) == 3:
+            layer.bias.data[label] = 1
+    warn_if_blind(segmenter, list(table.samples), Config())
+    assert segmenter.training
+    assert ("finds background alone in 2 training images" in caplog.text) == (label == 0)
