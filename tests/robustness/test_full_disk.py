@@ -114,7 +114,10 @@ def test_small_file_system(
     assert codes[-1] == 0
     assert codes.count(2) >= 3 and set(codes) == {0, 2}, list(zip(codes, said, strict=True))
     for code, line in zip(codes, said, strict=True):
-        assert len(line.splitlines()) == (code == 2), line
+        errors = [
+            one for one in line.splitlines() if not one.startswith(("make_labels: ", "train_seg: ", "train_cls: "))
+        ]
+        assert len(errors) == (code == 2), line  # the others are warnings of a tiny run
         assert code == 0 or "cannot be written (No space left on device); free some space, then" in line
     assert differences(workspace / "kept", undisturbed / "run") == []
 
