@@ -32,7 +32,7 @@ class Mistake(click.ClickException):
 
 
 class Commands(click.Group):
-    """Turns errors into one line and an exit code; the only place that does."""
+    """Sets the process up, and turns errors into one line and an exit code; the only place that does."""
 
     def main(self, *arguments: Any, **more: Any) -> Any:
         wait_without_spinning()

@@ -51,7 +51,7 @@ class Tracker:
         seconds = max(time.monotonic() - self._started, 1e-9)
         per_second = (self.done - self._first) / seconds
         if 0 < per_second < 0.5:
-            return f"{1 / per_second:.1f} s for each of the {self.unit}"
+            return f"{1 / per_second:.1f} s/{self.unit.removesuffix('s')}"
         return f"{per_second:.1f} {self.unit}/s"
 
     def line(self) -> str:

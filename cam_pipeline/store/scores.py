@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cam_pipeline.store.hdf5 import Record, RecordStore, checked_shape, damage_named, key_of, member, read_record
+from cam_pipeline.store.hdf5 import (
+    Record,
+    RecordStore,
+    checked_class_ids,
+    checked_shape,
+    damage_named,
+    key_of,
+    member,
+    read_record,
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,8 @@ class ScoreStore(RecordStore):
             others = [kind for kind in LABELS if kind in self.file]
         record = read_record(self.file, ["scores", *others], name)
         with damage_named(f"{self.file.filename} is damaged at image {name}"):
-            class_ids = tuple(int(number) for number in record.attributes["class_ids"])
             where = f"{self.file.filename} at image {name}"
+            class_ids = checked_class_ids(where, record.attributes["class_ids"], len(self.classes))
             checked_shape(where, record.arrays["scores"], 1 + len(class_ids), None, None)
             for kind in others:
                 checked_shape(f"{where} ({kind})", record.arrays[kind], *record.arrays["scores"].shape[1:])
@@ -49,7 +58,8 @@ class ScoreStore(RecordStore):
         """The classes that an image shows, 1-based, without its scores. Raises DamagedFile if it is not known."""
         with damage_named(f"{self.file.filename} is damaged at image {name}"):
             attributes = member(member(self.file, "scores"), key_of(name)).attrs
-            return tuple(int(number) for number in attributes["class_ids"])
+            where = f"{self.file.filename} at image {name}"
+            return checked_class_ids(where, attributes["class_ids"], len(self.classes))
 
     @property
     def background(self) -> float:

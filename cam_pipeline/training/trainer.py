@@ -45,6 +45,7 @@ from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.models.shared_batch_norm import share_batch_norm
 from cam_pipeline.store.checkpoints import checkpoint_fits, load_checkpoint, save_checkpoint
 from cam_pipeline.store.hdf5 import write_progress
+from cam_pipeline.training.divergence import all_finite, has_hardly_fallen, is_far_above, learned, main_term
 from cam_pipeline.training.loss import Loss, mean_over_processes
 from cam_pipeline.training.objectives.base import Batch, Objective
 from cam_pipeline.training.optimizer import learning_rate_factor, make_optimizer
@@ -52,14 +53,6 @@ from cam_pipeline.training.optimizer import learning_rate_factor, make_optimizer
 logger = logging.getLogger(__name__)
 
 EndOfEpoch = Callable[[], Mapping[str, float]]
-
-HARDLY_FALLEN = 0.95
-FAR_ABOVE = 10.0
-"""The main term of the loss, over the last epoch, may be this multiple of the first step's (of 1, if that is less).
-
-It is a cross entropy: random weights start near log 2 for each class, or the log of the number of labels, and a network
-that has learned nothing stays there. Ten times as much needs weights that have grown without bounds. Terms of methods
-do not count, as their weights may rise."""
 
 
 @dataclass
@@ -239,20 +232,17 @@ class Trainer:
             raise self._diverged(f"the network's answers are not finite after epoch {epoch}")
 
     def _check_loss(self) -> None:
-        """Raise TrainingDiverged if the main term of the loss ended far above the first step's."""
+        """Raise TrainingDiverged if the main term of the loss ended far above the first step's; warn if it stayed."""
         if self.first is None or not self.history:  # a checkpoint of a version that did not note it
             return
         last = self.history[-1][main_term(self.history[-1])]
-        if last > FAR_ABOVE * max(self.first, 1.0):
+        if is_far_above(last, self.first):
             raise self._diverged(
                 f"the loss of the last epoch ({last:.3g}) is far above that of the first step ({self.first:.3g})"
             )
-        if len(self.history) > 1 and last > HARDLY_FALLEN * self.first:
-            remedy = f"train longer ({self.name}.epochs), or try another {self.name}.lr"
-            logger.warning(
-                "%s: the loss has hardly fallen (%.3f to %.3f), so little was learned; %s",
-                self.name, self.first, last, remedy,
-            )  # fmt: skip
+        if len(self.history) > 1 and has_hardly_fallen(last, self.first):
+            fallen = f"the loss has hardly fallen ({self.first:.3f} to {last:.3f}), so little was learned"
+            logger.warning("%s: %s; train longer (%s.epochs), or try another lr", self.name, fallen, self.name)
 
     def _end_epoch(self) -> None:
         """Add the figures of the epoch that ends to the history."""
@@ -328,23 +318,6 @@ def shown(figures: Mapping[str, float]) -> str:
         elif key not in ("epoch", "images") and not key.endswith(("_low", "_high")):
             parts.append(f"{key} {value:.3f}")
     return ", ".join(parts)
-
-
-def main_term(figures: Mapping[str, float]) -> str:
-    """The name of the first objective's first term, which comes behind the loss as a whole."""
-    names = list(figures)
-    return names[names.index("loss") + 1]
-
-
-def learned(network: nn.Module) -> list[Tensor]:
-    """What training changes: parameters, and statistics of BatchNorm. Other buffers may hold -inf, as masks do."""
-    statistics = [value for name, value in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
-    return [*network.parameters(), *statistics]
-
-
-def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """True if no number is infinite or NaN. One transfer from the device."""
-    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()) if tensors else True
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

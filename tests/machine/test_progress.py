@@ -28,7 +28,7 @@ def started(tracker: Tracker, seconds_ago: float) -> Tracker:
 def test_line_tells_count_rate_time_left_and_note() -> None:
     tracker = started(Tracker("train_cls", total=20, unit="steps"), seconds_ago=50)
     tracker.advance(5, note="loss 0.123")
-    assert tracker.line() == "train_cls: 5/20 steps, 10.0 s for each of the steps, 150 s left, loss 0.123"
+    assert tracker.line() == "train_cls: 5/20 steps, 10.0 s/step, 150 s left, loss 0.123"
 
 
 def test_work_of_an_earlier_run_does_not_count_for_the_rate() -> None:

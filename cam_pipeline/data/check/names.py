@@ -28,7 +28,7 @@ RARE = 1 / 3
 """A class with at most this share of the images of another one may be that class, misspelt; one image is always few."""
 SCRIPTS = {"LATIN", "CYRILLIC", "GREEK"}
 """Scripts that share the look of letters."""
-SEVERAL = re.compile(r"[/+&|,]|\band\b")
+SEVERAL = re.compile(rf"{SEPARATORS.pattern}|\band\b")
 """What stands between labels that somebody wrote into one cell, though not all of them are classes by themselves."""
 MOST_NAMED = 10
 """Number of classes that one warning names."""
