@@ -13,6 +13,7 @@ from cam_pipeline.data.table import (
     masked,
     unknown_class,
     warn_of_absent_classes,
+    without_classes,
 )
 from cam_pipeline.data.views import image_labels
 from cam_pipeline.errors import DataError
@@ -137,3 +138,9 @@ def test_class_counts():
         "20 classes, 1,200 training images: c20 20, c19 19, c18 18, c17 17, c16 16, c15 15, ... (8 more), c6 6, c5 5, "
         "c4 4, c3 3, c2 2, c1 1; 1,180 show none of them"
     )
+
+
+def test_a_split_of_which_no_image_shows_a_class():
+    nothing = [sample("a", class_ids=()), sample("b", class_ids=())]
+    assert without_classes(nothing, "train").startswith("no image of split 'train' shows a class")
+    assert without_classes([*nothing, sample("c", class_ids=(1,))], "train") == ""

@@ -6,7 +6,7 @@ from PIL import Image
 from cam_pipeline.config import Config
 from cam_pipeline.data.table import Sample
 from cam_pipeline.data.views import BLANK
-from cam_pipeline.errors import TrainingDiverged
+from cam_pipeline.errors import DataError, TrainingDiverged
 from cam_pipeline.models.classifier import ClassifierOutput
 from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.pipeline import Output, load_stages
@@ -139,3 +139,10 @@ def test_objectives_are_made_for_the_labels_and_their_views_reach_the_batches(tm
     assert method.more_views.class_ids == [(1,), (1, 2), (1,), ()]
     assert {len(batch) for batch in trainer.batches} == {2 + 4}
     assert [objective.weight for objective in handed_over(tmp_path, monkeypatch, inputs).objectives] == [1.0]
+
+
+def test_training_images_that_all_show_nothing_are_refused(tmp_path, inputs):
+    (tmp_path / "data.csv").write_text("image,labels\na.png,\nb.png,\n")
+    config = Config.model_validate({"data": {"root": tmp_path, "classes": ("cat",)}})
+    with pytest.raises(DataError, match="no image of split 'train' shows a class, so there is nothing to learn"):
+        module.train_cls(config, inputs(config), Output(tmp_path / "model", tmp_path / "logs", "f"))

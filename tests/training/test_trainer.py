@@ -412,3 +412,19 @@ def test_figures_are_shown_with_their_interval():
     expected = "loss 0.500, mAP 1.000 (95 %: 0.76 to 1.00; 12 images), F1 0.250"
     assert shown(figures) == expected
     assert shown({"epoch": 1.0, "loss": 2.0, "sfc.scale": 0.1}) == "loss 2.000, sfc.scale 0.100"
+
+
+@pytest.mark.parametrize(("loss", "warns"), [(0.7, True), (0.4, False)])
+def test_a_loss_that_stays_is_told_of(views, tmp_path, caplog, loss, warns):
+    Training(views, tmp_path, losses={0: 0.7, **dict.fromkeys(range(1, STEPS), loss)}).fit()
+    assert ("train_cls: the loss has hardly fallen (" in caplog.text) == warns
+
+
+def test_images_that_fill_no_batch_are_told_of(views, tmp_path, caplog):
+    many = TrainingViews(views.samples * 5, crop=8, scale=(0.8, 1.5), fill=(1, 2, 3), seed=0)
+    batch = len(many) * 2 // 3
+    Training(many, tmp_path, batch_size=batch, epochs=1).fit()
+    line = (
+        f"{len(many) - batch} of {len(many)} training images are left out of each epoch, as they fill no batch; lower"
+    )
+    assert f"train_cls: {line} train_cls.batch_size (now {batch})" in caplog.text

@@ -225,3 +225,11 @@ def test_one_hot_cells(tmp_path):
     settings = DataSettings(root=tmp_path)
     check_names(load_table(settings, problems), settings, problems)
     assert "classes named 0 and 1" in {problem.kind for problem in problems.warnings}
+
+
+def test_a_run_tells_of_a_single_class_without_negatives(tmp_path, caplog):
+    (tmp_path / "data.csv").write_text("image,labels\na.jpg,cat\nb.jpg,cat\n")
+    dataset = Dataset(DataSettings(root=tmp_path), FileDigests(tmp_path / "digests.json"))
+    assert dataset.table.classes == ("cat",)
+    dataset.warn_once()
+    assert "one class and no negatives: cat: every training image shows it" in caplog.text
