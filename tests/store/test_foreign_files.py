@@ -160,7 +160,7 @@ def test_labels_of_no_class_are_refused(tmp_path: Path, labels: np.ndarray) -> N
         ("class_ids", np.array([1, 99]), "names classes that there are not"),
         ("class_ids", np.array([-1, 1]), "names classes that there are not"),
         ("class_ids", np.array([1.0, 1.7]), "names classes that there are not"),
-        ("class_ids", np.array([2, 1]), "names classes that there are not"),
+        ("class_ids", np.array([1, 1]), "or one twice"),
         ("size", np.array([0, 8]), "states the image size"),
         ("size", np.array([10**9, 10**9]), "states the image size"),
         ("size", np.array([6]), "states the image size"),
@@ -182,3 +182,21 @@ def test_a_dataset_of_many_chunks_is_not_read(cams: Path) -> None:
     replaced(cams, "cams/a", make)
     with pytest.raises(DamagedFile, match="too little is stored"):
         read(cams)
+
+
+def test_channels_may_stand_in_any_order(cams: Path) -> None:
+    with h5py.File(cams, "r+") as file:
+        file["cams/a"].attrs["class_ids"] = np.array([2, 1], np.uint8)
+    with CamStore.open(cams) as store:
+        assert store.read("a").class_ids == (2, 1)
+
+
+@pytest.mark.parametrize("ids", [[1, 3], [1, 1], [0, 1]])
+def test_scores_of_classes_that_there_are_not_are_refused(tmp_path: Path, ids: list[int]) -> None:
+    path = written(tmp_path / "scores.h5", "scores", score_record(SCORES), ("cat", "dog"))
+    with h5py.File(path, "r+") as file:
+        file["scores/a"].attrs["class_ids"] = np.array(ids, np.uint8)
+    with ScoreStore.open(path) as store:
+        for read_it in (store.read, store.class_ids):
+            with pytest.raises(DamagedFile, match="names classes that there are not"):
+                read_it("a")
