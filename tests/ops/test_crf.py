@@ -1,11 +1,24 @@
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from cam_pipeline.data.demo.scenes import draw_scene
 from cam_pipeline.errors import LibraryMissing
-from cam_pipeline.ops.crf import dense_crf
+from cam_pipeline.ops import crf as module
+from cam_pipeline.ops.crf import dense_crf, dense_crf_batch, faster_backend, is_pydensecrf_installed
+
+needs_pydensecrf = pytest.mark.skipif(not is_pydensecrf_installed(), reason="pydensecrf is not installed")
+GAUSSIAN, BILATERAL = (3, 3), (10, 50, 5)
+"""The default kernels, as `dense_crf_batch` takes them."""
+
+
+@pytest.fixture(params=["torch", pytest.param("pydensecrf", marks=needs_pydensecrf)])
+def crf(request):
+    """`dense_crf` with each backend."""
+    return partial(dense_crf, backend=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -27,34 +40,54 @@ def iou(mask, truth):
     return (mask & truth).sum() / (mask | truth).sum()
 
 
-def test_a_weak_partial_seed_grows_to_the_edges_of_the_object(scene):
+def test_a_weak_partial_seed_grows_to_the_edges_of_the_object(scene, crf):
     image, truth, probabilities = scene
-    posterior = dense_crf(image, probabilities)
+    posterior = crf(image, probabilities)
     before, after = iou(probabilities.argmax(0) == 1, truth), iou(posterior.argmax(0) == 1, truth)
     assert before < 0.6
     assert after > 0.95
 
 
-def test_posterior_is_a_distribution_of_float32(scene):
+WORKED_IMAGE = np.fromfunction(lambda y, x, c: (37 * y + 23 * x + 61 * c) % 256, (5, 7, 3)).astype(np.uint8)
+WORKED_SCORES = np.fromfunction(lambda k, y, x: 1 + (3 * y + 5 * x + 7 * k) % 11, (3, 5, 7))
+
+
+@pytest.mark.parametrize(
+    ("srgb", "weight", "iterations", "expected"),
+    [
+        (5, 10, 1, [0.000526, 0.083760, 0.002372, 0.030658]),
+        (5, 10, 10, [0.000004, 0.000036, 0.000015, 0.000253]),
+        (60, 4, 1, [0.060599, 0.367085, 0.104970, 0.187826]),
+        (60, 4, 10, [0.000248, 0.998394, 0.000592, 0.000489]),
+    ],
+)
+def test_worked_numbers(crf, srgb, weight, iterations, expected):
+    probabilities = WORKED_SCORES / WORKED_SCORES.sum(0)
+    posterior = crf(WORKED_IMAGE, probabilities, iterations, bilateral_srgb=srgb, bilateral_weight=weight)
+    found = [posterior[0, 0, 0], posterior[1, 2, 3], posterior[2, 4, 6], posterior[0, 3, 1]]
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_posterior_is_a_distribution_of_float32(scene, crf):
     image, _, probabilities = scene
-    posterior = dense_crf(image, probabilities, iterations=3)
+    posterior = crf(image, probabilities, iterations=3)
     assert posterior.shape == probabilities.shape
     assert posterior.dtype == np.float32
     assert posterior.min() >= 0
     np.testing.assert_allclose(posterior.sum(axis=0), 1, atol=1e-5)
 
 
-def test_without_iterations_or_without_kernels_the_probabilities_come_back(scene):
+def test_without_iterations_or_without_kernels_the_probabilities_come_back(scene, crf):
     image, _, probabilities = scene
-    np.testing.assert_allclose(dense_crf(image, probabilities, iterations=0), probabilities, atol=1e-6)
-    unchanged = dense_crf(image, probabilities, gaussian_weight=0, bilateral_weight=0)
+    np.testing.assert_allclose(crf(image, probabilities, iterations=0), probabilities, atol=1e-6)
+    unchanged = crf(image, probabilities, gaussian_weight=0, bilateral_weight=0)
     np.testing.assert_allclose(unchanged, probabilities, atol=1e-6)
 
 
-def test_a_common_factor_of_a_pixel_changes_nothing(scene):
+def test_a_common_factor_of_a_pixel_changes_nothing(scene, crf):
     image, _, probabilities = scene
-    halved = dense_crf(image, probabilities / 2, iterations=2)
-    np.testing.assert_allclose(halved, dense_crf(image, probabilities, iterations=2), atol=1e-4)
+    halved = crf(image, probabilities / 2, iterations=2)
+    np.testing.assert_allclose(halved, crf(image, probabilities, iterations=2), atol=1e-4)
 
 
 def symmetric_kernel(features):
@@ -83,12 +116,12 @@ def mean_field_by_matrices(image, probabilities, iterations, gaussian_weight, bi
 @pytest.mark.parametrize(
     ("iterations", "gaussian_weight", "bilateral_weight"), [(1, 3, 0), (1, 0, 10), (3, 3, 0), (10, 3, 10)]
 )
-def test_against_explicit_kernels(scene, iterations, gaussian_weight, bilateral_weight):
+def test_against_explicit_kernels(scene, crf, iterations, gaussian_weight, bilateral_weight):
     generator = np.random.default_rng(1)
     image = np.ascontiguousarray(scene[0][5:29, 8:39])
     probabilities = generator.dirichlet([2, 1.5, 1], image.shape[:2]).transpose(2, 0, 1)
     expected = mean_field_by_matrices(image, probabilities, iterations, gaussian_weight, bilateral_weight)
-    posterior = dense_crf(
+    posterior = crf(
         image,
         probabilities,
         iterations,
@@ -100,49 +133,180 @@ def test_against_explicit_kernels(scene, iterations, gaussian_weight, bilateral_
     assert (posterior.argmax(0) == expected.argmax(0)).mean() > 0.98
 
 
-def test_impossible_labels_stay_possible():
+def test_impossible_labels_stay_possible(crf):
     image = np.zeros((3, 4, 3), dtype=np.uint8)
     probabilities = np.zeros((2, 3, 4))
     probabilities[0] = 1
-    posterior = dense_crf(image, probabilities, iterations=0)
+    posterior = crf(image, probabilities, iterations=0)
     np.testing.assert_allclose(posterior[1], 1e-5, rtol=1e-3)
-    assert np.isfinite(dense_crf(image, np.zeros((2, 3, 4)))).all()
+    assert np.isfinite(crf(image, np.zeros((2, 3, 4)))).all()
 
 
-def test_torch_in_gives_torch_out_and_equal_numbers(scene):
+def random_case(height, width, labels, seed=0, colors=256):
+    generator = np.random.default_rng(seed)
+    image = generator.integers(0, colors, (height, width, 3)).astype(np.uint8)
+    return image, generator.dirichlet(np.ones(labels), (height, width)).transpose(2, 0, 1)
+
+
+def flat(height, width, labels, value=200):
+    image, probabilities = random_case(height, width, labels)
+    return np.full_like(image, value), probabilities
+
+
+def grey(height, width, labels):
+    image, probabilities = random_case(height, width, labels)
+    return np.repeat(image[:, :, :1], 3, axis=2), probabilities
+
+
+EDGE_CASES = {
+    "one pixel": (random_case(1, 1, 2), {}),
+    "one row": (random_case(1, 40, 3), {}),
+    "one column": (random_case(40, 1, 3), {}),
+    "a strip": (random_case(3, 1000, 3), {}),
+    "a flat image": (flat(23, 31, 4), {}),
+    "a black image": (flat(23, 31, 2, value=0), {}),
+    "a grey image": (grey(23, 31, 3), {}),
+    "two labels": (random_case(23, 31, 2), {}),
+    "many labels": (random_case(23, 31, 81), {}),
+    "no smoothness": (random_case(23, 31, 3), {"gaussian_weight": 0}),
+    "no appearance": (random_case(23, 31, 3), {"bilateral_weight": 0}),
+    "few colours": (random_case(23, 31, 3, colors=2), {"bilateral_srgb": 13}),
+    "great weights": (random_case(23, 31, 3), {"bilateral_weight": 300, "gaussian_weight": 500, "bilateral_srgb": 60}),
+    "narrow kernels": (random_case(23, 31, 3), {"gaussian_sxy": 0.5, "bilateral_sxy": 1, "bilateral_srgb": 1}),
+    "wide kernels": (random_case(23, 31, 3), {"gaussian_sxy": 900, "bilateral_sxy": 900, "bilateral_srgb": 900}),
+}
+
+
+@needs_pydensecrf
+@pytest.mark.parametrize("name", EDGE_CASES)
+def test_both_backends_agree_on_edge_cases(name):
+    (image, probabilities), settings = EDGE_CASES[name]
+    image_before, before = image.copy(), probabilities.copy()
+    torch_, compiled = (dense_crf(image, probabilities, backend=one, **settings) for one in ("torch", "pydensecrf"))
+    assert np.isfinite(torch_).all()
+    np.testing.assert_allclose(torch_.sum(0), 1, atol=1e-5)
+    np.testing.assert_allclose(torch_, compiled, atol=1e-3)
+    assert np.array_equal(image, image_before)
+    assert np.array_equal(probabilities, before)
+
+
+@pytest.mark.parametrize("width", [1e-2, 1e-3, 1e-20])
+@pytest.mark.parametrize("name", ["bilateral_sxy", "bilateral_srgb"])
+def test_a_kernel_narrower_than_a_pixel_leaves_every_pixel_to_itself(name, width):
+    """Each adds its weight to its own label. The small keys of pydensecrf overflow here."""
+    image, probabilities = random_case(9, 13, 3)
+    image[..., 0] = np.arange(9 * 13).reshape(9, 13)  # no two pixels look alike
+    posterior = dense_crf(
+        image, probabilities, 1, gaussian_weight=0, bilateral_weight=4, backend="torch", **{name: width}
+    )
+    expected = probabilities * np.exp(4 * probabilities)
+    np.testing.assert_allclose(posterior, expected / expected.sum(0), atol=1e-5)
+
+
+@needs_pydensecrf
+def test_both_backends_give_equal_labels_on_generated_images():
+    """The slow test has more and larger ones."""
+    shares = [compared(seed, (60, 90)) for seed in range(6)]
+    assert np.mean([share for share, _ in shares]) >= 0.9999
+    assert max(difference for _, difference in shares) < 1e-3
+
+
+@pytest.mark.slow
+@needs_pydensecrf
+def test_both_backends_give_equal_labels_on_200_generated_images():
+    shares = [compared(seed, (150 + seed % 80, 240 - seed % 70)) for seed in range(200)]
+    assert np.mean([share for share, _ in shares]) >= 0.9999
+    assert max(difference for _, difference in shares) < 1e-3
+
+
+def compared(seed, size):
+    """Share of equal labels and largest difference of a probability, on a drawn scene with 2 to 5 labels."""
+    generator = np.random.default_rng(seed)
+    image, mask = draw_scene(generator, (1, 2, 3), size)
+    labels = 2 + seed % 4
+    coarse = torch.nn.functional.interpolate(
+        torch.from_numpy(np.stack([mask % labels == label for label in range(labels)])[None]).float(),
+        (6, 9),
+        mode="area",
+    )
+    noise = torch.from_numpy(generator.normal(0, 0.5, coarse.shape)).float()
+    scores = torch.nn.functional.interpolate(2 * coarse + noise, size, mode="bilinear")[0].softmax(0).numpy()
+    torch_, compiled = (dense_crf(image, scores, backend=backend) for backend in ("torch", "pydensecrf"))
+    return (torch_.argmax(0) == compiled.argmax(0)).mean(), np.abs(torch_ - compiled).max()
+
+
+@pytest.mark.slow
+def test_a_photograph_of_24_million_pixels():
+    smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 40, 60), (4000, 6000), mode="bilinear")[0]
+    image = (255 * smooth).to(torch.uint8).movedim(0, -1)
+    posterior = dense_crf(image, (3 * smooth).softmax(0), iterations=1, backend="torch")
+    assert posterior.shape == (3, 4000, 6000)
+    torch.testing.assert_close(posterior.sum(0), torch.ones(4000, 6000))
+
+
+def test_a_batch_gives_what_each_image_gives_alone():
+    """Images of one batch never meet, and may have different labels."""
+    cases = [random_case(17, 26, labels, seed=labels, colors=40) for labels in (3, 2, 5)]
+    images = torch.from_numpy(np.stack([image for image, _ in cases]))
+    found = dense_crf_batch(images, [torch.from_numpy(one) for _, one in cases], 4, GAUSSIAN, BILATERAL)
+    for (image, probabilities), posterior in zip(cases, found, strict=True):
+        alone = dense_crf(image, probabilities, 4, backend="torch")
+        assert posterior.shape == alone.shape
+        np.testing.assert_allclose(posterior.numpy(), alone, atol=1e-6)
+
+
+def test_torch_gives_the_same_bits_with_any_number_of_threads(scene):
     image, _, probabilities = scene
-    from_numpy = dense_crf(image, probabilities, iterations=2)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(dense_crf(image, probabilities, backend="torch"))
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(*found)
+
+
+def test_torch_in_gives_torch_out_and_equal_numbers(scene, crf):
+    image, _, probabilities = scene
+    from_numpy = crf(image, probabilities, iterations=2)
     for given in (torch.from_numpy(image), image):
-        posterior = dense_crf(given, torch.from_numpy(probabilities), iterations=2)
+        posterior = crf(given, torch.from_numpy(probabilities), iterations=2)
         assert isinstance(posterior, torch.Tensor)
         assert posterior.dtype == torch.float32
         assert np.array_equal(posterior.numpy(), from_numpy)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_float_dtypes(scene, dtype):
+def test_no_gradient_is_kept(scene, crf):
     image, _, probabilities = scene
-    posterior = dense_crf(torch.from_numpy(image), torch.from_numpy(probabilities).to(dtype), iterations=1)
-    np.testing.assert_allclose(posterior.numpy(), dense_crf(image, probabilities, iterations=1), atol=0.05)
+    assert not crf(image, torch.from_numpy(probabilities).requires_grad_(), iterations=1).requires_grad
 
 
-def test_views_and_read_only_arrays_are_taken_and_left_alone(scene):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_dtypes(scene, crf, dtype):
+    image, _, probabilities = scene
+    posterior = crf(torch.from_numpy(image), torch.from_numpy(probabilities).to(dtype), iterations=1)
+    np.testing.assert_allclose(posterior.numpy(), crf(image, probabilities, iterations=1), atol=0.05)
+
+
+def test_views_and_read_only_arrays_are_taken_and_left_alone(scene, crf):
     image, _, probabilities = scene
     image_view, probabilities_view = image[:, ::-1], probabilities[:, :, ::-1]
     image_view.setflags(write=False)
     probabilities_view.setflags(write=False)
     before = image_view.copy(), probabilities_view.copy()
-    mirrored = dense_crf(image_view, probabilities_view, iterations=2)
-    expected = dense_crf(before[0], before[1], iterations=2)
+    mirrored = crf(image_view, probabilities_view, iterations=2)
+    expected = crf(before[0], before[1], iterations=2)
     assert np.array_equal(mirrored, expected)
     assert np.array_equal(image_view, before[0])
     assert np.array_equal(probabilities_view, before[1])
 
 
-def test_one_channel_is_certain():
+def test_one_channel_is_certain(crf):
     image = np.zeros((2, 3, 3), dtype=np.uint8)
-    assert dense_crf(image, np.full((1, 2, 3), 0.3)).tolist() == [[[1, 1, 1], [1, 1, 1]]]
-    posterior = dense_crf(torch.from_numpy(image), torch.full((1, 2, 3), 0.3))
+    assert crf(image, np.full((1, 2, 3), 0.3)).tolist() == [[[1, 1, 1], [1, 1, 1]]]
+    posterior = crf(torch.from_numpy(image), torch.full((1, 2, 3), 0.3))
     assert posterior.dtype == torch.float32
     assert (posterior == 1).all()
 
@@ -184,7 +348,43 @@ def test_settings_are_checked(setting):
         dense_crf(np.zeros((2, 3, 3), dtype=np.uint8), np.full((2, 2, 3), 0.5), **setting)
 
 
+def test_the_backend_is_checked():
+    with pytest.raises(ValueError, match="backend must be auto, pydensecrf or torch, not 'numpy'"):
+        dense_crf(np.zeros((2, 3, 3), dtype=np.uint8), np.full((2, 2, 3), 0.5), backend="numpy")
+
+
 def test_a_missing_module_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
-    with pytest.raises(LibraryMissing, match=r"pip install pydensecrf2 \(needs a C\+\+ compiler\)"):
-        dense_crf(np.zeros((2, 3, 3), dtype=np.uint8), np.full((2, 2, 3), 0.5))
+    with pytest.raises(LibraryMissing, match=r"pip install pydensecrf2 \(needs a C\+\+ compiler\), or use .* torch"):
+        dense_crf(np.zeros((2, 3, 3), dtype=np.uint8), np.full((2, 2, 3), 0.5), backend="pydensecrf")
+
+
+@pytest.fixture
+def not_measured_yet():
+    faster_backend.cache_clear()
+    yield
+    faster_backend.cache_clear()
+
+
+@pytest.mark.usefixtures("not_measured_yet")
+def test_without_pydensecrf_auto_is_torch(scene, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    image, _, probabilities = scene
+    assert np.array_equal(dense_crf(image, probabilities, 2), dense_crf(image, probabilities, 2, backend="torch"))
+
+
+@needs_pydensecrf
+@pytest.mark.usefixtures("not_measured_yet")
+@pytest.mark.parametrize(("seconds", "expected"), [(0.1, "pydensecrf"), (0.2, "pydensecrf"), (0.3, "torch")])
+def test_auto_takes_pydensecrf_unless_it_is_slower(monkeypatch, seconds, expected):
+    monkeypatch.setattr(module, "seconds_per_image", lambda threads: {"pydensecrf": seconds, "torch": 0.2})
+    assert faster_backend(1) == expected
+
+
+@needs_pydensecrf
+def test_measuring_leaves_the_number_of_threads_alone():
+    before = torch.get_num_threads()
+    seconds = module.seconds_per_image(before + 1)
+    assert torch.get_num_threads() == before
+    assert all(0 < found < 60 for found in seconds.values())
+    assert set(seconds) == {"pydensecrf", "torch"}
