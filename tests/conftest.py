@@ -57,6 +57,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs CUDA")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests neither read nor change what the user's cache folder holds, such as times measured on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
     """Runs `cam-pipeline` in processes of their own, quickly."""

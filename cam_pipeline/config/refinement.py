@@ -83,6 +83,11 @@ class RefineSettings(Section):
         description="larger images are reduced to this many pixels for kernel and CRF, whose memory grows with them",
     )
     crf: bool = Field(True, description="refine the scores with a dense CRF")
+    crf_backend: Annotated[Literal["auto", "pydensecrf", "torch"], CRF] = Field(
+        "auto",
+        description="what computes the CRF; labels hardly differ (docs/methods/crf.md). `torch`: on CPU or GPU; "
+        "`pydensecrf`: on the CPU, if it is installed; `auto`: `torch` on a GPU, else the faster of those installed",
+    )
     crf_iterations: Annotated[int, CRF] = Field(10, ge=1, le=10_000, description="mean-field iterations")
     gaussian_sxy: Annotated[float, IfAbove("refine.gaussian_weight", 0)] = Field(
         3.0, ge=0.001, description="standard deviation of the CRF's smoothness kernel, in pixels"

@@ -1,0 +1,88 @@
+"""Which of the CRF's backends this machine uses."""
+
+import json
+import logging
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from cam_pipeline.errors import CannotWrite
+from cam_pipeline.machine.atomic import read_json, write_text
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("pydensecrf", "torch")
+
+
+@dataclass(frozen=True)
+class CrfBackend:
+    """`name`: torch or pydensecrf; `why` in a few words."""
+
+    name: str
+    why: str
+
+
+def crf_backend(wanted: str, device_type: str, threads: int = 1) -> CrfBackend:
+    """The backend for `refine.crf_backend` = `wanted`, on a device of this type, with so many threads of torch.
+
+    For `auto` on the CPU, with pydensecrf installed, both are timed once on this machine; the result is kept in the
+    user's cache folder. Raises LibraryMissing if pydensecrf is wanted and cannot be imported.
+    """
+    from cam_pipeline.ops import crf  # late: it imports torch
+
+    if wanted == "pydensecrf":
+        crf.import_densecrf()
+    if wanted != "auto":
+        return CrfBackend(wanted, f"refine.crf_backend = '{wanted}'")
+    if device_type != "cpu":
+        return CrfBackend("torch", "computes on the GPU")
+    if not crf.is_pydensecrf_installed():
+        return CrfBackend("torch", "pydensecrf is not installed")
+    seconds = _measured(threads)
+    name = crf.faster_of(seconds)
+    ((other, slower),) = ((one, taken) for one, taken in seconds.items() if one != name)
+    return CrfBackend(name, f"{other} takes {slower / seconds[name]:.1f} times as long on this machine")
+
+
+def note_file() -> Path | None:
+    """Where measurements are kept: below XDG_CACHE_HOME, else ~/.cache; None without a home."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return folder / "cam-pipeline" / "crf.json"
+
+
+@cache
+def _measured(threads: int) -> dict[str, float]:
+    """Seconds an image with each backend, as noted by an earlier process, else measured now and noted."""
+    from cam_pipeline.ops.crf import seconds_per_image  # late: it imports torch
+
+    file = note_file()
+    notes = read_json(file) if file else {}
+    key = f"{_setup()}, {threads} threads"
+    known = notes.get(key)
+    if isinstance(known, dict) and all(isinstance(known.get(name), float) for name in BACKENDS):
+        return {name: known[name] for name in BACKENDS}
+    seconds = seconds_per_image(threads)
+    logger.info("CRF: %s", ", ".join(f"{name} takes {taken:.3f} s an image" for name, taken in seconds.items()))
+    if file:
+        try:
+            write_text(file, json.dumps({**notes, key: seconds}, indent=1))
+        except (CannotWrite, OSError) as error:
+            logger.debug("not kept for the next time: %s", error)
+    return seconds
+
+
+def _setup() -> str:
+    """What the times depend on: processor, torch and pydensecrf2."""
+    versions = []
+    for name in ("torch", "pydensecrf2"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"{name} ?")
+    return ", ".join([f"{platform.machine()} {os.cpu_count()} cores", *versions])

@@ -1,0 +1,80 @@
+import json
+import logging
+import sys
+
+import pytest
+
+from cam_pipeline.errors import LibraryMissing
+from cam_pipeline.machine import crf_backend as module
+from cam_pipeline.machine.crf_backend import CrfBackend, crf_backend
+from cam_pipeline.ops import crf
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A user's cache folder of its own, an installed pydensecrf, and times; gives the thread counts measured with."""
+    calls = []
+
+    def seconds(threads):
+        calls.append(threads)
+        return {"pydensecrf": 0.3 if threads > 1 else 0.1, "torch": 0.15}
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(crf, "is_pydensecrf_installed", lambda: True)
+    monkeypatch.setattr(crf, "seconds_per_image", seconds)
+    module._measured.cache_clear()
+    yield calls
+    module._measured.cache_clear()
+
+
+def test_the_faster_one_is_taken_and_the_reason_given(measured):
+    assert crf_backend("auto", "cpu") == CrfBackend("pydensecrf", "torch takes 1.5 times as long on this machine")
+    assert crf_backend("auto", "cpu", 2) == CrfBackend("torch", "pydensecrf takes 2.0 times as long on this machine")
+
+
+def test_it_is_measured_once_and_kept_for_later_processes(measured, caplog):
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        crf_backend("auto", "cpu")
+        module._measured.cache_clear()  # as in another process
+    assert measured == [1]
+    assert caplog.text.count("CRF: pydensecrf takes 0.100 s an image, torch takes 0.150 s an image") == 1
+
+
+@pytest.mark.parametrize("notes", ["no JSON", "[]", '{"x": 1}', None])
+def test_unreadable_notes_are_measured_anew(measured, notes):
+    crf_backend("auto", "cpu")
+    file = module.note_file()
+    content = notes if notes is not None else json.dumps({key: {"torch": "?"} for key in json.loads(file.read_text())})
+    file.write_text(content)
+    module._measured.cache_clear()
+    assert crf_backend("auto", "cpu").name == "pydensecrf"
+    assert measured == [1, 1]
+
+
+def test_without_a_place_for_notes_each_process_measures(measured, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    for _ in range(2):
+        assert crf_backend("auto", "cpu").name == "pydensecrf"
+    module._measured.cache_clear()
+    monkeypatch.setattr(module, "note_file", lambda: None)
+    assert crf_backend("auto", "cpu").name == "pydensecrf"
+    assert measured == [1, 1]
+
+
+def test_on_a_gpu_it_is_torch_and_nothing_is_measured(measured):
+    assert crf_backend("auto", "cuda").name == "torch"
+    assert measured == []
+
+
+def test_what_is_asked_for_is_taken(measured):
+    assert crf_backend("torch", "cpu") == CrfBackend("torch", "refine.crf_backend = 'torch'")
+    assert measured == []
+
+
+def test_a_missing_pydensecrf(measured, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    assert crf_backend("auto", "cpu") == CrfBackend("torch", "pydensecrf is not installed")
+    with pytest.raises(LibraryMissing, match="pip install pydensecrf2"):
+        crf_backend("pydensecrf", "cpu")
