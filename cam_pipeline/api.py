@@ -32,7 +32,7 @@ from cam_pipeline.prediction.label_maps import predict_image
 from cam_pipeline.refinement.background import background_score
 from cam_pipeline.refinement.labels import pseudo_labels
 from cam_pipeline.refinement.merging import merged
-from cam_pipeline.refinement.scores import class_scores, refined
+from cam_pipeline.refinement.scores import class_scores, placed, refined
 from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.store.checkpoints import load_model
 
@@ -89,6 +89,7 @@ class TrainedRun:
         self._own = MapReader(config)
         self.classifier = self._own.classifier
         self.config = _settled(config)
+        self._refine, self._device = placed(self.config.refine, config.run)
         self.classes = self._own.classes
         self._others = [MapReader(_made_with(path.parent, config.run.device)) for path in config.refine.merge_with]
         for other in self._others:
@@ -109,7 +110,7 @@ class TrainedRun:
         own, probabilities = self._own.read(pixels, known)
         stored = merged([own, *(other.read(pixels, own.class_ids)[0] for other in self._others)])
         rows = [class_id - 1 for class_id in stored.class_ids]
-        found = refined(stored, lambda: pixels, config.refine)
+        found = refined(stored, lambda: pixels, self._refine, self._device)
         return Annotation(
             names=tuple(self.classes[row] for row in rows),
             class_ids=stored.class_ids,

@@ -60,33 +60,35 @@ def dense_crf(
     _check_image_and_probabilities(pixels, given)
     if backend == "auto":
         backend = "torch" if given.is_cuda else faster_backend(torch.get_num_threads())
-    gaussian = (gaussian_weight, gaussian_sxy)
-    bilateral = (bilateral_weight, bilateral_sxy, bilateral_srgb)
+    kernels = (gaussian_sxy, gaussian_weight, bilateral_sxy, bilateral_srgb, bilateral_weight)
     if len(given) == 1:
         posterior = torch.ones_like(given, dtype=torch.float32)
     elif backend == "torch":
-        (posterior,) = dense_crf_batch(pixels[None].to(given.device), [given], iterations, gaussian, bilateral)
+        (posterior,) = dense_crf_batch(pixels[None].to(given.device), [given], iterations, *kernels)
     else:
-        posterior = _by_pydensecrf(pixels, given, iterations, gaussian, bilateral)
+        posterior = _by_pydensecrf(pixels, given, iterations, *kernels)
     return posterior.numpy() if isinstance(probabilities, np.ndarray) else posterior
 
 
 def dense_crf_batch(
     images: Tensor,
     probabilities: Sequence[Tensor],
-    iterations: int,
-    gaussian: tuple[float, float],
-    bilateral: tuple[float, float, float],
+    iterations: int = 10,
+    gaussian_sxy: float = 3,
+    gaussian_weight: float = 3,
+    bilateral_sxy: float = 50,
+    bilateral_srgb: float = 5,
+    bilateral_weight: float = 10,
 ) -> list[Tensor]:
     """`dense_crf` in torch for a batch: images (B, H, W, 3) uint8 of one size, B tensors (K, H, W), K as each has it.
 
-    `gaussian` is (weight, sxy), `bilateral` (weight, sxy, srgb). All tensors must be on one device, and sound:
-    `dense_crf` checks what it is given.
+    All tensors must be on one device, and sound: only `dense_crf` checks what it is given.
     """
     most = max(map(len, probabilities))
     logs = images.new_full((len(images), most, *images.shape[1:3]), -math.inf, dtype=torch.float32)
     for log, one in zip(logs, probabilities, strict=True):
         log[: len(one)] = one.float().clamp(SMALLEST_PROBABILITY, 1).log()
+    gaussian, bilateral = (gaussian_weight, gaussian_sxy), (bilateral_weight, bilateral_sxy, bilateral_srgb)
     found = mean_field(images, logs, iterations, gaussian, bilateral)
     return [one[: len(given)] for one, given in zip(found, probabilities, strict=True)]
 
@@ -141,19 +143,22 @@ def _by_pydensecrf(
     image: Tensor,
     probabilities: Tensor,
     iterations: int,
-    gaussian: tuple[float, float],
-    bilateral: tuple[float, float, float],
+    gaussian_sxy: float,
+    gaussian_weight: float,
+    bilateral_sxy: float,
+    bilateral_srgb: float,
+    bilateral_weight: float,
 ) -> Tensor:
     densecrf = import_densecrf()
     labels, height, width = probabilities.shape
     crf = densecrf.DenseCRF2D(width, height, labels)
     energy = -probabilities.float().cpu().clamp(SMALLEST_PROBABILITY, 1).log()
     crf.setUnaryEnergy(energy.reshape(labels, -1).contiguous().numpy())
-    if gaussian[0] > 0:
-        crf.addPairwiseGaussian(sxy=gaussian[1], compat=gaussian[0])
-    if bilateral[0] > 0:
+    if gaussian_weight > 0:
+        crf.addPairwiseGaussian(sxy=gaussian_sxy, compat=gaussian_weight)
+    if bilateral_weight > 0:
         rgb = image.cpu().contiguous().numpy()
-        crf.addPairwiseBilateral(sxy=bilateral[1], srgb=bilateral[2], rgbim=rgb, compat=bilateral[0])
+        crf.addPairwiseBilateral(sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=rgb, compat=bilateral_weight)
     posterior = np.array(crf.inference(iterations), dtype=np.float32)
     return torch.from_numpy(posterior.reshape(labels, height, width)).to(probabilities.device)
 

@@ -34,7 +34,7 @@ from cam_pipeline.ops.metrics import (
 )
 from cam_pipeline.ops.otsu import explained_variance
 from cam_pipeline.refinement.choice import images_to_choose_by
-from cam_pipeline.refinement.scores import HIGHEST, THRESHOLDS, ReadImage, best_class, refined_scores
+from cam_pipeline.refinement.scores import CPU, HIGHEST, THRESHOLDS, ReadImage, best_class, refined_scores
 from cam_pipeline.store.cams import CamStore, StoredCam
 from cam_pipeline.store.scores import ScoreStore
 
@@ -70,24 +70,30 @@ def settled(
     samples: Sequence[Sample],
     num_labels: int,
     folder: Path,
+    device: torch.device,
 ) -> RefineSettings:
     """The settings with a number as background score. A chosen score is noted in `folder`, so it is chosen once.
 
-    `samples` are the images of `cams`. Errors as `choose_background`.
+    `samples` are the images of `cams`; `device` refines them. Errors as `choose_background`.
     """
     if not isinstance(settings.background, str):
         return settings
     note = folder / "background.json"
     known = read_json(note).get("background")
     if not isinstance(known, float):
-        known = _chosen(settings, workers, cams, samples, num_labels)
+        known = _chosen(settings, workers, cams, samples, num_labels, device)
         write_text(note, json.dumps({"background": known}))
     logger.info("refine_cams: background score %.2f (%s)", known, settings.background)
     return settings.at(known)
 
 
 def _chosen(
-    settings: RefineSettings, workers: Workers, cams: CamStore, samples: Sequence[Sample], num_labels: int
+    settings: RefineSettings,
+    workers: Workers,
+    cams: CamStore,
+    samples: Sequence[Sample],
+    num_labels: int,
+    device: torch.device,
 ) -> float:
     """The background score chosen for these images. An image that kills its worker is left out, at every score."""
     lost: frozenset[str] = frozenset()
@@ -112,7 +118,8 @@ def _chosen(
 
         while True:
             try:
-                return choose_background(settings, [one for one in samples if one.id not in lost], num_labels, total)
+                left = [one for one in samples if one.id not in lost]
+                return choose_background(settings, left, num_labels, total, device)
             except ImagesLost as error:
                 lost |= error.names
                 logger.warning(
@@ -126,7 +133,13 @@ def measured(measure: Measure, cam: StoredCam, sample: Sample) -> Tensor:
     return measure(cam, sample)
 
 
-def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_labels: int, total: Total) -> float:
+def choose_background(
+    settings: RefineSettings,
+    samples: Sequence[Sample],
+    num_labels: int,
+    total: Total,
+    device: torch.device = CPU,
+) -> float:
     """The middle of the background scores that do nearly as well as the best (`middle_of_top`).
 
     The criterion of `auto` is how well foreground and background explain the images' colours (the root of
@@ -146,7 +159,7 @@ def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_l
         curve = total(partial(explained_by_map, settings=settings), samples)
 
         def value_at(background: float) -> float:
-            return float(total(partial(explained_when_refined, settings=settings.at(background)), few))
+            return float(total(partial(explained_when_refined, settings=settings.at(background), device=device), few))
 
     else:
         histogram = total(partial(map_histogram, settings=settings, num_labels=num_labels), few)
@@ -156,7 +169,8 @@ def choose_background(settings: RefineSettings, samples: Sequence[Sample], num_l
         curve = mean_iou(confusions)
 
         def value_at(background: float) -> float:
-            measure = partial(confusion_when_refined, settings=settings.at(background), num_labels=num_labels)
+            at = settings.at(background)
+            measure = partial(confusion_when_refined, settings=at, num_labels=num_labels, device=device)
             return float(mean_iou(total(measure, few)))
 
     unrefined = dict(
@@ -214,10 +228,12 @@ def explained_by_map(cam: StoredCam, sample: Sample, settings: RefineSettings) -
     return explained_variance(cells, score, THRESHOLDS, SIZE_POWER).sqrt()
 
 
-def explained_when_refined(cam: StoredCam, sample: Sample, settings: RefineSettings) -> Tensor:
+def explained_when_refined(
+    cam: StoredCam, sample: Sample, settings: RefineSettings, device: torch.device = CPU
+) -> Tensor:
     """How well the refined foreground explains an image's colours: (1,) >= 0."""
     read = cache(partial(sample_image, sample))
-    foreground = torch.from_numpy(_labels(cam, read, settings) > 0).float()
+    foreground = torch.from_numpy(_labels(cam, read, settings, device) > 0).float()
     edge = torch.tensor([0.5])
     return explained_variance(to_tensor(read()).float(), foreground, edge, SIZE_POWER).sqrt()
 
@@ -228,14 +244,16 @@ def map_histogram(cam: StoredCam, sample: Sample, settings: RefineSettings, num_
     return threshold_histogram(best, score, _mask(sample, num_labels), THRESHOLDS, num_labels)
 
 
-def confusion_when_refined(cam: StoredCam, sample: Sample, settings: RefineSettings, num_labels: int) -> Tensor:
+def confusion_when_refined(
+    cam: StoredCam, sample: Sample, settings: RefineSettings, num_labels: int, device: torch.device = CPU
+) -> Tensor:
     """Agreement of the refined labels with the mask: (K, K)."""
-    labels = torch.from_numpy(_labels(cam, partial(sample_image, sample), settings))
+    labels = torch.from_numpy(_labels(cam, partial(sample_image, sample), settings, device))
     return confusion_matrix(labels, _mask(sample, num_labels), num_labels)
 
 
-def _labels(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> UInt8:
-    return complete_labels(refined_scores(cam, read_image, settings), cam.class_ids)
+def _labels(cam: StoredCam, read_image: ReadImage, settings: RefineSettings, device: torch.device) -> UInt8:
+    return complete_labels(refined_scores(cam, read_image, settings, device), cam.class_ids)
 
 
 def _mask(sample: Sample, num_labels: int) -> Tensor:

@@ -1,9 +1,11 @@
 """Per-pixel scores and labels of one image from its class activation maps."""
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,22 +13,43 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cam_pipeline.config import RefineSettings
-from cam_pipeline.data.grid import to_tensor
+from cam_pipeline.config import RefineSettings, RunSettings
 from cam_pipeline.data.images import UInt8
+from cam_pipeline.machine.crf_backend import crf_backend
+from cam_pipeline.machine.device import is_memory_error, pick_device
 from cam_pipeline.ops.cam import cam_scores, resize_cam, to_probabilities, with_background
-from cam_pipeline.ops.crf import dense_crf
+from cam_pipeline.ops.crf import dense_crf, dense_crf_batch
 from cam_pipeline.ops.labels import complete_labels
 from cam_pipeline.ops.refine import local_refine
 from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.store.scores import StoredScores
 
+logger = logging.getLogger(__name__)
+
 ReadImage = Callable[[], UInt8]
+Result = TypeVar("Result")
+CPU = torch.device("cpu")
 
 THRESHOLDS = torch.arange(100) / 100
 """Background scores of a sweep: 0, 0.01 ... 0.99."""
 HIGHEST = 0.99
 """Highest background score in use, as at 1 no class could win; the lowest is 1 - HIGHEST."""
+FEWEST_PIXELS = 10_000
+"""An image is not refined at fewer pixels than this for lack of memory: it would be of no use."""
+
+
+def placed(settings: RefineSettings, run: RunSettings, threads: int = 1) -> tuple[RefineSettings, torch.device]:
+    """The settings with the backend that computes the CRF on this machine, and the device that refines.
+
+    That is the device of `run`, but the CPU for pydensecrf. `threads` as in `crf_backend`, whose errors it raises.
+    """
+    device = pick_device(run)
+    if not settings.crf:
+        return settings, device
+    backend = crf_backend(settings.crf_backend, device.type, threads)
+    logger.info("refine_cams: the CRF is computed by %s (%s)", backend.name, backend.why)
+    settings = settings.model_copy(update={"crf_backend": backend.name})
+    return settings, CPU if backend.name == "pydensecrf" else device
 
 
 def class_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tensor]:
@@ -38,7 +61,7 @@ def class_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tens
     section 6: with a background of .2 a class wins if fg > .5 bg + .2.
     """
     if cam.normalized:
-        return resize_cam(cam.cam, cam.size), torch.zeros(cam.size)
+        return resize_cam(cam.cam, cam.size), cam.cam.new_zeros(cam.size)
     scores = cam_scores(cam.cam, cam.size, settings.normalize)
     if cam.background is None or cam.prototype is None:
         return scores, scores.new_zeros(cam.size)
@@ -55,82 +78,181 @@ def best_class(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tensor
     The class wins if its score exceeds the background score. An image without classes has ids and scores of 0.
     """
     if not cam.class_ids:
-        return torch.zeros(cam.size, dtype=torch.long), torch.zeros(cam.size)
+        nothing = cam.cam.new_zeros(cam.size)
+        return nothing.long(), nothing
     scores, beside = class_scores(cam, settings)
     score, channel = scores.max(dim=0)
-    return torch.tensor(cam.class_ids)[channel], (score - beside).clamp_min(0)
+    return torch.tensor(cam.class_ids, device=channel.device)[channel], (score - beside).clamp_min(0)
 
 
-def smoothed_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> tuple[Tensor, Tensor]:
-    """`class_scores` after local refinement, if `kernel` asks for one.
+def smoothed_scores(
+    cams: Sequence[StoredCam], images: Callable[[], Tensor], settings: RefineSettings
+) -> list[tuple[Tensor, Tensor]]:
+    """`class_scores` of images of one size, after local refinement, if `kernel` asks for one.
 
     The kernels are linear and, renormalised, keep constants, so the constant background score need not be refined.
-    `read_image` as in `refined_scores`.
+    `images` as in `_scores_at`.
     """
-    scores, beside = class_scores(cam, settings)
-    if settings.kernel == "none" or not cam.class_ids:
-        return scores, beside
-    guide = to_tensor(read_image())[None].float() / 255
-    if tuple(guide.shape[-2:]) != cam.size:
-        raise ValueError(f"the image is {tuple(guide.shape[-2:])}, its maps are of {cam.size}")
-    factor = min(settings.kernel_guide, reduction(cam.size, settings))
-    size = [max(1, round(side * factor)) for side in cam.size]
-    both = torch.cat([scores, beside[None]])[None]
+    found = [class_scores(cam, settings) for cam in cams]
+    shown = [place for place, cam in enumerate(cams) if cam.class_ids]
+    if settings.kernel == "none" or not shown:
+        return found
+    whole_size = cams[0].size
+    guide = images().movedim(-1, 1).float() / 255
+    factor = min(settings.kernel_guide, reduction(whole_size, settings))
+    size = [max(1, round(side * factor)) for side in whole_size]
+    both = [torch.cat([found[place][0], found[place][1][None]]) for place in shown]
+    stacked = guide.new_zeros(len(shown), max(map(len, both)), *size)  # a channel that an image lacks stays 0
+    for target, maps in zip(stacked, both, strict=True):
+        target[: len(maps)] = F.interpolate(maps[None], size, mode="area")[0]
     refined = local_refine(
         F.interpolate(guide, size, mode="area"),
-        F.interpolate(both, size, mode="area"),
+        stacked,
         settings.kernel,
         settings.kernel_iterations,
         sigma_floor=settings.kernel_sigma_floor,
         renormalize=True,
     )
-    whole = F.interpolate(refined, cam.size, mode="bilinear", align_corners=False)[0].clamp(0, 1)
-    return whole[:-1], whole[-1]
+    for place, maps, changed in zip(shown, both, refined, strict=True):
+        whole = F.interpolate(changed[None, : len(maps)], whole_size, mode="bilinear", align_corners=False)[0]
+        whole.clamp_(0, 1)
+        found[place] = whole[:-1], whole[-1]
+    return found
 
 
-def refined_scores(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> NDArray[np.float32]:
+def refined_scores(
+    cam: StoredCam, read_image: ReadImage, settings: RefineSettings, device: torch.device = CPU
+) -> NDArray[np.float32]:
     """Local refinement, background score, then a dense CRF over the present classes: scores (1 + n, H, W), sum 1.
 
-    `read_image` gives the image (H, W, 3) and is called once, and only if it is needed. Raises ValueError if the image
-    is not of `cam.size`, or if the background score is still to be chosen.
+    `read_image` gives the image (H, W, 3) and is called once, and only if it is needed. What does not fit into memory
+    is refined at fewer pixels, with a warning. Raises ValueError if the image is not of `cam.size`, or if the
+    background score is still to be chosen.
     """
+
+    def compute(settings: RefineSettings) -> NDArray[np.float32]:
+        here = _to(cam, device)
+        images = _stacked([cam], [read_image], device)
+        (smoothed,) = smoothed_scores([here], images, settings)
+        return _array(_scores_at(settings.background_score, [smoothed], [here], images, settings)[0])
+
     read_image = cache(read_image)
-    return _scores_at(settings.background_score, smoothed_scores(cam, read_image, settings), cam, read_image, settings)
+    return _fitting(compute, cam, settings)
 
 
-def refined(cam: StoredCam, read_image: ReadImage, settings: RefineSettings) -> StoredScores:
+def refined(
+    cam: StoredCam, read_image: ReadImage, settings: RefineSettings, device: torch.device = CPU
+) -> StoredScores:
     """Refined scores and other label maps: before refinement and, with `band`, at two more background scores.
 
     Arguments and errors as in `refined_scores`.
     """
     read_image = cache(read_image)
+    return _fitting(lambda settings: _refined([cam], [read_image], settings, device)[0], cam, settings)
+
+
+def refined_batch(
+    cams: Sequence[StoredCam], read_images: Sequence[ReadImage], settings: RefineSettings, device: torch.device
+) -> list[StoredScores]:
+    """`refined` for several images of one size, together if they fit into memory."""
+    read_images = [cache(read) for read in read_images]
+    try:
+        return _refined(cams, read_images, settings, device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
+            raise
+    return [refined(cam, read, settings, device) for cam, read in zip(cams, read_images, strict=True)]
+
+
+def _refined(
+    cams: Sequence[StoredCam], read_images: Sequence[ReadImage], settings: RefineSettings, device: torch.device
+) -> list[StoredScores]:
+    """`refined_batch`, with an error if memory does not suffice."""
+    images = _stacked(cams, read_images, device)
+    cams = [_to(cam, device) for cam in cams]
     background = settings.background_score
-    smoothed = smoothed_scores(cam, read_image, settings)
-    best, score = best_class(cam, settings)
-    labels = {"unrefined": torch.where(score > background, best, 0).to(torch.uint8).numpy()}
+    smoothed = smoothed_scores(cams, images, settings)
+    labels = []
+    for cam in cams:
+        best, score = best_class(cam, settings)
+        labels.append({"unrefined": _array(torch.where(score > background, best, 0).to(torch.uint8))})
     if settings.band:
         ends = {"high": min(background + settings.band, HIGHEST), "low": max(background - settings.band, 1 - HIGHEST)}
         for name, end in ends.items():
-            labels[name] = complete_labels(_scores_at(end, smoothed, cam, read_image, settings), cam.class_ids)
-    scores = _scores_at(background, smoothed, cam, read_image, settings)
-    return StoredScores(cam.name, scores, cam.class_ids, labels)
+            for cam, maps, scores in zip(cams, labels, _scores_at(end, smoothed, cams, images, settings), strict=True):
+                maps[name] = _array(complete_labels(scores, cam.class_ids))
+    found = _scores_at(background, smoothed, cams, images, settings)
+    return [
+        StoredScores(cam.name, _array(scores), cam.class_ids, maps)
+        for cam, scores, maps in zip(cams, found, labels, strict=True)
+    ]
 
 
 def _scores_at(
     background: float,
-    smoothed: tuple[Tensor, Tensor],
-    cam: StoredCam,
-    read_image: ReadImage,
+    smoothed: Sequence[tuple[Tensor, Tensor]],
+    cams: Sequence[StoredCam],
+    images: Callable[[], Tensor],
     settings: RefineSettings,
-) -> NDArray[np.float32]:
-    """Scores (1 + n, H, W) at a background score, from the result of `smoothed_scores`."""
-    classes, beside = smoothed
-    scores = with_background(classes, background)
-    scores[0] += beside
-    probabilities: NDArray[np.float32] = to_probabilities(scores).numpy()
-    if not settings.crf or not cam.class_ids:
-        return probabilities
-    return _crf(read_image(), probabilities, reduction(cam.size, settings), settings)
+) -> list[Tensor]:
+    """Scores (1 + n, H, W) of images of one size at a background score, from the result of `smoothed_scores`.
+
+    `images` gives those that show a class (B, H, W, 3) uint8, and is called only if they are needed.
+    """
+    found = []
+    for classes, beside in smoothed:
+        scores = with_background(classes, background)
+        scores[0] += beside
+        found.append(to_probabilities(scores))
+    shown = [place for place, cam in enumerate(cams) if cam.class_ids]
+    if settings.crf and shown:
+        factor = reduction(cams[0].size, settings)
+        for place, scores in zip(
+            shown, _crf(images(), [found[place] for place in shown], factor, settings), strict=True
+        ):
+            found[place] = scores
+    return found
+
+
+def _stacked(cams: Sequence[StoredCam], read_images: Sequence[ReadImage], device: torch.device) -> Callable[[], Tensor]:
+    """Reads the images that show a class, when it is called first: (B, H, W, 3) uint8.
+
+    Raises ValueError if an image is not of its maps' size.
+    """
+
+    @cache
+    def images() -> Tensor:
+        found = []
+        for cam, read in zip(cams, read_images, strict=True):
+            if cam.class_ids:
+                image = read()
+                if image.shape[:2] != cam.size:
+                    raise ValueError(f"the image is {image.shape[:2]}, its maps are of {cam.size}")
+                found.append(torch.from_numpy(np.array(image)))
+        return torch.stack(found).to(device)
+
+    return images
+
+
+def _fitting(compute: Callable[[RefineSettings], Result], cam: StoredCam, settings: RefineSettings) -> Result:
+    """The result of `compute`, at a quarter of the pixels as often as memory does not suffice."""
+    while True:
+        try:
+            return compute(settings)
+        except (RuntimeError, MemoryError) as error:
+            fewer = at_fewer_pixels(cam, settings)
+            if not is_memory_error(error) or fewer.max_pixels < FEWEST_PIXELS or not settings.refines:
+                raise
+        logger.warning(
+            "refine_cams: image %s: too little memory; it is refined at %d pixels", cam.name, fewer.max_pixels
+        )
+        settings = fewer
+
+
+def at_fewer_pixels(cam: StoredCam, settings: RefineSettings) -> RefineSettings:
+    """Settings with which the image is refined at a quarter of the pixels."""
+    pixels = min(settings.max_pixels, cam.size[0] * cam.size[1])
+    return settings.model_copy(update={"max_pixels": pixels // 4})
 
 
 def reduction(size: tuple[int, int], settings: RefineSettings) -> float:
@@ -138,19 +260,35 @@ def reduction(size: tuple[int, int], settings: RefineSettings) -> float:
     return min(1.0, math.sqrt(settings.max_pixels / (size[0] * size[1])))
 
 
-def _crf(
-    image: UInt8, probabilities: NDArray[np.float32], factor: float, settings: RefineSettings
-) -> NDArray[np.float32]:
-    """Dense CRF. A large image is reduced for it by `factor`, and so are the distances in its kernels."""
+def _crf(images: Tensor, probabilities: Sequence[Tensor], factor: float, settings: RefineSettings) -> list[Tensor]:
+    """Dense CRF: images (B, H, W, 3), B tensors (K, H, W). Large images are reduced for it by `factor`, and so are the
+    distances in its kernels."""
     kernels: dict[str, Any] = {key: value for key, value in settings if key.startswith(("gaussian_", "bilateral_"))}
-    if factor == 1:
-        return dense_crf(image, probabilities, iterations=settings.crf_iterations, **kernels)
-    size = [max(1, round(side * factor)) for side in probabilities.shape[1:]]
-    small_image = F.interpolate(to_tensor(image)[None].float(), size, mode="area")[0].round().to(torch.uint8)
-    small = F.interpolate(torch.from_numpy(probabilities)[None], size, mode="area")[0]
     kernels |= {key: kernels[key] * factor for key in ("gaussian_sxy", "bilateral_sxy")}
-    refined = dense_crf(small_image.permute(1, 2, 0), small, iterations=settings.crf_iterations, **kernels)
-    whole: NDArray[np.float32] = F.interpolate(
-        refined[None], probabilities.shape[1:], mode="bilinear", align_corners=False
-    )[0].numpy()
-    return whole
+    if factor < 1:
+        whole = probabilities[0].shape[1:]
+        size = [max(1, round(side * factor)) for side in whole]
+        small = F.interpolate(images.movedim(-1, 1).float(), size, mode="area").round().to(torch.uint8)
+        images = small.movedim(1, -1).contiguous()
+        probabilities = [F.interpolate(one[None], size, mode="area")[0] for one in probabilities]
+    if settings.crf_backend == "torch":
+        found = dense_crf_batch(images, probabilities, settings.crf_iterations, **kernels)
+    else:
+        found = [
+            dense_crf(image, one, settings.crf_iterations, **kernels, backend=settings.crf_backend)
+            for image, one in zip(images, probabilities, strict=True)
+        ]
+    if factor < 1:
+        found = [F.interpolate(one[None], whole, mode="bilinear", align_corners=False)[0] for one in found]
+    return found
+
+
+def _to(cam: StoredCam, device: torch.device) -> StoredCam:
+    """The maps on a device."""
+    background, prototype = (maps if maps is None else maps.to(device) for maps in (cam.background, cam.prototype))
+    return replace(cam, cam=cam.cam.to(device), background=background, prototype=prototype)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.cams.extraction import CamExtractor
-from cam_pipeline.config import Config, RefineSettings, TrainSettings
+from cam_pipeline.config import Config, TrainSettings
 from cam_pipeline.data.batches import EpochBatches
 from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
@@ -25,7 +25,7 @@ from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.machine.threads import use_threads
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.refinement.choice import images_to_choose_by
-from cam_pipeline.refinement.scores import refined
+from cam_pipeline.refinement.scores import CPU, placed, refined
 from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.training.loss import Loss
 from cam_pipeline.training.objectives import classifier_objectives
@@ -116,7 +116,7 @@ def _of_classifier(config: Config, table: Table, device: torch.device) -> dict[s
         stored.append(found[0][0])
 
     extracting = of_all_views * _image_seconds(extract, image, batch_size, device)
-    refining = _refining_seconds(stored[-1], pixels, config.refine, samples) / worker_count(config.run)
+    refining = _refining_seconds(stored[-1], pixels, config, samples)
     return {"train_cls": training, "extract_cams": extracting * len(samples), "refine_cams": refining}
 
 
@@ -188,13 +188,15 @@ def _training_seconds(
     return seconds * whole.steps
 
 
-def _refining_seconds(cam: StoredCam, pixels: UInt8, settings: RefineSettings, samples: Sequence[Sample]) -> float:
-    """Seconds of one process for the refinement of all images, and for the choice of the background score."""
+def _refining_seconds(cam: StoredCam, pixels: UInt8, config: Config, samples: Sequence[Sample]) -> float:
+    """Seconds of the refinement of all images, and of the choice of the background score."""
     count = len(samples)
+    settings, device = placed(config.refine, config.run)
     if isinstance(settings.background, str):
         count += BACKGROUNDS * len(images_to_choose_by(settings, samples))
         settings = settings.at(BACKGROUND)
-    return count * _seconds(lambda: refined(cam, lambda: pixels, settings), torch.device("cpu"))
+    seconds = count * _seconds(lambda: refined(cam, lambda: pixels, settings, device), device)
+    return seconds / worker_count(config.run) if device == CPU else seconds
 
 
 def _image_seconds(act: Callable[[Tensor], None], image: Tensor, batch_size: int, device: torch.device) -> float:

@@ -11,8 +11,6 @@ from cam_pipeline.ops import crf as module
 from cam_pipeline.ops.crf import dense_crf, dense_crf_batch, faster_backend, is_pydensecrf_installed
 
 needs_pydensecrf = pytest.mark.skipif(not is_pydensecrf_installed(), reason="pydensecrf is not installed")
-GAUSSIAN, BILATERAL = (3, 3), (10, 50, 5)
-"""The default kernels, as `dense_crf_batch` takes them."""
 
 
 @pytest.fixture(params=["torch", pytest.param("pydensecrf", marks=needs_pydensecrf)])
@@ -248,7 +246,7 @@ def test_a_batch_gives_what_each_image_gives_alone():
     """Images of one batch never meet, and may have different labels."""
     cases = [random_case(17, 26, labels, seed=labels, colors=40) for labels in (3, 2, 5)]
     images = torch.from_numpy(np.stack([image for image, _ in cases]))
-    found = dense_crf_batch(images, [torch.from_numpy(one) for _, one in cases], 4, GAUSSIAN, BILATERAL)
+    found = dense_crf_batch(images, [torch.from_numpy(one) for _, one in cases], 4)
     for (image, probabilities), posterior in zip(cases, found, strict=True):
         alone = dense_crf(image, probabilities, 4, backend="torch")
         assert posterior.shape == alone.shape

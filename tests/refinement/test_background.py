@@ -81,7 +81,7 @@ def test_with_a_crf_the_score_is_judged_by_what_it_makes(
     plain = RefineSettings(background="auto", crf=False)
     start = choose(plain, *image)
 
-    def eroded(cam: StoredCam, read: Any, settings: RefineSettings) -> Any:
+    def eroded(cam: StoredCam, read: Any, settings: RefineSettings, device: torch.device) -> Any:
         return refined(cam, read, plain.at(settings.background_score + 0.2)).scores
 
     monkeypatch.setattr(module, "refined_scores", eroded)

@@ -6,7 +6,15 @@ from PIL import Image
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.images import read_image
 from cam_pipeline.refinement import scores as refinement
-from cam_pipeline.refinement.scores import class_scores, reduction, refined_scores, smoothed_scores
+from cam_pipeline.refinement.scores import (
+    CPU,
+    class_scores,
+    reduction,
+    refined,
+    refined_batch,
+    refined_scores,
+    smoothed_scores,
+)
 from cam_pipeline.store.cams import StoredCam
 
 SIZE = (24, 36)
@@ -48,12 +56,18 @@ def test_the_crf_moves_borders_to_those_of_the_image(image):
 
 def test_crf_settings_reach_the_crf(image, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        refinement, "dense_crf", lambda image, probabilities, **rest: (seen.append(rest), probabilities)[1]
-    )
+
+    def crf(image, probabilities, iterations, **rest):
+        seen.append({"iterations": iterations, **rest})
+        return probabilities
+
+    monkeypatch.setattr(refinement, "dense_crf", crf)
+    monkeypatch.setattr(refinement, "dense_crf_batch", crf)
     chosen = dict(gaussian_sxy=1.0, gaussian_weight=2.0, bilateral_sxy=3.0, bilateral_srgb=4.0, bilateral_weight=5.0)
-    refined_scores(stored([[[1.0, 0.0]]], (2,)), image, RefineSettings(crf_iterations=6, **chosen))
-    assert seen == [{"iterations": 6, **chosen}]
+    for backend in ("torch", "pydensecrf"):
+        settings = RefineSettings(crf_iterations=6, crf_backend=backend, **chosen)
+        refined_scores(stored([[[1.0, 0.0]]], (2,)), image, settings)
+    assert seen == [{"iterations": 6, **chosen}, {"iterations": 6, "backend": "pydensecrf", **chosen}]
 
 
 def test_an_image_without_classes_is_background(image):
@@ -121,7 +135,7 @@ def test_local_refinement_moves_borders_to_those_of_the_image(image, kernel, gui
 def test_a_kernel_moves_the_background_map_as_well_and_keeps_constants(image):
     cam = calibrated([[[3.0, 3.0]]], [[1.0, 1.0]], [[[1.0, 0.0]], [[2.0, 2.0]]])
     settings = RefineSettings(kernel="varm", background_map=1.0, prototype_share=0.5)
-    scores, beside = smoothed_scores(cam, image, settings)
+    ((scores, beside),) = smoothed_scores([cam], lambda: torch.from_numpy(np.array(image()))[None], settings)
     np.testing.assert_allclose(scores, 1, atol=1e-3)
     before = class_scores(cam, settings)[1]
     assert beside.shape == SIZE and (beside - before).abs().max() > 0.05
@@ -132,8 +146,8 @@ def test_a_kernel_that_is_off_reads_no_image():
     def read():
         raise AssertionError
 
-    smoothed_scores(stored([[[4.0, 0.0]]], (2,)), read, RefineSettings())
-    smoothed_scores(StoredCam("a", torch.zeros(0, 2, 3), (), SIZE), read, RefineSettings(kernel="par"))
+    refined_scores(stored([[[4.0, 0.0]]], (2,)), read, RefineSettings(crf=False))
+    refined_scores(StoredCam("a", torch.zeros(0, 2, 3), (), SIZE), read, RefineSettings(kernel="par"))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 1000), (1, 7)])
@@ -146,7 +160,7 @@ def test_images_of_any_shape_and_a_constant_one_are_refined(size):
 
 def test_a_kernel_refuses_an_image_of_another_size():
     with pytest.raises(ValueError, match=r"the image is \(5, 6\), its maps are of \(24, 36\)"):
-        smoothed_scores(
+        refined_scores(
             stored([[[4.0, 0.0]]], (2,)), lambda: np.zeros((5, 6, 3), np.uint8), RefineSettings(kernel="par")
         )
 
@@ -154,19 +168,97 @@ def test_a_kernel_refuses_an_image_of_another_size():
 def test_large_images_are_refined_at_a_smaller_size(image, monkeypatch):
     seen = []
 
-    def crf(pixels, probabilities, **rest):
-        seen.append((tuple(pixels.shape), tuple(probabilities.shape), rest["bilateral_sxy"], rest["gaussian_sxy"]))
-        return dense_crf(pixels, probabilities, **rest)
+    def crf(pixels, probabilities, iterations, **rest):
+        sizes = [tuple(one.shape) for one in probabilities]
+        seen.append((tuple(pixels.shape), sizes, rest["bilateral_sxy"], rest["gaussian_sxy"]))
+        return dense_crf_batch(pixels, probabilities, iterations, **rest)
 
-    dense_crf = refinement.dense_crf
-    monkeypatch.setattr(refinement, "dense_crf", crf)
-    settings = RefineSettings(background=0.3, bilateral_sxy=20, bilateral_srgb=10)
+    dense_crf_batch = refinement.dense_crf_batch
+    monkeypatch.setattr(refinement, "dense_crf_batch", crf)
+    settings = RefineSettings(background=0.3, bilateral_sxy=20, bilateral_srgb=10, crf_backend="torch")
     assert reduction(SIZE, settings) == 1
     small = settings.model_copy(update={"max_pixels": 24 * 36 // 4})
     scores = refined_scores(stored([[[6.0, 5.0, 0.0, 0.0]]], (2,)), image, small)
-    assert seen == [((12, 18, 3), (2, 12, 18), 10.0, 1.5)]
+    assert seen == [((1, 12, 18, 3), [(2, 12, 18)], 10.0, 1.5)]
     assert scores.shape == (2, *SIZE)
     np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-5)
     assert (scores.argmax(axis=0)[:, : SIZE[1] // 2 - 1] == 1).all() and (
         scores.argmax(axis=0)[:, SIZE[1] // 2 + 1 :] == 0
     ).all()
+
+
+def no_room(pixels, images=1):
+    """A CRF that finds too little memory for more pixels or images than these."""
+
+    def crf(stack, probabilities, iterations, **rest):
+        if len(stack) > images or stack[0, ..., 0].numel() > pixels:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return dense_crf_batch(stack, probabilities, iterations, **rest)
+
+    dense_crf_batch = refinement.dense_crf_batch
+    return crf
+
+
+def halves(size):
+    """An image whose left half is red."""
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[:, : size[1] // 2, 0] = 200
+    return pixels
+
+
+def test_what_does_not_fit_into_memory_is_refined_at_fewer_pixels(monkeypatch, caplog):
+    size = (240, 360)
+    cam = StoredCam("a", torch.tensor([[[6.0, 5.0, 0.0, 0.0]]]), (2,), size)
+    monkeypatch.setattr(refinement, "dense_crf_batch", no_room(size[0] * size[1] // 4))
+    found = refined(cam, lambda: halves(size), RefineSettings(crf_backend="torch"))
+    assert caplog.messages == ["refine_cams: image a: too little memory; it is refined at 21600 pixels"]
+    truth = halves(size)[..., 0] > 0
+    wrong = (found.scores.argmax(axis=0) != truth)[:, [*range(170), *range(190, 360)]]
+    assert not wrong.any()
+
+
+def test_an_image_that_fits_at_no_useful_size_is_an_error(monkeypatch):
+    monkeypatch.setattr(refinement, "dense_crf_batch", no_room(0))
+    with pytest.raises(torch.OutOfMemoryError):
+        refined(stored([[[4.0, 0.0]]], (2,)), lambda: halves(SIZE), RefineSettings(crf_backend="torch"))
+
+
+def test_another_error_is_no_lack_of_memory(monkeypatch):
+    def crf(*_, **__):
+        raise RuntimeError("another error")
+
+    monkeypatch.setattr(refinement, "dense_crf_batch", crf)
+    settings = RefineSettings(crf_backend="torch")
+    with pytest.raises(RuntimeError, match="another error"):
+        refined(stored([[[4.0, 0.0]]], (2,)), lambda: halves(SIZE), settings)
+    with pytest.raises(RuntimeError, match="another error"):
+        refined_batch([stored([[[4.0, 0.0]]], (2,))], [lambda: halves(SIZE)], settings, CPU)
+
+
+BATCH = [
+    StoredCam("a", torch.tensor([[[4.0, 1.0, 0.0, 0.0]]]), (2,), SIZE),
+    StoredCam("b", torch.zeros(0, 2, 3), (), SIZE),
+    StoredCam(
+        "c",
+        torch.tensor([[[4.0, 3.0], [0.0, 0.0]], [[0.0, 1.0], [2.0, 5.0]], [[0.0, 0.0], [9.0, 0.0]]]),
+        (3, 1, 2),
+        SIZE,
+    ),
+]
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"crf": False}, {"kernel": "par", "band": 0.1, "max_pixels": 600}])
+def test_a_batch_gives_what_each_image_gives_alone(monkeypatch, settings, fits):
+    """Images of a batch show different numbers of classes, or none."""
+    noise = np.random.default_rng(0).integers(0, 60, (3, *SIZE, 3)).astype(np.uint8)
+    reads = [lambda: halves(SIZE) + noise[0], lambda: 1 / 0, lambda: noise[2]]
+    settings = RefineSettings(crf_backend="torch").model_copy(update=settings)  # max_pixels is too small to be set
+    alone = [refined(cam, read, settings) for cam, read in zip(BATCH, reads, strict=True)]
+    if not fits:
+        monkeypatch.setattr(refinement, "dense_crf_batch", no_room(10**6))
+    for found, expected in zip(refined_batch(BATCH, reads, settings, CPU), alone, strict=True):
+        assert (found.name, found.class_ids) == (expected.name, expected.class_ids)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+        assert found.labels.keys() == expected.labels.keys()
+        assert all(np.array_equal(found.labels[name], expected.labels[name]) for name in found.labels)

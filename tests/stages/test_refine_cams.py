@@ -1,6 +1,8 @@
+import logging
 import multiprocessing
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -9,11 +11,14 @@ from joblib.externals.loky.backend import context as loky
 from PIL import Image
 
 from cam_pipeline.config import Config
+from cam_pipeline.data.images import sample_image
 from cam_pipeline.data.table import Sample
+from cam_pipeline.errors import LibraryMissing
 from cam_pipeline.pipeline import Output
 from cam_pipeline.refinement import background as background_module
 from cam_pipeline.refinement import in_workers
 from cam_pipeline.refinement.background import explained_by_map
+from cam_pipeline.refinement.scores import refined
 from cam_pipeline.stages import refine_cams as module
 from cam_pipeline.store.cams import StoredCam, cam_record
 from cam_pipeline.store.hdf5 import artefact_attributes
@@ -36,17 +41,31 @@ def stored(cam, class_ids):
     return StoredCam("a", torch.tensor(cam), class_ids, SIZE)
 
 
-def test_the_stage_works_in_this_process_and_leaves_ctrl_c_alone(sample, tmp_path, inputs):
+@pytest.fixture
+def stage(tmp_path, inputs):
+    """Runs the stage on the given maps of class 1; gives its output."""
+
+    def run(*names, run=None, **settings):
+        (tmp_path / "data.csv").write_text("image,labels\n" + "".join(f"{name}.png,cat\n" for name in names))
+        writer = PartWriter(tmp_path / "cams.h5", "cams", artefact_attributes(("cat",), "f", ""), [names])
+        maps = torch.tensor([[[1.0, 0.0]]])
+        writer.write(0, [cam_record(StoredCam(name, maps, (1,), SIZE)) for name in names])
+        writer.join(names)
+        config = Config.model_validate(
+            {"data": {"root": tmp_path}, "run": {"device": "cpu", "workers": 1, **(run or {})}, "refine": settings}
+        )
+        output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f")
+        module.refine_cams(config, inputs(config, extract_cams=tmp_path / "cams.h5"), output)
+        return output
+
+    return run
+
+
+def test_the_stage_works_in_this_process_and_leaves_ctrl_c_alone(sample, stage):
     """With a single worker joblib starts no process: signals must still reach the command."""
-    (tmp_path / "data.csv").write_text("image,labels\na.png,cat\n")
-    writer = PartWriter(tmp_path / "cams.h5", "cams", artefact_attributes(("cat",), "f", ""), [["a"]])
-    writer.write(0, [cam_record(stored([[[1.0, 0.0]]], (1,)))])
-    writer.join(["a"])
-    config = Config.model_validate({"data": {"root": tmp_path}, "run": {"workers": 1}})
-    output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        module.refine_cams(config, inputs(config, extract_cams=tmp_path / "cams.h5"), output)
+        output = stage("a")
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -54,6 +73,56 @@ def test_the_stage_works_in_this_process_and_leaves_ctrl_c_alone(sample, tmp_pat
         record = store.read("a")
     assert record.class_ids == (1,) and record.scores.shape == (2, *SIZE)
     assert (record.scores[1, :, :12] > 0.9).all() and (record.scores[0, :, -12:] > 0.9).all()
+
+
+@pytest.mark.parametrize("background", [0.35, "auto"])
+def test_a_device_of_its_own_refines_whole_batches_in_this_process(sample, stage, monkeypatch, caplog, background):
+    """What a GPU does, on a CPU that is taken for one."""
+    caplog.set_level(logging.INFO)
+    plain = stage("a", background=background, crf_backend="torch")
+    with ScoreStore.open(plain.path) as store:
+        expected, score = store.read("a"), store.background
+    plain.path.unlink()
+    for left in plain.path.parent.iterdir():
+        left.unlink()
+    monkeypatch.setattr(module, "CPU", torch.device("cuda"))
+    monkeypatch.setattr(module, "refined_records", None)
+    output = stage("a", background=background, crf_backend="torch")
+    with ScoreStore.open(output.path) as store:
+        assert store.background == score
+        assert np.array_equal(store.read("a").scores, expected.scores)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("background", [0.35, "auto"])
+def test_a_gpu_gives_what_the_cpu_gives(sample, stage, background):
+    found = []
+    for device in ("cpu", "cuda"):
+        output = stage("a", background=background, kernel="par", crf_backend="torch", run={"device": device})
+        with ScoreStore.open(output.path) as store:
+            found.append(store.read("a").scores)
+        for left in output.path.parent.iterdir():
+            left.unlink()
+    np.testing.assert_allclose(*found, atol=2 / 255)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_the_crf_in_use_is_told_and_noted(sample, stage, monkeypatch, caplog, missing):
+    caplog.set_level(logging.INFO)
+    if missing:
+        monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    wanted = "auto" if missing else "torch"
+    assert stage("a", crf_backend=wanted).notes == {"crf_backend": "torch"}
+    why = "pydensecrf is not installed" if missing else "refine.crf_backend = 'torch'"
+    assert f"refine_cams: the CRF is computed by torch ({why})" in caplog.text
+    assert stage("a", crf=False).notes == {}
+
+
+def test_a_missing_pydensecrf_that_is_asked_for_stops_before_other_stages_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    config = Config.model_validate({"data": {"root": "x"}, "refine": {"crf_backend": "pydensecrf"}})
+    with pytest.raises(LibraryMissing, match="pip install pydensecrf2"):
+        module.check(config)
 
 
 def abort_at_three(cam, sample, settings):
@@ -86,29 +155,20 @@ def warm_workers():
 @pytest.mark.parametrize("background", [0.35, "auto"])
 @pytest.mark.usefixtures("warm_workers")
 def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(
-    tmp_path, monkeypatch, caplog, inputs, background
+    tmp_path, monkeypatch, caplog, stage, background
 ):
     names = ["a", "b", "c", "d"]
     pixels = np.zeros((*SIZE, 3), np.uint8)
     pixels[:, : SIZE[1] // 2, 0] = 200
     for name in names:
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    (tmp_path / "data.csv").write_text("image,labels\n" + "".join(f"{name}.png,cat\n" for name in names))
-    writer = PartWriter(tmp_path / "cams.h5", "cams", artefact_attributes(("cat",), "f", ""), [names])
-    maps = torch.tensor([[[1.0, 0.0]]])
-    writer.write(0, [cam_record(StoredCam(name, maps, (1,), SIZE)) for name in names])
-    writer.join(names)
     monkeypatch.setattr(in_workers, "refine_image", abort_at_three)
     monkeypatch.setattr(background_module, "measured", measured_but_three)
     monkeypatch.setattr(module, "IMAGES_PER_PART", 3)
-    settings = {"kernel": "par", "background": background}
-    config = Config.model_validate({"data": {"root": tmp_path}, "run": {"workers": 2}, "refine": settings})
-    output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f")
-    module.refine_cams(config, inputs(config, extract_cams=tmp_path / "cams.h5"), output)
-    assert (
-        "image c: a worker process was killed, for lack of memory or by a crash of the CRF; it stays unrefined"
-        in caplog.text
-    )
+    output = stage(*names, run={"workers": 2}, kernel="par", background=background)
+    killed = "image c: a worker process was killed, for lack of memory or by a crash of the CRF; it"
+    assert f"{killed} is refined at 216 pixels" in caplog.text
+    assert f"{killed} stays unrefined" in caplog.text
     assert ("chosen without the images that cause this" in caplog.text) == (background == "auto")
     with ScoreStore.open(output.path) as store:
         assert list(store.names) == names
@@ -120,3 +180,20 @@ def test_an_image_at_which_the_crf_aborts_is_named_and_the_rest_survives(
         ]
         alone = 1 / (1 + store.background)  # its map, which is 1 there, and the background, as they are
         assert store.read("c").scores[1, :, 0] == pytest.approx(alone, abs=1 / 255)
+
+
+def abort_by_pydensecrf(cam, sample, settings):
+    if settings.crf_backend == "pydensecrf":
+        os.abort()
+    return refined(cam, lambda: np.array(sample_image(sample)), settings)
+
+
+@pytest.mark.usefixtures("warm_workers")
+def test_an_image_at_which_pydensecrf_aborts_is_refined_by_torch(sample, stage, monkeypatch, caplog):
+    pytest.importorskip("pydensecrf")
+    monkeypatch.setattr(in_workers, "refine_image", abort_by_pydensecrf)
+    output = stage("a", run={"workers": 2}, crf_backend="pydensecrf")
+    assert "it is refined at 216 pixels" in caplog.text and "unrefined" not in caplog.text
+    with ScoreStore.open(output.path) as store:
+        scores = store.read("a").scores
+    assert (scores[1, :, :12] > 0.9).all() and (scores[0, :, -12:] > 0.9).all()
