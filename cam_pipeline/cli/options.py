@@ -103,7 +103,7 @@ def run_options(
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
             click.option("--device", metavar="DEVICE", help="auto, cpu or cuda[:n]."),
             click.option("--workers", type=click.IntRange(min=0), metavar="N",
-                         help="Worker processes; 0: one per core, at most 8."),
+                         help="Worker processes; 0: one per usable core, at most 8."),
             click.option("-v", "--verbose", is_flag=True, help="Print more."),
             click.option("--quiet", is_flag=True, help="Print only what is wrong."),
         ]  # fmt: skip

@@ -21,7 +21,8 @@ class RunSettings(Section):
         0,
         ge=0,
         le=1024,
-        description="processes that load images and run the CRF; 0: as many as cores, at most 8 (also `--workers`)",
+        description="processes that load images and run the CRF; 0: one for each core that may be used, "
+        "at most 8 (also `--workers`)",
     )
     threads: int = Field(
         0,

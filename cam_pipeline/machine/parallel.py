@@ -13,6 +13,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from cam_pipeline.config import RunSettings
 from cam_pipeline.errors import ConfigError, LibraryMissing, WorkerLost
+from cam_pipeline.machine.cores import usable_cores
 from cam_pipeline.machine.interrupt import start_worker, workers_start_deaf
 from cam_pipeline.machine.shared_memory import workers_can_start
 
@@ -99,11 +100,11 @@ def survived(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result | None]:
 
 
 def worker_count(run: RunSettings, processes: int = 1) -> int:
-    """Number of worker processes: `run.workers`, else one per core, at most 8.
+    """Number of worker processes: `run.workers`, else one for each core that this process may use, at most 8.
 
     If `processes` on this machine work at the same time, they share the cores.
     """
-    return run.workers or min(max((os.cpu_count() or 1) // processes, 1), 8)
+    return run.workers or min(max(usable_cores() // processes, 1), 8)
 
 
 @contextmanager

@@ -100,10 +100,10 @@ def test_networks_and_images_are_laid_out_channels_last():
 
 def test_worker_count(monkeypatch):
     assert worker_count(RunSettings(workers=3)) == 3
-    for cores, workers in [(1, 1), (6, 6), (64, 8), (None, 1)]:
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+    for cores, workers in [(1, 1), (6, 6), (64, 8)]:
+        monkeypatch.setattr("cam_pipeline.machine.parallel.usable_cores", lambda cores=cores: cores)
         assert worker_count(RunSettings(workers=0)) == workers
-    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("cam_pipeline.machine.parallel.usable_cores", lambda: 12)
     assert [worker_count(RunSettings(workers=0), processes) for processes in (1, 2, 5, 24)] == [8, 6, 2, 1]
     assert worker_count(RunSettings(workers=3), processes=4) == 3
 
