@@ -53,17 +53,25 @@ def autocast(run: RunSettings, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def has_fast_bfloat16(device_type: str) -> bool:
+    """Whether this machine's processor of that type has instructions for bfloat16."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def no_fast_bfloat16(device_type: str) -> str:
+    """The line that says that bfloat16 is not used though the config asks for it."""
+    name = "GPU" if device_type == "cuda" else "CPU"
+    return f"run.precision = 'bfloat16': this {name} has no fast bfloat16, so float32 is used"
+
+
 @cache
 def _computes_in_bfloat16(device_type: str) -> bool:
-    """Whether this machine's processor of that type has instructions for bfloat16; logs a warning if not."""
-    if device_type == "cuda":
-        name = "GPU"
-        found = bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    else:
-        name = "CPU"
-        found = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """As `has_fast_bfloat16`; logs a warning, once, if there is none."""
+    found = has_fast_bfloat16(device_type)
     if not found:
-        logger.warning("run.precision = 'bfloat16': this %s has no fast bfloat16, so float32 is used", name)
+        logger.warning("%s", no_fast_bfloat16(device_type))
     return found
 
 

@@ -18,22 +18,32 @@ AMPLE = 2**30
 """Bytes. A batch of loaded images takes up to 50 MB, and each loading process has three of them in flight."""
 
 
-@cache
-def workers_can_start() -> bool:
-    """Whether this machine gives what processes need to talk to each other; logs a warning, once, if it does not."""
+def why_no_workers() -> str:
+    """Why this machine does not give what processes need to talk to each other; "" if it does."""
     try:
         multiprocessing.get_context("spawn").Lock()
         if FOLDER.is_dir() and shutil.disk_usage(FOLDER).free < LEAST:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return os.strerror(errno.ENOSPC)
     except (OSError, ImportError) as error:
-        logger.warning(
-            "%s cannot be used (%s), so that no worker processes can start: all is done in this process, which is "
-            "slower. Make it writable (docker run --shm-size=1g)",
-            FOLDER,
-            getattr(error, "strerror", None) or error,
-        )
-        return False
-    return True
+        return getattr(error, "strerror", None) or str(error)
+    return ""
+
+
+def no_workers(reason: str) -> str:
+    """The line that says that no worker processes can start, why, and what to do."""
+    return (
+        f"{FOLDER} cannot be used ({reason}), so that no worker processes can start: all is done in this process, "
+        "which is slower. Make it writable (docker run --shm-size=1g)"
+    )
+
+
+@cache
+def workers_can_start() -> bool:
+    """Whether this machine gives what processes need to talk to each other; logs a warning, once, if it does not."""
+    reason = why_no_workers()
+    if reason:
+        logger.warning("%s", no_workers(reason))
+    return not reason
 
 
 @cache

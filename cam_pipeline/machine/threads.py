@@ -16,6 +16,11 @@ def wait_without_spinning() -> None:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
+def waiting() -> str:
+    """How threads wait, as the environment says: `OMP_WAIT_POLICY=PASSIVE`; "" if it leaves that to OpenMP."""
+    return ", ".join(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ)
+
+
 def use_threads(count: int) -> None:
     """Let torch compute with `count` threads in this process; 0: as many as it chooses itself (one per core)."""
     if count:

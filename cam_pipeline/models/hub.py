@@ -23,6 +23,8 @@ SECONDS = 4.0
 REMEMBERED = 60.0
 """Seconds for which its answer, or its silence, holds."""
 
+NO_ANSWER = "no answer in"
+
 _asked: dict[str, tuple[float, str]] = {}
 
 
@@ -43,19 +45,15 @@ def cannot_be_loaded(name: str, reason: str) -> str:
     )
 
 
-def missing(name: str, arguments: Mapping[str, Any]) -> str:
+def missing(name: str, arguments: Mapping[str, Any], patience: float | None = None) -> str:
     """The line that says why timm's weights of a model cannot be had.
 
     "" if they can, as far as can be known without fetching them, and for a name or a tag that timm does not know.
+    `patience`: seconds to wait for the hub; None: as many as before fetching.
     """
-    import timm
     from huggingface_hub import constants
 
-    tag = arguments.get("pretrained_cfg")
-    try:
-        described = timm.models.get_pretrained_cfg(f"{name.split('.')[0]}.{tag}" if tag else name)
-    except RuntimeError:  # the tag
-        return ""
+    described = _described(name, arguments)
     if described is None:
         return ""
     address = str(constants.ENDPOINT if described.hf_hub_id else described.url or "")
@@ -67,10 +65,27 @@ def missing(name: str, arguments: Mapping[str, Any]) -> str:
         return ""
     if described.hf_hub_id and constants.HF_HUB_OFFLINE:
         return cannot_be_loaded(name, "they are not on this machine, and HF_HUB_OFFLINE is set")
-    if silence := unreachable(address):
+    if silence := unreachable(address, patience):
         host = urlsplit(address).netloc
         return cannot_be_loaded(name, f"they are not on this machine, and {host} cannot be reached: {silence}")
     return ""
+
+
+def are_kept(name: str, arguments: Mapping[str, Any]) -> bool:
+    """True if timm's weights of a model are on this machine."""
+    described = _described(name, arguments)
+    return described is not None and _is_kept(described, arguments.get("cache_dir"))
+
+
+def _described(name: str, arguments: Mapping[str, Any]) -> Any:
+    """What timm knows about the weights of a model; None for a name or a tag that it does not know."""
+    import timm
+
+    tag = arguments.get("pretrained_cfg")
+    try:
+        return timm.models.get_pretrained_cfg(f"{name.split('.')[0]}.{tag}" if tag else name)
+    except RuntimeError:  # the tag
+        return None
 
 
 def _is_kept(described: Any, cache: str | None) -> bool:
@@ -90,22 +105,23 @@ def _is_kept(described: Any, cache: str | None) -> bool:
     return any(isinstance(path, str) for path in found)
 
 
-def unreachable(address: str) -> str:
-    """Why an address does not answer; "" if it does."""
+def unreachable(address: str, patience: float | None = None) -> str:
+    """Why an address does not answer; "" if it does. `patience` as in `missing`."""
     now = time.monotonic()
     asked, silence = _asked.get(address, (-REMEMBERED, ""))
     if address not in _asked or now - asked > REMEMBERED:
-        silence = _ask(address)
+        silence = _ask(address, patience)
         _asked[address] = (now, silence)
     return silence
 
 
-def _ask(address: str) -> str:
+def _ask(address: str, patience: float | None) -> str:
     """Ask for a page's head. In a thread, as nothing limits the time that looking up a name takes."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-    patience = float(constants.HF_HUB_ETAG_TIMEOUT) if os.environ.get("HF_HUB_ETAG_TIMEOUT") else SECONDS
+    if patience is None:
+        patience = float(constants.HF_HUB_ETAG_TIMEOUT) if os.environ.get("HF_HUB_ETAG_TIMEOUT") else SECONDS
     answer: list[str] = []
 
     def ask() -> None:
@@ -118,7 +134,7 @@ def _ask(address: str) -> str:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(patience)
-    return answer[0] if answer else f"no answer in {patience:g} seconds"
+    return answer[0] if answer else f"{NO_ANSWER} {patience:g} seconds"
 
 
 @contextmanager

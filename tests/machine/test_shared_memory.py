@@ -12,7 +12,7 @@ import pytest
 
 from cam_pipeline.machine import shared_memory
 from cam_pipeline.machine.parallel import Workers
-from cam_pipeline.machine.shared_memory import is_ample, workers_can_start
+from cam_pipeline.machine.shared_memory import is_ample, why_no_workers, workers_can_start
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,11 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(multiprocessing.get_context("spawn"), "Lock", refuse)
     return str(reason)
+
+
+def test_why_there_are_none_is_asked_for_without_a_warning(no_locks: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert why_no_workers() == no_locks
+    assert caplog.records == []
 
 
 def test_without_it_the_work_is_done_in_this_process(no_locks: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -61,6 +66,7 @@ def test_where_there_is_no_such_folder_it_is_managed_otherwise(monkeypatch: pyte
 def test_next_to_nothing_is_as_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shared_memory, "FOLDER", tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
+    assert why_no_workers() == "No space left on device"
     assert not workers_can_start()
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from cam_pipeline.machine.threads import use_threads, wait_without_spinning
+from cam_pipeline.machine.threads import use_threads, wait_without_spinning, waiting
 
 
 @pytest.fixture
@@ -19,8 +19,10 @@ def no_choice(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_threads_sleep_while_they_wait(no_choice: pytest.MonkeyPatch) -> None:
+    assert waiting() == ""
     wait_without_spinning()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert waiting() == "OMP_WAIT_POLICY=PASSIVE"
 
 
 @pytest.mark.parametrize(

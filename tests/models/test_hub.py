@@ -85,7 +85,10 @@ def test_what_the_user_set_holds(asked, monkeypatch):
 
 
 def test_kept_weights_need_no_network(asked, monkeypatch):
+    assert not hub.are_kept("resnet18", {})
     keep(monkeypatch)
+    assert hub.are_kept("resnet18", {}) and hub.are_kept("resnet18", {"pretrained_cfg": "a1_in1k"})
+    assert not hub.are_kept("resnt18", {}) and not hub.are_kept("resnet18.no_such_tag", {})
     hub.check_pretrained("a", "resnet18")
     assert asked == []
     for tag in ("resnet18.a1_in1k", "resnet18"):
@@ -98,6 +101,7 @@ def test_a_hub_that_is_silent_is_waited_for_only_so_long(asked, monkeypatch):
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: slow)
     started = time.monotonic()
     assert hub.unreachable("https://a.example") == "no answer in 0.05 seconds"
+    assert hub.unreachable("https://b.example", patience=0.02) == "no answer in 0.02 seconds"
     assert time.monotonic() - started < 1
 
 
