@@ -4,7 +4,7 @@ from cam_pipeline.config.acr import AcrSettings
 from cam_pipeline.config.cams import CamSettings
 from cam_pipeline.config.classifier import ClassifierSettings, ObjectiveSettings
 from cam_pipeline.config.data import Colour, DataSettings, shown_colour
-from cam_pipeline.config.loading import load_config, shipped_configs, to_toml
+from cam_pipeline.config.loading import default_config, load_config, shipped_configs, to_toml
 from cam_pipeline.config.refinement import LabelSettings, RefineSettings
 from cam_pipeline.config.run import OutputSettings, RunSettings
 from cam_pipeline.config.section import FILES
@@ -31,6 +31,7 @@ __all__ = [
     "SfcSettings",
     "TrainSegSettings",
     "TrainSettings",
+    "default_config",
     "load_config",
     "shipped_configs",
     "shown_colour",

@@ -23,21 +23,32 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     Raises ConfigError with one line that names the file or the command line, the key, and the nearest valid key.
     """
+    config = _overridden(_parse(_content(source), str(source)), overrides, str(source))
+    return _with_folder(config, Path("outputs") / Path(source).stem)
+
+
+def default_config(overrides: Iterable[str] = ()) -> Config:
+    """The defaults with overrides. Its folder is that of all run folders. Raises ConfigError as `load_config`."""
+    return _with_folder(_overridden({}, overrides, "the defaults"), Path("outputs"))
+
+
+def _with_folder(config: Config, folder: Path) -> Config:
+    """The config with an output folder, if it names none itself."""
+    return config if config.output.dir is not None else config.model_copy(update={"output": OutputSettings(dir=folder)})
+
+
+def _overridden(values: dict[str, Any], overrides: Iterable[str], source: str) -> Config:
+    """The config of nested settings, which are changed by `overrides`. Raises ConfigError, which names the place."""
     overrides = list(overrides)
-    values = _parse(_content(source), str(source))
     given = copy.deepcopy(values)
     for override in overrides:
         _apply(values, override)
     try:
-        config = _validated(values)
+        return _validated(values)
     except ValueError as error:
-        place = "command line" if overrides and _is_valid(given) else str(source)
+        place = "command line" if overrides and _is_valid(given) else source
         reason = explain(error) if isinstance(error, ValidationError) else str(error)
         raise ConfigError(f"{place}: {reason}") from error
-    if config.output.dir is None:
-        output = OutputSettings(dir=Path("outputs") / Path(source).stem)
-        config = config.model_copy(update={"output": output})
-    return config
 
 
 def _validated(values: dict[str, Any]) -> Config:
