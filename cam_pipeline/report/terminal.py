@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cam_pipeline.data.check.data_set import DataCheck
 from cam_pipeline.data.check.problems import Problem
 from cam_pipeline.errors import one_line
+from cam_pipeline.report.console import console
 
 SHOWN = 10
 """Number of problems of one kind that are shown, unless all are asked for."""
@@ -96,12 +96,6 @@ def duration(seconds: float) -> str:
     if seconds < 100 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
-
-
-def console() -> Console:
-    """The console for tables: as wide as the terminal, or wide enough for them if there is none."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=max(120, terminal.width))
 
 
 def show_check(
