@@ -3,6 +3,7 @@
 import click
 
 from cam_pipeline.cli.data import check_data, demo
+from cam_pipeline.cli.doctor import doctor
 from cam_pipeline.cli.errors import Commands
 from cam_pipeline.cli.options import Options, run_options
 from cam_pipeline.cli.results import evaluate
@@ -75,7 +76,7 @@ def status(options: Options) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from cam_pipeline.report.terminal import console
+    from cam_pipeline.report.console import console
 
     pipeline = options.pipeline()
     grid = Table("stage", "state", "why", "file")
@@ -86,4 +87,5 @@ def status(options: Options) -> None:
 
 main.add_command(check_data)
 main.add_command(demo)
+main.add_command(doctor)
 main.add_command(evaluate)

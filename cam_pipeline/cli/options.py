@@ -41,10 +41,10 @@ class Options:
         return shlex.join(self.given or ("-c", self.config))
 
     def load(self) -> "Config":
-        """The resolved config; warns of given settings that have no effect."""
-        from cam_pipeline.config import load_config
+        """The resolved config, without one the defaults; warns of given settings that have no effect."""
+        from cam_pipeline.config import default_config, load_config
 
-        config = load_config(self.config, self.overrides)
+        config = load_config(self.config, self.overrides) if self.config else default_config(self.overrides)
         if is_first():
             warn_of(config.in_vain())
         return config
@@ -69,9 +69,9 @@ class Options:
 
 
 def run_options(
-    default_config: str | None = None, force: bool = True
+    default_config: str | None = None, force: bool = True, needs_config: bool = True
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The shared options; the command is called with one `Options`."""
+    """The shared options; the command is called with one `Options`. Its config is "" if none is needed or given."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def call(
@@ -87,7 +87,10 @@ def run_options(
             overrides = list(settings)
             overrides += [f"run.device={json.dumps(device)}"] if device is not None else []
             overrides += [f"run.workers={workers}"] if workers is not None else []
-            given = ["-c", config, *(word for setting in settings for word in ("--set", setting))]
+            given = [
+                *(["-c", config] if config else []),
+                *(word for setting in settings for word in ("--set", setting)),
+            ]
             given += ["--device", device] if device is not None else []
             given += ["--workers", str(workers)] if workers is not None else []
             configure_output(verbose, quiet)
@@ -98,8 +101,8 @@ def run_options(
         # click takes a default of None for a given value, so `required` would have no effect.
         given: dict[str, Any] = {"default": [default_config], "show_default": default_config} if default_config else {}
         decorators = [
-            click.option("-c", "--config", required=not default_config, metavar="FILE", **given, multiple=True,
-                         callback=only_one, help="TOML file, or the name of a shipped config."),
+            click.option("-c", "--config", required=needs_config and not default_config, metavar="FILE", **given,
+                         multiple=True, callback=only_one, help="TOML file, or the name of a shipped config."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
             click.option("--device", metavar="DEVICE", help="auto, cpu or cuda[:n]."),
             click.option("--workers", type=click.IntRange(min=0), metavar="N",
@@ -117,10 +120,13 @@ def run_options(
 
 
 def only_one(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str:
-    """The value of an option that is given once. Raises click's error for a second one: the last would win silently."""
+    """The value of an option that is given once; "" without it.
+
+    Raises click's error for a second one: the last would win silently.
+    """
     if len(values) > 1:
         raise click.BadParameter(f"give one, not {' and '.join(values)}")
-    return values[0]
+    return values[0] if values else ""
 
 
 def warn_of(in_vain: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib import metadata
 
 from cam_pipeline.errors import one_line
@@ -37,6 +38,7 @@ def unmet(distribution: str = "cam-pipeline") -> Iterator[tuple[str, str]]:
             yield f"{requirement.name}{requirement.specifier}", version or ""
 
 
+@cache
 def why_broken(module: str) -> str:
     """Why an installed module cannot be imported; "" if it can. What it prints meanwhile is dropped."""
     try:

@@ -47,7 +47,7 @@ def test_wrong_header_is_told_without_torch(data: Path, command: str) -> None:
     assert code == 2 and stderr.splitlines()[-1] == "False", stderr
 
 
-@pytest.mark.parametrize("command", ["check-data", "train-cls", "make-cams", "run", "status", "evaluate"])
+@pytest.mark.parametrize("command", ["check-data", "train-cls", "make-cams", "run", "status", "evaluate", "doctor"])
 def test_wrong_setting_is_told_without_torch(data: Path, command: str) -> None:
     code, stderr = run(data.parent, command, "-c", "my.toml", "--set", "cam.sclaes=[1]")
     assert code == 2 and "did you mean" in stderr and stderr.splitlines()[-1] == "False", stderr

@@ -46,6 +46,8 @@ def test_why_a_module_is_broken(
 ) -> None:
     (tmp_path / "damaged_module.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
+    why_broken.cache_clear()
     assert why_broken("damaged_module") == reason
     assert capsys.readouterr() == ("", "")
     sys.modules.pop("damaged_module", None)
+    why_broken.cache_clear()

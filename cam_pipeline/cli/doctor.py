@@ -1,0 +1,28 @@
+"""The command about the machine itself."""
+
+import click
+
+from cam_pipeline.cli.options import Options, run_options
+
+
+@click.command("doctor")
+@click.option("--json", "as_object", is_flag=True, help="Print one JSON object.")
+@run_options(force=False, needs_config=False)
+def doctor(options: Options, as_object: bool) -> None:
+    """Look at this machine: versions, device, memory, cores, disk, weights; what would go wrong, and the remedy.
+
+    With a config, at what its run needs. Nothing is written or fetched. Send the output along if you report a fault.
+
+    Exit code 2 if a run would fail; warnings do not count.
+
+    Example: cam-pipeline doctor -c my.toml
+    """
+    from cam_pipeline.report.doctor import as_json, examine, show, would_fail
+
+    found = examine(options.load(), bool(options.given))
+    if as_object:
+        click.echo(as_json(found))
+    else:
+        show(found, options.quiet)
+    if would_fail(found):
+        click.get_current_context().exit(2)
