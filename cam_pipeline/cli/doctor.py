@@ -9,9 +9,10 @@ from cam_pipeline.cli.options import Options, run_options
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object.")
 @run_options(force=False, needs_config=False)
 def doctor(options: Options, as_object: bool) -> None:
-    """Look at this machine: versions, device, memory, cores, disk, weights; what would go wrong, and the remedy.
+    """Say what would go wrong on this machine, and the remedy.
 
-    With a config, at what its run needs. Nothing is written or fetched. Send the output along if you report a fault.
+    Looks at versions, device, memory, cores, CRF, disk and weights; with a config, at what its run needs. Nothing is
+    fetched, no result is touched. If you report a fault, send the output along.
 
     Exit code 2 if a run would fail; warnings do not count.
 
