@@ -1,6 +1,7 @@
 """Findings together: a failing check is "unknown", nothing private is shown, errors come first."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,14 +48,26 @@ def test_other_paths_stay(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.found == text
 
 
-def test_every_check_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On whatever machine this is, no check fails."""
+def documented(page: str) -> dict[str, set[str]]:
+    """The keys of `values` by finding, from the last table of the page."""
+    rows = [row.split("|") for row in page.rpartition("| `values` |")[2].splitlines() if row.startswith("| `")]
+    return {name: set(re.findall(r"`(\w+)`", row[2])) for row in rows for name in re.findall(r"`(\w+)`", row[1])}
+
+
+def test_every_check_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    """On whatever machine this is, no check fails. The page names the keys of the JSON."""
     monkeypatch.setattr("cam_pipeline.models.hub._ask", lambda address, patience: "")
     settings = [f"output.dir={tmp_path}", "classifier.weights=none", "segmenter.weights=none"]
     found = examine(default_config(settings), False)
     assert list(found) == list(CHECKS)
     assert [name for name, finding in found.items() if finding.state == "unknown"] == []
-    assert json.loads(as_json(found))["findings"]["output"]["values"]["writable"] is True
+    content = json.loads(as_json(found))["findings"]
+    assert content["output"]["values"]["writable"] is True
+    page = documented((repository / "docs" / "troubleshooting.md").read_text())
+    assert list(page) == list(content)
+    content["weights"]["values"] = next(iter(content["weights"]["values"].values()))  # by setting
+    for name, finding in content.items():
+        assert set(finding["values"]) <= page[name], f"docs/troubleshooting.md: keys of {name}"
 
 
 def test_without_torch_the_rest_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
