@@ -17,6 +17,8 @@ NO_MEMORY = (
     "cam.batch_size, or a smaller cam.max_side, then start the same command again"
 )
 
+REPORT = "This should not happen: please report it, with the command and the output of `cam-pipeline doctor`."
+
 
 def never_fail_to_print() -> None:
     """Escape letters that the terminal's encoding lacks, such as a Japanese class name in one that is not UTF-8."""
@@ -48,6 +50,8 @@ class Commands(click.Group):
         except UserError as error:
             raise Mistake(one_line(str(error))) from error
         except OSError as error:
+            if error.errno is None:
+                error.add_note(REPORT)
             if error.errno in (None, errno.EPIPE):  # click handles a closed pipe
                 raise
             raise Mistake(one_line(explain(error))) from error
@@ -58,3 +62,8 @@ class Commands(click.Group):
                 f"Interrupted: {str(error) or 'stopped at once'}. The same command resumes from there.", err=True
             )
             ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            error.add_note(REPORT)  # Python shows it after the traceback
+            raise

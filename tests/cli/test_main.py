@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from cam_pipeline import __version__, errors
 from cam_pipeline.cli import main
-from cam_pipeline.cli.errors import Commands
+from cam_pipeline.cli.errors import REPORT, Commands
 from cam_pipeline.cli.options import Options, configure_output, run_options
 from cam_pipeline.config import Config, load_config, to_toml
 from cam_pipeline.machine.atomic import UNNAMED
@@ -285,8 +286,15 @@ def test_message_of_a_megabyte_is_cut_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("no number, no name"), RuntimeError("a bug"), KeyError("a bug")])
-def test_our_own_mistakes_keep_their_traceback(error: Exception) -> None:
+def test_our_own_mistakes_keep_their_traceback_and_say_how_to_report_them(error: Exception) -> None:
     assert ended_by(error).exception is error
+    assert traceback.format_exception(error)[-1] == f"{REPORT}\n" and "`cam-pipeline doctor`" in REPORT
+
+
+def test_a_closed_pipe_is_nobodys_fault() -> None:
+    error = BrokenPipeError(32, "Broken pipe")
+    ended_by(error)
+    assert not hasattr(error, "__notes__")
 
 
 @pytest.mark.parametrize(
