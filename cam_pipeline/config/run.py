@@ -28,8 +28,8 @@ class RunSettings(Section):
         0,
         ge=0,
         le=1024,
-        description="threads that torch computes with in the main process; 0: torch's own choice, one per core unless "
-        "OMP_NUM_THREADS says otherwise. Fewer leave cores to other programs",
+        description="threads that torch computes with in the main process; 0: one for each core that may be "
+        "used, unless OMP_NUM_THREADS says otherwise. Fewer leave cores to other programs",
     )
     backend: Literal["loky", "threading", "dask", "ray"] = Field(
         "loky",

@@ -2,6 +2,8 @@
 
 import os
 
+from cam_pipeline.machine.cores import usable_cores
+
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables by which a user may have chosen already; the last two are GNU's and Intel's own."""
 
@@ -21,9 +23,22 @@ def waiting() -> str:
     return ", ".join(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ)
 
 
-def use_threads(count: int) -> None:
-    """Let torch compute with `count` threads in this process; 0: as many as it chooses itself (one per core)."""
-    if count:
-        import torch  # late: the command line sets the policy above first
+def thread_count(count: int) -> int:
+    """Threads that torch computes with for `run.threads`; 0: torch's own number, but no more than usable cores.
 
-        torch.set_num_threads(count)
+    torch counts the cores that a process is bound to, not a container's quota: with more threads than that, all are
+    stopped together when it is used up. OMP_NUM_THREADS is a choice, too, and stands.
+    """
+    import torch  # late: the command line sets the policy above first
+
+    if count or "OMP_NUM_THREADS" in os.environ:
+        return count or torch.get_num_threads()
+    return min(torch.get_num_threads(), usable_cores())
+
+
+def use_threads(count: int) -> None:
+    """Let torch compute with `thread_count(count)` threads in this process."""
+    import torch
+
+    if (threads := thread_count(count)) != torch.get_num_threads():
+        torch.set_num_threads(threads)

@@ -238,11 +238,9 @@ def of_cores(config: Config, given: bool, root: Path = ROOT) -> Finding:
 def of_threads(config: Config, given: bool, root: Path = ROOT) -> Finding:
     """Threads that torch computes with in the main process, and how they wait."""
     _need_torch()
-    import torch
+    from cam_pipeline.machine.threads import thread_count, waiting
 
-    from cam_pipeline.machine.threads import waiting
-
-    count, usable, policy = config.run.threads or torch.get_num_threads(), cores(root).usable, waiting()
+    count, usable, policy = thread_count(config.run.threads), cores(root).usable, waiting()
     how = f"they wait as set by {policy}" if policy else "they wait as OpenMP does by default"
     how = "they sleep while they wait (OMP_WAIT_POLICY=PASSIVE)" if policy == "OMP_WAIT_POLICY=PASSIVE" else how
     problems: tuple[Problem, ...] = ()

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from cam_pipeline.machine.threads import use_threads, wait_without_spinning, waiting
+from cam_pipeline.machine.threads import thread_count, use_threads, wait_without_spinning, waiting
 
 
 @pytest.fixture
@@ -59,3 +59,18 @@ def test_number_of_threads() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen", "cores", "threads"),
+    [(0, "", 2, 2), (0, "", 128, 64), (5, "", 2, 5), (0, "64", 2, 64), (5, "64", 2, 5)],
+)
+def test_a_container_has_no_more_threads_than_cores(
+    monkeypatch: pytest.MonkeyPatch, asked: int, chosen: str, cores: int, threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr("cam_pipeline.machine.threads.usable_cores", lambda: cores)
+    assert thread_count(asked) == threads
