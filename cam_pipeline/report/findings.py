@@ -187,10 +187,10 @@ def _of_gpu(gpu: Gpu) -> Iterator[Problem]:
 
 def _of_no_gpu(build: str, driver: Driver) -> Iterator[Problem]:
     """Why the GPU, whose driver is there, is not used."""
-    what = f"({', '.join(driver.names)})" if driver.names else f"driver {driver.version}".strip()
-    if not build:
-        line = f"there is an NVIDIA {'GPU ' if driver.names else ''}{what}, but torch is built for the CPU alone; "
-        yield Problem("warning", f"{line}to use a GPU, install torch for CUDA ({GET_STARTED})")
+    what = f"GPU ({', '.join(driver.names)})" if driver.names else f"driver {driver.version}".strip()
+    if not build.startswith("CUDA"):
+        line = f"there is an NVIDIA {what}, but {_build(build)}; to use a GPU, install torch for CUDA ({GET_STARTED})"
+        yield Problem("warning", line)
         return
     if hidden := hidden_by():
         yield Problem("warning", f"{hidden} hides all GPUs; unset it to use them")
@@ -206,7 +206,7 @@ def _of_no_gpu(build: str, driver: Driver) -> Iterator[Problem]:
 def of_memory(config: Config, given: bool, root: Path = ROOT) -> Finding:
     """Main memory, and the container's limit."""
     found = memory(root)
-    total = "unknown" if found.machine is None else gigabytes(found.machine)
+    total = "unknown size" if found.machine is None else gigabytes(found.machine)
     limit = "" if found.limit is None else f"; the container may use {gigabytes(found.limit)}"
     free = "" if found.free is None else f", {gigabytes(found.free)} free"
     problems: tuple[Problem, ...] = ()
@@ -257,9 +257,8 @@ def of_crf(config: Config, given: bool) -> Finding:
     _need_torch()
     from cam_pipeline.machine.crf_backend import crf_backend
 
-    wanted = str(getattr(config.refine, "crf_backend", "auto"))
     try:
-        used = crf_backend(wanted, _device_type(config))
+        used = crf_backend(config.refine.crf_backend, _device_type(config))
     except UserError as error:
         return Finding("there is none", {"backend": None, "why": str(error)}, (Problem("error", str(error)),))
     return Finding(f"{used.name}: {used.why}", {"backend": used.name, "why": used.why})

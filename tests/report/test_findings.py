@@ -248,7 +248,7 @@ def test_why_a_gpu_is_not_used(on_cpu: Callable[..., None], values: dict[str, An
         (Memory(32 * GB, 4 * GB, 3 * GB), "32.0 GB; the container may use 4.0 GB, 3.0 GB free", "ok"),
         (Memory(32 * GB, 4 * GB, GB), "32.0 GB; the container may use 4.0 GB, 1.0 GB free", "warning"),
         (Memory(16 * GB, None, None), "16.0 GB", "ok"),
-        (Memory(None, None, None), "unknown", "ok"),
+        (Memory(None, None, None), "unknown size", "ok"),
     ],
 )
 def test_memory(put: Callable[..., None], memory: Memory, text: str, state: str) -> None:
