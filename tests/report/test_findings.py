@@ -428,11 +428,11 @@ def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         (1024, -1, "1024 open files, of any size", []),
         (-1, 9 * GB, "any number of open files, of up to 9.0 GB", []),
         (
-            128,
+            100,
             GB,
-            "128 open files, of up to 1.0 GB",
+            "100 open files, of up to 1.0 GB",
             [
-                "warning: only 128 files may be open at a time; raise that: ulimit -n 4096",
+                "warning: only 100 files may be open at a time; raise that: ulimit -n 4096",
                 "warning: no file may be larger than 1.0 GB; raise that: ulimit -f unlimited",
             ],
         ),
