@@ -38,7 +38,7 @@ def mean_field(
     if bilateral[0] > 0:
         filters.append(_appearance(images, *bilateral))
 
-    rows = log_probabilities.movedim(1, -1).reshape(-1, labels).float()
+    rows = log_probabilities.movedim(1, -1).float().contiguous().view(-1, labels)
     ones = rows.new_ones(labels, 1)
     posterior = rows.exp()
     posterior /= posterior @ ones
