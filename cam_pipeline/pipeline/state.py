@@ -7,8 +7,9 @@ has the content of which the manifest states the digest.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -263,17 +264,24 @@ def _progress(partial: Path) -> str:
 
 
 def libraries() -> dict[str, str]:
-    """Versions of the libraries on which the last digits of results depend; read without importing them."""
-    return {name: version(name) for name in LIBRARIES}
+    """Versions of the libraries on which the last digits of results depend; read without importing them.
+
+    An optional library that is not installed is left out.
+    """
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _with_other_libraries(manifest: Mapping[str, Any]) -> str:
     """What `status` says of a result that was made with other versions of libraries; usually nothing."""
     now = libraries()
     others = [
-        f"{name} {made} (now {now[name]})"
+        f"{name} {made} (now {now.get(name, 'not installed')})"
         for name, made in _table(manifest, "libraries").items()
-        if name in now and now[name] != made
+        if name in LIBRARIES and now.get(name) != made
     ]
     return f" with {', '.join(others)}" if others else ""
 

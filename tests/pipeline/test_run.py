@@ -20,7 +20,7 @@ from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table
 from cam_pipeline.errors import ConfigError, DamagedFile, Interrupted, OutOfMemory, RunFolderBusy, StageNotReady
 from cam_pipeline.machine.atomic import read_json
-from cam_pipeline.pipeline import Inputs, Output, Pipeline, Stage, load_stages
+from cam_pipeline.pipeline import Inputs, Output, Pipeline, Stage, load_stages, state
 from cam_pipeline.pipeline import run as engine
 
 NAMES = ("grow", "mill", "bake")
@@ -321,6 +321,19 @@ def test_status_tells_of_other_versions_of_libraries(baked: Bakery) -> None:
     assert baked.kinds() == all_of("current")
     assert baked.reason("mill").endswith(f" with timm 0.1 (now {now})")
     assert "with" not in baked.reason("grow")
+
+
+def test_optional_libraries_need_not_be_there(baked: Bakery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pydensecrf2 may be missing, today or when a result was made; both results are current."""
+    path = baked.folder / "flour.bin.manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["libraries"]["no-such-library"] = "1.1"
+    path.write_text(json.dumps(manifest))
+    monkeypatch.setattr(state, "LIBRARIES", (*state.LIBRARIES, "no-such-library"))
+    assert baked.kinds() == all_of("current")
+    assert baked.reason("mill").endswith(" with no-such-library 1.1 (now not installed)")
+    assert "no-such-library" not in state.libraries()
+    assert "no-such-library" not in baked.reason("bake")
 
 
 @pytest.mark.parametrize("content", [None, "", "{half a mani", "[]", "{}", '{"fingerprint": 3}'])
