@@ -1,4 +1,4 @@
-# make help lists the targets. A fresh machine needs only Python >= 3.11 (with venv and headers), a C++ compiler and make.
+# make help lists the targets. A fresh machine needs only Python >= 3.11 (with venv) and make.
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 VENV := .venv
@@ -41,16 +41,23 @@ reproduce-voc-mini: need-DATA install ## DATA=folder [WEIGHTS=file] [ARGS="..."]
 need-DATA:
 	@test -n "$(DATA)" || { echo "make: DATA is not set. Usage: make reproduce-voc-mini DATA=folder" >&2; exit 2; }
 
+# pydensecrf2 compiles, so it may fail, and the install stands without it. Without a compiler only a wheel can help.
+HEADERS := import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
+define INSTALL_CRF
+lacks=; \
+command -v $${CXX:-c++} >/dev/null || lacks='no C++ compiler'; \
+$(PYTHON) -c '$(HEADERS)' || lacks="$${lacks:-no Python.h}"; \
+$(VENV)/bin/python -m pip install $${lacks:+--only-binary pydensecrf2} --editable '.[crf]' >$(VENV)/pydensecrf2.log 2>&1 \
+    || echo "pydensecrf2 is not installed ($${lacks:-pip failed, see $(VENV)/pydensecrf2.log}): the CRF runs in torch."
+endef
+
 # Only a finished install leaves the stamp. The mark of an unfinished one makes the next call start afresh.
 # The stamp keeps the time of the start, so an edit of setup.cfg during the install is not missed.
 $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "make: $(PYTHON) is missing or older than 3.11. Set another: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 2; }
-	@command -v $${CXX:-c++} >/dev/null \
-	    || { echo "make: no C++ compiler, and pydensecrf2 compiles. Debian/Ubuntu: apt-get install g++" >&2; exit 2; }
-	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
-	    || { echo "make: no Python.h for $(PYTHON), and pydensecrf2 needs it. Debian/Ubuntu: apt-get install python3-dev" >&2; exit 2; }
 	$(PYTHON) -m venv $(if $(wildcard $(STARTED)),--clear) $(VENV)
 	@touch $(STARTED)
 	$(VENV)/bin/python -m pip install --editable '.[dev]'
+	@$(INSTALL_CRF)
 	@mv $(STARTED) $(STAMP)

@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Where the packages lie in the checkout; the keys are their installed names.
 FOLDERS = {"cam_pipeline": "cam_pipeline", "cam_pipeline.stages": "stages", "cam_pipeline.configs": "configs"}
+# What an extra brings that need not be installed: pydensecrf2 compiles.
+OPTIONAL = {"pydensecrf": ["pydensecrf2"]}
 
 
 def metadata(section: str, key: str) -> list[str]:
@@ -46,6 +48,12 @@ def test_every_package_is_listed() -> None:
     assert metadata("options", "packages") == sorted(on_disk)
 
 
+@pytest.mark.parametrize("extra", [None, "dev", "dask", "ray"])
+def test_installing_needs_no_compiler(extra: str | None) -> None:
+    lines = metadata("options.extras_require", extra) if extra else metadata("options", "install_requires")
+    assert "pydensecrf2" not in requirement_names(lines)
+
+
 def test_every_library_is_required() -> None:
     """By all, or by those who ask for the extra that a part of the work needs."""
     parser = configparser.ConfigParser()
@@ -54,7 +62,7 @@ def test_every_library_is_required() -> None:
     required = requirement_names(metadata("options", "install_requires")).union(
         *(requirement_names(metadata("options.extras_require", extra)) for extra in extras)
     )
-    providers = packages_distributions()
+    providers = OPTIONAL | dict(packages_distributions())
     missing = set()
     for path in shipped_files().values():
         if path.suffix != ".py":
