@@ -28,9 +28,9 @@ from cam_pipeline.pipeline import load_stages
 
 SECONDS_BETWEEN_LOOKS = 0.005
 IMPORTED_LATE = (
-    "defusedxml.ElementTree", "matplotlib", "pycocotools.mask", "pydensecrf.densecrf", "rich._emoji_codes",
-    "segmentation_models_pytorch", "timm", "torch._dynamo.exc", "torch.distributed.rendezvous",
-    "torch.utils.serialization", "torchvision.transforms.v2",
+    "defusedxml.ElementTree", "matplotlib", "pycocotools.mask", "rich._emoji_codes", "segmentation_models_pytorch",
+    "timm", "torch._dynamo.exc", "torch.distributed.rendezvous", "torch.utils.serialization",
+    "torchvision.transforms.v2",
 )  # fmt: skip
 """What commands import in the middle of their work; test_commands.py tells what is missing here."""
 
@@ -135,6 +135,8 @@ def import_everything() -> None:
     for name in (*IMPORTED_LATE, *own):
         if not name.endswith("__main__"):
             import_module(name)
+    with contextlib.suppress(ImportError):  # an extra
+        import_module("pydensecrf.densecrf")
     import_module("PIL.Image").init()
     gc.freeze()  # it is never collected, so that children share its memory
     gc.enable()
