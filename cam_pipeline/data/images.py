@@ -100,7 +100,7 @@ def opened(path: Path, max_pixels: int, kind: str = "image") -> Iterator[Image.I
         raise DataError(f"there is no {kind} file {path}") from None
     except Exception as error:  # damaged bytes make Pillow raise almost anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        if isinstance(error, ValueError) and "MAX_TEXT" in str(error):
+        if isinstance(error, ValueError) and "decompressed data too large" in str(error).lower():
             reason = f"its texts or its colour profile unpack to more than {METADATA >> 20} MB"
         raise DataError(
             f"{path} cannot be read as {'an' if kind == 'image' else 'a'} {kind} ({reason or type(error).__name__}); "

@@ -153,7 +153,8 @@ def bring_to_stride(network: nn.Module, name: str, stride: int, arguments: Mappi
 
 def create_for_any_size(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
     """Create a timm model that takes images of any size; the ViT and Swin families need an argument for that."""
-    for switch in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+    # Swin first: in older timm it takes the argument of the ViTs, too, without effect.
+    for switch in ({"strict_img_size": False}, {"dynamic_img_size": True}):
         try:
             return create_timm(name, weights, switch | arguments)
         except UnknownArgument:

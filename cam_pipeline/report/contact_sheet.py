@@ -258,4 +258,4 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     import matplotlib  # late: it takes a while, and only its folder is needed
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

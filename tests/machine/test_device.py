@@ -15,6 +15,8 @@ from cam_pipeline.machine.device import (
 from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.models.placing import image_batch, place
 
+ACCELERATOR_ERROR = getattr(torch, "AcceleratorError", RuntimeError)  # a class of its own since torch 2.8
+
 
 @pytest.fixture(params=[0, 2])
 def gpus(request, monkeypatch):
@@ -143,7 +145,7 @@ def test_a_compiled_network_computes_the_same_and_not_where_sizes_vary():
     ("error", "place"),
     [
         (torch.OutOfMemoryError("Allocation on device"), "the GPU"),
-        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be ...", 2), "the GPU"),
+        (ACCELERATOR_ERROR("CUDA error: out of memory\nCUDA kernel errors might be ...", 2), "the GPU"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "the GPU"),
         (RuntimeError("CUDA error: out of memory"), "the GPU"),
         (RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"), "the GPU"),

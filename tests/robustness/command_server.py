@@ -29,10 +29,11 @@ from cam_pipeline.pipeline import load_stages
 SECONDS_BETWEEN_LOOKS = 0.005
 IMPORTED_LATE = (
     "defusedxml.ElementTree", "matplotlib", "pycocotools.mask", "rich._emoji_codes", "segmentation_models_pytorch",
-    "timm", "torch._dynamo.exc", "torch.distributed.rendezvous", "torch.utils.serialization",
-    "torchvision.transforms.v2",
+    "timm", "torch._dynamo.exc", "torch.distributed.rendezvous", "torchvision.transforms.v2",
 )  # fmt: skip
 """What commands import in the middle of their work; test_commands.py tells what is missing here."""
+NOT_EVERYWHERE = ("pydensecrf.densecrf", "torch.utils.serialization")
+"""The same: an extra, and what torch has since 2.7."""
 
 
 def attribute(dotted: str) -> tuple[Any, str]:
@@ -135,8 +136,9 @@ def import_everything() -> None:
     for name in (*IMPORTED_LATE, *own):
         if not name.endswith("__main__"):
             import_module(name)
-    with contextlib.suppress(ImportError):  # an extra
-        import_module("pydensecrf.densecrf")
+    for name in NOT_EVERYWHERE:
+        with contextlib.suppress(ImportError):
+            import_module(name)
     import_module("PIL.Image").init()
     gc.freeze()  # it is never collected, so that children share its memory
     gc.enable()

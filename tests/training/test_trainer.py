@@ -414,9 +414,9 @@ def test_figures_are_shown_with_their_interval():
     assert shown({"epoch": 1.0, "loss": 2.0, "sfc.scale": 0.1}) == "loss 2.000, sfc.scale 0.100"
 
 
-@pytest.mark.parametrize(("loss", "warns"), [(0.7, True), (0.4, False)])
+@pytest.mark.parametrize(("loss", "warns"), [(7.0, True), (4.0, False)])
 def test_a_loss_that_stays_is_told_of(views, tmp_path, caplog, loss, warns):
-    Training(views, tmp_path, losses={0: 0.7, **dict.fromkeys(range(1, STEPS), loss)}).fit()
+    Training(views, tmp_path, losses={0: 7.0, **dict.fromkeys(range(1, STEPS), loss)}).fit()
     assert ("train_cls: the loss has hardly fallen (" in caplog.text) == warns
 
 
