@@ -20,6 +20,9 @@ from torch import Tensor
 EXACT = 2.0**13
 """Largest feature that float32 places finely enough in a lattice; beyond it float64 computes the place."""
 
+LONGEST_NUMBER = 2**62
+"""Largest number that a key may be; keys are hashed if there could be greater ones."""
+
 
 @dataclass(frozen=True)
 class Bags:
@@ -141,7 +144,7 @@ class _Keys:
     lowest: Sequence[int]
     strides: Sequence[int]
     of_group: int
-    span: int
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, corner: Tensor, groups: Tensor | None) -> "_Keys":
@@ -150,30 +153,25 @@ class _Keys:
         ranges = [int(high) + 2 - low for high, low in zip(corner.amax(dim=1), lowest, strict=True)]
         *strides, span = accumulate(ranges[:-1], mul, initial=1)
         images = 1 if groups is None else int(groups.amax()) + 1
-        of_group = span
-        if span * images > 2**62:
+        of_group, longest = span, span * images
+        if longest > LONGEST_NUMBER:
             # Sums of random multiples modulo 2^64: that two of a million points agree has a chance of 1 : 10^7.
             random = torch.Generator().manual_seed(0)
             *strides, of_group = torch.randint(-(2**63), 2**63 - 1, (len(ranges),), generator=random).tolist()
-        return cls(lowest, [*strides, 0], of_group, span * images)
+            return cls(lowest, [*strides, 0], of_group, torch.int64)
+        return cls(lowest, [*strides, 0], of_group, torch.int32 if longest < 2**31 else torch.int64)
 
     def of_corners(self, corner: Tensor, rank: Tensor, groups: Tensor | None) -> Tensor:
         """The keys (d + 1, N) of all corners of the simplices: row q has the corners of remainder q.
 
         From corner to corner one coordinate falls by d + 1, that of the highest rank first.
         """
-        dtype = torch.int32 if self.span < 2**31 else torch.int64
-        strides = torch.tensor(self.strides, dtype=dtype, device=rank.device)
-        keys = (
-            torch.empty_like(rank, dtype=dtype)
-            .scatter_(0, rank, strides[:, None].expand_as(rank))
-            .flip(0)
-            .roll(1, 0)
-            .neg_()
-        )
+        strides = torch.tensor(self.strides, dtype=self.dtype, device=rank.device)[:, None].expand_as(rank)
+        by_rank = torch.empty_like(rank, dtype=self.dtype).scatter_(0, rank, strides)
+        keys = by_rank.flip(0).roll(1, 0).neg_()
         keys[0] = 0 if groups is None else groups * self.of_group
         for coordinate, lowest, stride in zip(corner[:-1], self.lowest, self.strides, strict=False):
-            keys[0] += (coordinate.to(dtype) - lowest) * stride
+            keys[0] += (coordinate.to(self.dtype) - lowest) * stride
         for q in range(1, len(keys)):
             keys[q] += keys[q - 1]
         return keys

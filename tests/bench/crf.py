@@ -1,8 +1,8 @@
 """Dense CRF: two worker processes against one, and present classes only against all of PASCAL VOC's 21 channels.
 
-Generated images of 240 x 320, score maps made of their masks, and the road of the stage `refine_cams`: joblib, one
-BLAS thread for each worker. The sides alternate, so that both meet the same machine; what it costs to start workers,
-which a run does once, is left out.
+Generated images of 240 x 320, score maps made of their masks, and the road of the stage `refine_cams`: the backend
+torch in joblib's processes, one thread for each. The sides alternate, so that both meet the same machine; what it costs
+to start workers, which a run does once, is left out.
 """
 
 import statistics
@@ -26,6 +26,7 @@ from cam_pipeline.refinement.scores import refined_scores
 from cam_pipeline.store.cams import StoredCam
 
 IMAGES, SIZE, ROUNDS, CHANNELS = 32, (240, 320), 3, 21
+SETTINGS = RefineSettings(crf_backend="torch")
 
 Item = tuple[StoredCam, np.ndarray]
 
@@ -46,7 +47,7 @@ def items(folder: Path) -> list[Item]:
 
 
 def refine(item: Item) -> None:
-    refined_scores(item[0], lambda: item[1], RefineSettings())
+    refined_scores(item[0], lambda: item[1], SETTINGS)
 
 
 def seconds_with(workers: int, work: list[Item]) -> float:
@@ -67,12 +68,13 @@ def seconds_of_channels(work: list[Item], channels: int) -> float:
         if channels:
             scores = np.concatenate([scores, np.zeros((channels - len(scores), *scores.shape[1:]), np.float32)])
         started = time.perf_counter()
-        dense_crf(image, scores)
+        dense_crf(image, scores, backend="torch")
         total += time.perf_counter() - started
     return total
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # in one process, too
     with tempfile.TemporaryDirectory() as folder:
         work = items(Path(folder))
     print(f"Dense CRF, {IMAGES} generated images of {SIZE[0]} x {SIZE[1]}, CPU, median of {ROUNDS}")

