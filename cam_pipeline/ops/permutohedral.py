@@ -8,7 +8,6 @@ weighted rows, so each is one `embedding_bag`: it runs on any device, in paralle
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from itertools import accumulate
 from operator import mul
 from typing import Self
@@ -39,20 +38,32 @@ class Bags:
 
 @dataclass(frozen=True)
 class Lattice:
-    """The filter for one set of pixels. `splat` (M, N), `blurs` (M, M), `slices` (N, M) for N pixels and M points."""
+    """The filter for one set of N pixels, with M lattice points and one more, which is always 0.
+
+    splat        (M + 1, N)
+    neighbours   for each axis (M + 1, 2): the points on both sides of every point, M for one that is not there
+    slices       (N, M + 1)
+    """
 
     splat: Bags
-    blurs: tuple[Bags, ...]
+    neighbours: tuple[Tensor, ...]
     slices: Bags
 
     @property
     def points(self) -> int:
         """M, the number of lattice points."""
-        return len(self.splat.starts)
+        return len(self.splat.starts) - 1
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Filter values (N, K) of the lattice's dtype: every pixel's sum over all, weighted by their likeness."""
-        return self.slices @ reduce(lambda at_points, blur: blur @ at_points, self.blurs, self.splat @ values)
+        """Filter float32 values (N, K): every pixel's sum over all, weighted by their likeness."""
+        return self.slices @ self.blurred(self.splat @ values)
+
+    def blurred(self, at_points: Tensor) -> Tensor:
+        """Values (M + 1, K) at the points, plus half of both neighbours', along one axis after the other."""
+        for both in self.neighbours:
+            beside = F.embedding_bag(both, at_points, mode="sum")
+            at_points = torch.add(at_points, beside, alpha=0.5, out=beside)
+        return at_points
 
     def scaled(self, before: Tensor, after: Tensor) -> Self:
         """The filter of `before` (N,) times the values, its result times `after` (N,)."""
@@ -84,14 +95,15 @@ def permutohedral_lattice(features: Tensor, groups: Tensor | None = None) -> Lat
     starts = begins.view(-1).nonzero()[:, 0]
     corners = torch.empty_like(order, dtype=index)
     corners.scatter_(1, order, (begins.view(-1).cumsum(0, dtype=index) - 1).view_as(order))
-    splat = Bags(order.to(index).view(-1), starts.to(index), weights.gather(1, order).view(-1))
+    points = ascending.view(-1)[starts].split(begins.sum(dim=1).tolist())
+    nothing = torch.tensor([corners.numel()], dtype=index, device=starts.device)
+    splat = Bags(order.to(index).view(-1), torch.cat([starts.to(index), nothing]), weights.gather(1, order).view(-1))
     slices = Bags(
         corners.t().reshape(-1),
         torch.arange(0, corners.numel(), dimensions + 1, dtype=index, device=features.device),
         (weights.t() / (1 + 2.0**-dimensions)).reshape(-1),
     )
-    points = ascending.view(-1)[starts].split(begins.sum(dim=1).tolist())
-    return Lattice(splat, _blurs(points, keys.strides, index), slices)
+    return Lattice(splat, _neighbours(points, keys.strides, index), slices)
 
 
 def _elevated(features: Tensor) -> Tensor:
@@ -182,33 +194,27 @@ def _wrapped(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63
 
 
-def _blurs(points: Sequence[Tensor], strides: Sequence[int], index: torch.dtype) -> tuple[Bags, ...]:
-    """The blur along each axis, from the keys of the points of each remainder: half of both neighbours and the point.
+def _neighbours(points: Sequence[Tensor], strides: Sequence[int], index: torch.dtype) -> tuple[Tensor, ...]:
+    """For each axis the points on both sides of every point (M + 1, 2), from the keys of the points of each remainder.
 
     A step back along axis j takes 1 from every coordinate, but adds d to coordinate j. From remainder 1 or more that
     changes the key by `strides[j]`; from 0, by all the other strides, and leads to remainder d.
     """
     firsts = [0, *accumulate(len(keys) for keys in points)]
     total, device = firsts[-1], points[0].device
-    itself = torch.arange(total + 1, dtype=index, device=device)
-    half = torch.tensor(0.5, device=device)
-    blurs = []
+    itself = torch.arange(total, dtype=index, device=device)
+    axes = []
     for stride in strides:
-        found, behind = [], []
+        behind = torch.full((total + 1,), total, dtype=index, device=device)
+        ahead = behind.clone()
         for remainder, keys in enumerate(points):
             others = points[remainder - 1]
             sought = keys + (stride if remainder else _wrapped(stride - sum(strides)))
             place = torch.searchsorted(others, sought, out_int32=index == torch.int32).clamp_(max=len(others) - 1)
-            found.append(others[place] == sought)
-            behind.append(place + firsts[(remainder - 1) % len(points)])
-        has_behind = torch.cat(found)
-        target = torch.where(has_behind, torch.cat(behind), total)  # those without write where nobody reads
-        ahead = itself.clone()
-        ahead[target] = itself[:-1]
-        ahead = ahead[:-1]
-        has_ahead = ahead != itself[:-1]
-        columns = torch.stack([torch.where(has_behind, target, itself[:-1]), itself[:-1], ahead], dim=1)
-        weights = torch.stack([half * has_behind, torch.ones_like(half).expand(total), half * has_ahead], dim=1)
-        starts = torch.arange(0, 3 * total, 3, dtype=index, device=device)
-        blurs.append(Bags(columns.view(-1), starts, weights.view(-1)))
-    return tuple(blurs)
+            found = place + firsts[(remainder - 1) % len(points)]
+            own = slice(firsts[remainder], firsts[remainder + 1])
+            behind[own] = torch.where(others[place] == sought, found, total)
+        ahead[behind[:-1].long()] = itself
+        ahead[-1] = total  # those with nothing behind have written here
+        axes.append(torch.stack([behind, ahead], dim=1))
+    return tuple(axes)

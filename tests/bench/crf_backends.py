@@ -70,7 +70,7 @@ def print_parts(size: tuple[int, int], channels: int) -> None:
     parts = {
         "lattice": lambda: _appearance(image[None], 10.0, 50.0, 5.0),
         "splat": lambda: appearance.splat @ values,
-        "blur": lambda: [blur @ at_points for blur in appearance.blurs],
+        "blur": lambda: appearance.blurred(at_points),
         "slice": lambda: appearance.slices @ at_points,
         "smoothness": lambda: smoothness(values),
         "softmax": softmax,
