@@ -55,7 +55,7 @@ def check_plain(value: Any, key: str = "", depth: int = 0) -> None:
     elif isinstance(value, str):
         if "\0" in value or not _is_unicode(value):
             raise ValueError(f"{key} holds a character that is not text, given {shown(value)}")
-    elif isinstance(value, int) and abs(value) >= 2**63:
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{key} must be less than 2 to the power of 63, given {shown(value)}")
     elif isinstance(value, float) and not math.isfinite(value) and (math.isnan(value) or depth > 2):
         raise ValueError(f"{key} must be a finite number, given {value}")  # infinity is left to the keys that take it

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cam_pipeline.config import ClassifierSettings, Config, DataSettings, load_config, shipped_configs, to_toml
@@ -370,6 +370,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("toml") / "resolved.toml"
 
 
+@example(backbone="", arguments={"least": -(2**63), "most": 2**63 - 1})
 @given(backbone=any_text, arguments=st.dictionaries(any_text, values, max_size=3))
 def test_toml_gives_back_an_equal_config(scratch: Path, backbone: str, arguments: dict[str, Any]) -> None:
     classifier = ClassifierSettings(backbone=backbone, backbone_args=arguments)

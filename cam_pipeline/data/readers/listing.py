@@ -5,6 +5,7 @@ can make the program read or name files elsewhere.
 """
 
 import codecs
+import errno
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -262,15 +263,26 @@ class Listing:
         try:
             name.encode()  # ids are stored as UTF-8
             if file.is_symlink():
-                inside = file.resolve().is_relative_to(self._real_root)
+                inside = _resolved(file).is_relative_to(self._real_root)
             else:
                 if file.parent not in self._inside:
-                    self._inside[file.parent] = file.parent.resolve().is_relative_to(self._real_root)
+                    self._inside[file.parent] = _resolved(file.parent).is_relative_to(self._real_root)
                 inside = self._inside[file.parent]
         except (OSError, RuntimeError, ValueError) as error:  # a name the system does not take, a loop of links
             return f"is no path of a file ({getattr(error, 'strerror', None) or error}); correct it"
         outside = f"leads out of the data root {self.root} by a symbolic link; put the files themselves there"
         return "" if inside else outside
+
+
+def _resolved(path: Path) -> Path:
+    """Where a path leads. Raises OSError for a loop of links, as `resolve` no longer does since Python 3.13."""
+    found = path.resolve()
+    try:
+        found.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise
+    return found
 
 
 def image_files(folder: Path) -> dict[str, list[str]]:
