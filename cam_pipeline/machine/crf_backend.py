@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from cam_pipeline.errors import CannotWrite
 from cam_pipeline.machine.atomic import read_json, write_text
+from cam_pipeline.machine.cores import usable_cores
+from cam_pipeline.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +81,9 @@ def _measured(threads: int) -> dict[str, float]:
 
 
 def _setup() -> str:
-    """What the times depend on: processor, torch and pydensecrf2."""
-    versions = []
+    """What the times depend on: processor, cam-pipeline, torch and pydensecrf2."""
+    versions = [f"cam-pipeline {__version__}"]
     for name in ("torch", "pydensecrf2"):
-        try:
+        with suppress(PackageNotFoundError):
             versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            versions.append(f"{name} ?")
-    return ", ".join([f"{platform.machine()} {os.cpu_count()} cores", *versions])
+    return ", ".join([f"{platform.machine()} {usable_cores()} cores", *versions])
