@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
@@ -13,7 +14,7 @@ from cam_pipeline.data.check.masks import check_supervision
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table, check_files, masked
-from cam_pipeline.data.views import ReadMask, TrainingViews
+from cam_pipeline.data.views import ReadMask, TrainingViews, image_labels
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.device import pick_device, uncompiled
 from cam_pipeline.machine.distributed import is_first
@@ -28,7 +29,7 @@ from cam_pipeline.refinement.summary import classes_lost, counted, nothing_to_le
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
 from cam_pipeline.training.dry_run import check_segmenter_crops, check_weights, try_segmenter
-from cam_pipeline.training.objectives.segmentation import SegmentationObjective
+from cam_pipeline.training.objectives import segmenter_objectives
 from cam_pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
     torch.manual_seed(config.run.seed)
     segmenter = new_segmenter(config.segmenter, len(table.classes))
     output.notes["starts_from"] = {"weights": config.segmenter.weights, **starting_weights(segmenter)}
+    objectives = segmenter_objectives(segmenter, config, known_labels(train, len(table.classes)))
     check_segmenter_crops(segmenter, config, len(train))
     place(segmenter, device)
 
@@ -56,7 +58,7 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
     trainer = Trainer(
         name="train_seg",
         network=segmenter,
-        objectives=[SegmentationObjective()],
+        objectives=objectives,
         views=TrainingViews(
             train, crop=settings.crop, scale=settings.scale, fill=fill, seed=config.run.seed, read_mask=read_labels
         ),
@@ -66,10 +68,18 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
         folder=output.folder,
     )
     trainer.fit()
+    segmenter.exits = None
     if is_first():
         warn_if_blind(segmenter, train, config)
         trainer.write_history(output.logs / "train_seg.jsonl")
         save_model(output.path, segmenter, {"classes": table.classes, "fingerprint": output.fingerprint})
+
+
+def known_labels(samples: list[Sample], num_classes: int) -> Tensor:
+    """(N, num_classes) 0/1: the classes that images show; NaN for an image that nobody labelled."""
+    labels = image_labels(samples, num_classes)
+    labels[[sample.class_ids is None for sample in samples]] = torch.nan
+    return labels
 
 
 @torch.inference_mode()

@@ -26,6 +26,10 @@ class SegmenterSettings(Section):
     std: tuple[Spread, Spread, Spread] | None = Field(
         None, description="input standard deviation; unset: from timm's data config of the encoder"
     )
+    self_regulation: bool = Field(
+        False,
+        description="train exits at several depths beside it, which teach each other; `[self_regulation]` says how",
+    )
     max_side: int = Field(
         1024, ge=32, le=65_536, description="for prediction, larger images are first reduced to this longer side"
     )

@@ -15,6 +15,7 @@ from cam_pipeline.config.refinement import LabelSettings, RefineSettings
 from cam_pipeline.config.run import OutputSettings, RunSettings
 from cam_pipeline.config.section import FILES, Section
 from cam_pipeline.config.segmenter import SegmenterSettings
+from cam_pipeline.config.self_regulation import SelfRegulationSettings
 from cam_pipeline.config.sfc import SfcSettings
 from cam_pipeline.config.toml import toml_value
 from cam_pipeline.config.training import TrainSegSettings, TrainSettings
@@ -34,6 +35,7 @@ class Config(Section):
     refine: RefineSettings = RefineSettings()
     labels: LabelSettings = LabelSettings()
     segmenter: SegmenterSettings = SegmenterSettings()
+    self_regulation: Annotated[SelfRegulationSettings, If("segmenter.self_regulation", True)] = SelfRegulationSettings()
     train_seg: TrainSegSettings = TrainSegSettings()
     run: RunSettings = RunSettings()
     output: OutputSettings = OutputSettings()

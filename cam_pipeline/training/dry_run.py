@@ -17,7 +17,7 @@ from cam_pipeline.models.backbone import check_name
 from cam_pipeline.models.classifier import Classifier, check_start
 from cam_pipeline.models.hub import check_pretrained
 from cam_pipeline.models.segmenter import Segmenter
-from cam_pipeline.training.objectives import classifier_objectives
+from cam_pipeline.training.objectives import classifier_objectives, segmenter_objectives
 from cam_pipeline.training.objectives.sfc import half_side
 
 ANY_CLASSES = 2
@@ -58,6 +58,7 @@ def try_segmenter(config: Config) -> None:
     check_labels_of(config)
     weights = {"weights": _tried(config.segmenter.weights)}
     segmenter = new_segmenter(config.segmenter.model_copy(update=weights), ANY_CLASSES)
+    segmenter_objectives(segmenter, config, labels=torch.zeros(0, ANY_CLASSES))
     check_segmenter_crops(segmenter, config)
 
 

@@ -28,9 +28,8 @@ from cam_pipeline.refinement.choice import images_to_choose_by
 from cam_pipeline.refinement.scores import CPU, placed, refined
 from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.training.loss import Loss
-from cam_pipeline.training.objectives import classifier_objectives
+from cam_pipeline.training.objectives import classifier_objectives, segmenter_objectives
 from cam_pipeline.training.objectives.base import Objective
-from cam_pipeline.training.objectives.segmentation import SegmentationObjective
 from cam_pipeline.training.optimizer import make_optimizer
 from cam_pipeline.training.trainer import on_device
 
@@ -123,14 +122,15 @@ def _of_classifier(config: Config, table: Table, device: torch.device) -> dict[s
 def _of_segmenter(config: Config, table: Table, device: torch.device) -> dict[str, float]:
     """Seconds of the segmenter's training; labels are of background alone."""
     segmenter = new_segmenter(config.segmenter.model_copy(update={"weights": "none"}), len(table.classes))
-    place(segmenter, device)
     train = table.split(config.data.train)
+    objectives = segmenter_objectives(segmenter, config, torch.zeros(len(train), len(table.classes)))
+    place(segmenter, device)
 
     def blank(index: int) -> UInt8:
         return np.zeros(sample_size(train[index]), np.uint8)
 
     views = _views(config.train_seg, train, segmenter.normalize.fill, config.run.seed, read_mask=blank)
-    seconds = _training_seconds(segmenter, [SegmentationObjective()], views, config.train_seg, config, device)
+    seconds = _training_seconds(segmenter, objectives, views, config.train_seg, config, device)
     return {"train_seg": seconds}
 
 

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from cam_pipeline.config import Config
 from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.training.objectives.acr import AcrObjective
 from cam_pipeline.training.objectives.base import Objective
 from cam_pipeline.training.objectives.classification import ClassificationObjective
+from cam_pipeline.training.objectives.segmentation import SegmentationObjective
+from cam_pipeline.training.objectives.self_regulation import SelfRegulationObjective
 from cam_pipeline.training.objectives.sfc import sfc_objective
 
 OBJECTIVES: dict[str, Callable[[Classifier, Config, Tensor], Objective]] = {
@@ -20,6 +23,18 @@ OBJECTIVES: dict[str, Callable[[Classifier, Config, Tensor], Objective]] = {
 
 Terms are added in this order, on which the last digits of a loss depend: a new method comes last.
 """
+
+
+def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -> list[Objective]:
+    """Segmentation, then Self-Regulation, if `segmenter.self_regulation` asks for it, which gives the segmenter layers.
+
+    `labels` (N, C): 0/1 image-level labels of the training images, NaN for an image that nobody labelled. Raises
+    ConfigError if a method is not possible with this segmenter.
+    """
+    if not config.segmenter.self_regulation:
+        return [SegmentationObjective()]
+    method = SelfRegulationObjective(segmenter, config, labels)
+    return [SegmentationObjective(method.main_weight, config.self_regulation.ignore_to_background), method]
 
 
 def classifier_objectives(classifier: Classifier, config: Config, labels: Tensor) -> list[Objective]:
