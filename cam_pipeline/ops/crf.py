@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cam_pipeline.errors import LibraryMissing
 from cam_pipeline.ops.dtypes import ROUNDING
-from cam_pipeline.ops.mean_field import mean_field
+from cam_pipeline.ops.mean_field import GREATEST_WEIGHT, mean_field
 
 Array = TypeVar("Array", NDArray[Any], Tensor)
 Backend = Literal["auto", "pydensecrf", "torch"]
@@ -149,10 +149,10 @@ def _by_pydensecrf(
     energy = -probabilities.float().cpu().clamp(SMALLEST_PROBABILITY, 1).log()
     crf.setUnaryEnergy(energy.reshape(labels, -1).contiguous().numpy())
     if gaussian_weight > 0:
-        crf.addPairwiseGaussian(sxy=gaussian_sxy, compat=gaussian_weight)
+        crf.addPairwiseGaussian(sxy=gaussian_sxy, compat=min(gaussian_weight, GREATEST_WEIGHT))
     if bilateral_weight > 0:
-        rgb = image.cpu().contiguous().numpy()
-        crf.addPairwiseBilateral(sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=rgb, compat=bilateral_weight)
+        rgb, compat = image.cpu().contiguous().numpy(), min(bilateral_weight, GREATEST_WEIGHT)
+        crf.addPairwiseBilateral(sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=rgb, compat=compat)
     posterior = np.array(crf.inference(iterations), dtype=np.float32)
     return torch.from_numpy(posterior.reshape(labels, height, width)).to(probabilities.device)
 

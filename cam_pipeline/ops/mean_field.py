@@ -9,6 +9,8 @@ from cam_pipeline.ops.permutohedral import Lattice, permutohedral_lattice
 
 SMALLEST_WIDTH = 1e-3
 """Smaller standard deviations do the same as this one: nothing but the pixel itself is ever as near."""
+GREATEST_WEIGHT = 1e30
+"""Greater weights do the same as this one, of which float32 holds the multiples."""
 KEPT_PIXELS = 2**20
 """Largest number of pixels of a grid whose lattice is kept; it takes about 60 bytes for each of them."""
 EXPONENT = 80.0
@@ -39,9 +41,8 @@ def mean_field(
         filters.append(_appearance(images, *bilateral))
 
     rows = log_probabilities.movedim(1, -1).float().contiguous().view(-1, labels)
-    ones = rows.new_ones(labels, 1)
     posterior = rows.exp()
-    posterior /= posterior @ ones
+    posterior /= _sums(posterior)
     for _ in range(iterations if filters else 0):
         energy = rows.clone()
         for one in filters:
@@ -49,8 +50,14 @@ def mean_field(
         if float(energy.amax()) > EXPONENT:
             energy -= energy.amax(dim=1, keepdim=True)
         posterior = energy.exp_()
-        posterior /= posterior @ ones  # a product, as torch adds up short rows slowly
+        posterior /= _sums(posterior)
     return posterior.view(batch, height, width, labels).movedim(-1, 1).contiguous()
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """The sum of each row (N, 1), as a product: torch adds up short rows slowly."""
+    with torch.autocast(rows.device.type, enabled=False):  # it would lower the product to half precision
+        return rows @ rows.new_ones(rows.shape[1], 1)
 
 
 @lru_cache(maxsize=4)
@@ -62,15 +69,14 @@ def _smoothness(batch: int, height: int, width: int, weight: float, sxy: float, 
 def _appearance(images: Tensor, weight: float, sxy: float, srgb: float) -> Lattice:
     """The bilateral kernel's filter for images (B, H, W, 3)."""
     batch, height, width, _ = images.shape
-    colors = images.reshape(-1, 3).t() / max(srgb, SMALLEST_WIDTH)
+    colors = images.reshape(-1, 3).t().float() / max(srgb, SMALLEST_WIDTH)
     return _normalized(torch.cat([_places(batch, height, width, sxy, images.device), colors]), batch, weight)
 
 
 def _places(batch: int, height: int, width: int, sxy: float, device: torch.device) -> Tensor:
     """Column and row (2, B * H * W) of every pixel, in standard deviations."""
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
-    )
+    sides = [torch.arange(side, dtype=torch.float32, device=device) for side in (height, width)]
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     return torch.stack([columns, rows]).view(2, -1).repeat(1, batch) / max(sxy, SMALLEST_WIDTH)
 
 
@@ -80,4 +86,4 @@ def _normalized(features: Tensor, batch: int, weight: float) -> Lattice:
     image = torch.arange(batch, device=features.device).repeat_interleave(pixels // batch) if batch > 1 else None
     lattice = permutohedral_lattice(features, image)
     norm = (lattice(features.new_ones(pixels, 1, dtype=torch.float32))[:, 0] + 1e-20).rsqrt()
-    return lattice.scaled(before=norm, after=norm * weight)
+    return lattice.scaled(before=norm, after=norm * min(weight, GREATEST_WEIGHT))

@@ -1,4 +1,5 @@
 import sys
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,7 @@ from cam_pipeline.data.demo.scenes import draw_scene
 from cam_pipeline.errors import LibraryMissing
 from cam_pipeline.ops import crf as module
 from cam_pipeline.ops.crf import dense_crf, dense_crf_batch, faster_backend, is_pydensecrf_installed
+from cam_pipeline.ops.mean_field import _smoothness
 
 needs_pydensecrf = pytest.mark.skipif(not is_pydensecrf_installed(), reason="pydensecrf is not installed")
 
@@ -295,6 +297,32 @@ def test_other_float_dtypes(scene, crf, dtype):
     np.testing.assert_allclose(posterior.numpy(), crf(image, probabilities, iterations=1), atol=0.05)
 
 
+@pytest.fixture(params=["autocast", "half precision by default", "inference mode", "another device by default"])
+def surroundings(request):
+    """What may be set where the CRF is called."""
+    context = {
+        "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
+        "inference mode": torch.inference_mode,
+        "another device by default": partial(torch.device, "meta"),
+    }.get(request.param, nullcontext)
+    if request.param == "half precision by default":
+        torch.set_default_dtype(torch.bfloat16)
+    _smoothness.cache_clear()
+    yield context
+    torch.set_default_dtype(torch.float32)
+
+
+def test_surroundings_change_nothing(scene, crf, surroundings):
+    image, _, probabilities = scene
+    with surroundings():
+        found = crf(torch.from_numpy(image), torch.from_numpy(probabilities))
+    torch.set_default_dtype(torch.float32)
+    expected = crf(image, probabilities)  # with the lattice that was kept
+    assert np.array_equal(found.numpy(), expected)
+    _smoothness.cache_clear()
+    assert np.array_equal(crf(image, probabilities), expected)
+
+
 def test_views_and_read_only_arrays_are_taken_and_left_alone(scene, crf):
     image, _, probabilities = scene
     image_view, probabilities_view = image[:, ::-1], probabilities[:, :, ::-1]
@@ -351,6 +379,15 @@ def test_arrays_are_checked(image, probabilities, message):
 def test_settings_are_checked(setting):
     with pytest.raises(ValueError, match="iterations and weights"):
         dense_crf(np.zeros((2, 3, 3), dtype=np.uint8), np.full((2, 2, 3), 0.5), **setting)
+
+
+@pytest.mark.parametrize("weight", [1e12, 1e38, 1e308])
+def test_a_huge_weight_decides(crf, weight):
+    image, probabilities = random_case(9, 13, 3)
+    for other in (0, 10, weight):
+        posterior = crf(image, probabilities, gaussian_weight=weight, bilateral_weight=other)
+        np.testing.assert_allclose(posterior.max(axis=0), 1)
+        np.testing.assert_allclose(posterior.sum(axis=0), 1)
 
 
 def test_the_backend_is_checked():
