@@ -4,6 +4,7 @@ A hybrid ViT of two small blocks over the tiny CNN takes its place as classifier
 """
 
 import itertools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from cam_pipeline import open_run
 from cam_pipeline.ops.cam import cam_scores
@@ -215,3 +217,61 @@ def test_one_image_with_calibrated_maps_from_python(sfc_run: Path) -> None:
     names = [run.classes[class_id - 1] for class_id in stored.class_ids]
     found = run.annotate(next((sfc_run / "data").rglob(f"{Path(stored.name).name}.*g")), classes=names)
     np.testing.assert_allclose(found.cams, class_scores(stored, run.config.refine)[0].numpy(), atol=5e-3)
+
+
+# Self-Regulation
+
+SR = ("segmenter.self_regulation=true", "self_regulation.start=0.3")
+
+
+@pytest.fixture(scope="module")
+def sr_run(commands: Any, new_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after a whole run whose segmenter was trained with exits."""
+    folder = new_workspace(tmp_path_factory.mktemp("sr"))
+    ended = commands.run("run", *options(*SR), folder=folder)
+    assert ended.code == 0, ended.stderr
+    return folder
+
+
+def test_a_segmenter_trained_with_exits_has_none(commands: Any, sr_run: Path) -> None:
+    stored = load_file(sr_run / "run" / "segmenter.safetensors")
+    assert not [name for name in stored if "exits" in name]
+    history = [json.loads(line) for line in (sr_run / "run" / "logs" / "train_seg.jsonl").read_text().splitlines()]
+    assert "sr.shallow_to_deep_4" in history[-1] and "sr.segmentation_1" in history[0]
+    run = open_run(sr_run / "run", device="cpu")
+    image = next((sr_run / "data" / "images").glob("val*"))
+    assert run.segment(image).dtype == np.uint8
+    again = commands.run("run", *options(*SR), folder=sr_run)
+    assert again.stderr.count("current, nothing to do") == 5
+
+
+def test_a_killed_run_with_exits_ends_as_an_undisturbed_one(
+    commands: Any, sr_run: Path, workspace: Path, differences: Callable[[Path, Path], list[str]]
+) -> None:
+    """The exits are in the checkpoint."""
+    moment = {
+        "function": "cam_pipeline.training.trainer.save_checkpoint", "holds": "train_seg-", "call": 4,
+        "send": "SIGKILL", "group": True,
+    }  # fmt: skip
+    ended = commands.run("run", *options(*SR), folder=workspace, signal_at=moment)
+    assert ended.code == -9
+    assert commands.run("run", *options(*SR), folder=workspace).code == 0
+    assert differences(workspace / "run", sr_run / "run") == []
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("train_seg.supervision=masks", "self_regulation.heads=released"),
+        ("segmenter.architecture=deeplabv2", "run.precision=bfloat16", "self_regulation.feature_mode=soft"),
+        ("self_regulation.shallowest_stride=2", "self_regulation.gate=confidence", "self_regulation.label_mode=pixel"),
+        ("self_regulation.class_labels=pixels", "self_regulation.ignore_to_background=true"),
+    ],
+)
+def test_exits_go_with_every_supervision_network_and_precision(
+    commands: Any, sr_run: Path, tmp_path: Path, chosen: tuple[str, ...]
+) -> None:
+    folder = Path(shutil.copytree(sr_run, tmp_path / "copy"))
+    ended = commands.run("run", *options(*SR, *chosen), folder=folder)
+    assert ended.code == 0, ended.stderr
+    assert "train_seg: done" in ended.stderr

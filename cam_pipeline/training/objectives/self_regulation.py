@@ -53,9 +53,9 @@ class SelfRegulationObjective(Objective):
             terms.append(self._of_presence(exits, seen.batch["index"], mask))
         taught = self._taught(seen.progress)
         if taught and settings.label_weight:
-            terms.append(self._deep_to_shallow(exits, mask, taught))
+            terms += self._deep_to_shallow(exits, mask, taught)
         if taught and settings.feature_weight:
-            terms.append(self._shallow_to_deep(exits, mask, taught))
+            terms += self._shallow_to_deep(exits, mask, taught)
         return terms
 
     def _taught(self, progress: float) -> float:
@@ -85,36 +85,40 @@ class SelfRegulationObjective(Objective):
         known = (~labels.isnan()).any(dim=1).sum()
         return Terms({"sr.presence": self.settings.class_weight * self.share * torch.stack(losses).sum()}, items=known)
 
-    def _deep_to_shallow(self, exits: list[Exit], mask: Tensor, taught: float) -> Terms:
+    def _deep_to_shallow(self, exits: list[Exit], mask: Tensor, taught: float) -> list[Terms]:
         """SR-L."""
         settings, (*students, teacher) = self.settings, exits
-        losses = []
-        for student in students:
+        weight = settings.label_weight * self._of_one(len(students))
+        terms = []
+        for number, student in enumerate(students, start=1):
+            name = f"sr.deep_to_shallow_{number}"
             if settings.label_mode == "presence":
-                losses.append(sr_label_loss(student.presence, teacher.presence))
+                terms.append(Terms({name: weight * sr_label_loss(student.presence, teacher.presence)}, taught))
             else:
                 ignore = self._left_out(teacher.logits, mask, student.logits.shape[-2:])
-                losses.append(sr_label_loss(student.logits, teacher.logits, "pixel", settings.temperature, ignore))
-        return Terms({"sr.deep_to_shallow": settings.label_weight * self._reduced(losses)}, taught)
+                loss = sr_label_loss(student.logits, teacher.logits, "pixel", settings.temperature, ignore)
+                terms.append(Terms({name: weight * loss}, taught, items=(~ignore).sum()))
+        return terms
 
-    def _shallow_to_deep(self, exits: list[Exit], mask: Tensor, taught: float) -> Terms:
+    def _shallow_to_deep(self, exits: list[Exit], mask: Tensor, taught: float) -> list[Terms]:
         """SR-F."""
         settings, (teacher, *students) = self.settings, exits
+        weight = settings.feature_weight * self._of_one(len(students))
         soft = settings.feature_mode == "soft"
-        grid = teacher.logits.shape[-2:]
-        losses = []
-        for student in students:
+        taught_by = teacher.features if soft else teacher.logits
+        terms = []
+        for number, student in enumerate(students, start=2):
             maps = student.features if soft else student.logits
-            if maps.shape[-2] > grid[0]:  # the segmenter's answer, at the image's size
-                maps = F.interpolate(maps, grid, mode="area")
+            if maps.shape[-2] > taught_by.shape[-2]:  # the segmenter's answer, at the image's size
+                maps = F.interpolate(maps, taught_by.shape[-2:], mode="area")
             ignore = self._left_out(teacher.logits, mask, maps.shape[-2:])
-            taught_by = teacher.features if soft else teacher.logits
-            losses.append(sr_feature_loss(maps, taught_by, settings.feature_mode, settings.temperature, ignore))
-        return Terms({"sr.shallow_to_deep": settings.feature_weight * self._reduced(losses)}, taught)
+            loss = sr_feature_loss(maps, taught_by, settings.feature_mode, settings.temperature, ignore)
+            terms.append(Terms({f"sr.shallow_to_deep_{number}": weight * loss}, taught, items=(~ignore).sum()))
+        return terms
 
-    def _reduced(self, losses: list[Tensor]) -> Tensor:
-        total = torch.stack(losses)
-        return total.mean() if self.settings.reduction == "mean" else total.sum()
+    def _of_one(self, students: int) -> float:
+        """The share of a weight that one of so many students has."""
+        return 1 / students if self.settings.reduction == "mean" else 1.0
 
     def _left_out(self, teacher: Tensor, mask: Tensor, size: torch.Size) -> Tensor:
         """Pixels (B, h, w) bool of a grid at which the teacher's logits (B, K, H, W) are not learned from."""

@@ -56,7 +56,9 @@ def test_terms_before_and_after_the_start():
         patch.object(module, "sr_label_loss", wraps=module.sr_label_loss) as deep,
         patch.object(module, "sr_feature_loss", wraps=module.sr_feature_loss) as shallow,
     ):
-        assert names(loss(batch(), 0.5)) == [*multi_exit, "sr.deep_to_shallow", "sr.shallow_to_deep"]
+        taught = ["sr.deep_to_shallow_1", "sr.deep_to_shallow_2", "sr.deep_to_shallow_3"]
+        taught += ["sr.shallow_to_deep_2", "sr.shallow_to_deep_3", "sr.shallow_to_deep_4"]
+        assert names(loss(batch(), 0.5)) == [*multi_exit, *taught]
         assert deep.call_count == shallow.call_count == 3
 
 
@@ -138,10 +140,10 @@ def test_ignored_pixels_teach_nothing(modes):
     _, loss = built(**settings)
     given = batch(ignored=1.0)
     terms = loss(given, 1.0)
-    assert terms["segmentation"] == 0 and terms["sr.segmentation_1"] == 0 and terms["sr.shallow_to_deep"] == 0
+    assert terms["segmentation"] == 0 and terms["sr.segmentation_1"] == 0 and terms["sr.shallow_to_deep_4"] == 0
     assert terms["loss"].isfinite()
     as_released = built(**settings, ignore_to_background=True)[1](given, 1.0)
-    assert all(as_released[name] > 0 for name in ("segmentation", "sr.segmentation_1", "sr.shallow_to_deep"))
+    assert all(as_released[name] > 0 for name in ("segmentation", "sr.segmentation_1", "sr.shallow_to_deep_4"))
 
 
 @pytest.mark.parametrize("gate", ["none", "confidence", "agreement", "ignored"])
