@@ -1,10 +1,13 @@
 """CAMs -> per-pixel scores of background and present classes (scores.h5)."""
 
+import json
 import logging
 from collections.abc import Generator, Sequence
+from pathlib import Path
 
 from cam_pipeline.config import Config, RefineSettings, to_toml
 from cam_pipeline.data.readers import load_table
+from cam_pipeline.machine.atomic import read_json, write_text
 from cam_pipeline.machine.crf_backend import crf_backend
 from cam_pipeline.machine.parallel import Workers, worker_count
 from cam_pipeline.pipeline import Inputs, Output
@@ -30,8 +33,6 @@ def refine_cams(config: Config, inputs: Inputs, output: Output) -> None:
     classes = inputs.table.classes
     samples = {sample.id: sample for sample in inputs.table.split(*config.cam.splits)}
     settings, device = placed(config.refine, config.run)
-    if settings.crf:
-        output.notes["crf_backend"] = settings.crf_backend
     count = worker_count(config.run)
     with (
         CamStore.open(inputs[settings.maps_from]) as cams,
@@ -42,6 +43,9 @@ def refine_cams(config: Config, inputs: Inputs, output: Output) -> None:
             classes, output.fingerprint, to_toml(config), background=settings.background_score
         )
         writer = PartWriter(output.path, "scores", attributes, in_chunks(cams.names, IMAGES_PER_PART))
+
+        if settings.crf:
+            output.notes["crf_backend"] = _backends(settings, writer, output.folder)
 
         def make(number: int) -> Generator[Record, None, None]:
             maps = [*map(cams.read, writer.chunks[number])]
@@ -61,6 +65,17 @@ def check(config: Config) -> None:
     if config.refine.background == "from-split":
         table = load_table(config.data)
         check_masks_to_choose_by(config.refine, table.split(*config.cam.splits), table.classes)
+
+
+def _backends(settings: RefineSettings, writer: PartWriter, folder: Path) -> str:
+    """The CRF's backend; if parts in `folder` are of another, as its run was stopped, both: "torch, pydensecrf"."""
+    note = folder / "crf_backend.json"
+    names = [str(read_json(note).get("crf_backend", ""))] if writer.finished else []
+    if writer.pending() and settings.crf_backend not in "".join(names):
+        names.append(settings.crf_backend)
+    joined = ", ".join(filter(None, names))
+    write_text(note, json.dumps({"crf_backend": joined}))
+    return joined
 
 
 def _tell_of_large_images(cams: Sequence[StoredCam], settings: RefineSettings) -> None:

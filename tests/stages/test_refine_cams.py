@@ -1,8 +1,10 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 from cam_pipeline.config import Config
 from cam_pipeline.data.images import sample_image
 from cam_pipeline.data.table import Sample
-from cam_pipeline.errors import LibraryMissing
+from cam_pipeline.errors import Interrupted, LibraryMissing
 from cam_pipeline.pipeline import Output
 from cam_pipeline.refinement import background as background_module
 from cam_pipeline.refinement import in_workers
@@ -116,6 +118,27 @@ def test_the_crf_in_use_is_told_and_noted(sample, stage, monkeypatch, caplog, mi
     why = "pydensecrf is not installed" if missing else "refine.crf_backend = 'torch'"
     assert f"refine_cams: the CRF is computed by torch ({why})" in caplog.text
     assert stage("a", crf=False).notes == {}
+
+
+@pytest.mark.parametrize(("stopped_at", "expected"), [("a", "torch"), ("b", "pydensecrf, torch"), (None, "pydensecrf")])
+def test_a_run_that_goes_on_with_another_backend_notes_both(sample, stage, monkeypatch, stopped_at, expected):
+    """Nothing was made, one part of two, or both."""
+    pytest.importorskip("pydensecrf")
+    shutil.copy(sample.image, sample.image.with_name("b.png"))
+
+    def stopped(workers, cams, *rest):
+        if cams[0].name == stopped_at:
+            raise Interrupted("stopped")
+        yield from in_workers.refined_records(workers, cams, *rest)
+
+    monkeypatch.setattr(module, "IMAGES_PER_PART", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "refined_records", stopped)
+        with pytest.raises(Interrupted) if stopped_at else nullcontext():
+            stage("a", "b", crf_backend="pydensecrf")
+    if not stopped_at:
+        (sample.image.parent / "out" / "scores.h5").unlink()
+    assert stage("a", "b", crf_backend="torch").notes == {"crf_backend": expected}
 
 
 def test_a_missing_pydensecrf_that_is_asked_for_stops_before_other_stages_work(monkeypatch):
