@@ -28,7 +28,8 @@ def refined_records_on(
     threads: int,
 ) -> Generator[Record, None, None]:
     """The scores of every image, as records, batch by batch. `threads` read the next batch's images meanwhile."""
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
 
         def read(batch: Sequence[StoredCam]) -> Batch:
             return [(cam, pool.submit(sample_image, samples[cam.name])) for cam in batch]
@@ -36,6 +37,8 @@ def refined_records_on(
         for batch in _one_ahead(map(read, batches(cams))):
             reads = [image.result for _, image in batch]
             yield from map(score_record, refined_batch([cam for cam, _ in batch], reads, settings, device))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def batches(cams: Sequence[StoredCam]) -> list[list[StoredCam]]:

@@ -1,9 +1,14 @@
+import time
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.table import Sample
+from cam_pipeline.errors import DataError
 from cam_pipeline.refinement import in_batches as module
 from cam_pipeline.refinement.in_batches import batches, refined_records_on
 from cam_pipeline.refinement.in_workers import refine_image
@@ -41,3 +46,20 @@ def test_batches_give_what_workers_give(tmp_path, monkeypatch):
         assert found[cam.name].arrays.keys() == expected.arrays.keys()
         for name, values in expected.arrays.items():
             assert np.abs(found[cam.name].arrays[name].astype(int) - values.astype(int)).max() <= 1
+
+
+def test_images_that_are_not_wanted_any_more_are_not_read(monkeypatch):
+    """An error or a stop does not wait for the rest of a batch."""
+    reads = []
+
+    def read(sample):
+        reads.append(sample)
+        if len(reads) > 1:
+            time.sleep(0.05)
+        raise DataError("it cannot be read")
+
+    monkeypatch.setattr(module, "sample_image", read)
+    many = [replace(cams()[0], name=str(place)) for place in range(9)]
+    with pytest.raises(DataError):
+        next(refined_records_on(CPU, many, {cam.name: cam.name for cam in many}, RefineSettings(), threads=1))
+    assert len(reads) < 9
