@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from cam_pipeline.machine.device import pick_device
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.pipeline import Pipeline
-from cam_pipeline.prediction.label_maps import predict_image
+from cam_pipeline.prediction.predictor import Predictor
 from cam_pipeline.refinement.background import background_score
 from cam_pipeline.refinement.labels import pseudo_labels
 from cam_pipeline.refinement.merging import merged
@@ -91,7 +92,7 @@ class TrainedRun:
         self.config = _settled(config)
         self._refine, self._device = placed(self.config.refine, config.run)
         self.classes = self._own.classes
-        self._others = [MapReader(_made_with(path.parent, config.run.device)) for path in config.refine.merge_with]
+        self._others = [MapReader(made_with(path.parent, config.run.device)) for path in config.refine.merge_with]
         for other in self._others:
             if other.classes != self.classes or other.config.cam.calibration != "none":
                 changed = f"{other.config.folder} has changed since it was merged with {config.folder}"
@@ -120,18 +121,24 @@ class TrainedRun:
             labels=pseudo_labels(found, config.labels),
         )
 
-    def segment(self, image: Path | str | UInt8) -> UInt8:
-        """Complete label map (H, W) uint8 of the trained segmenter. Raises StageNotReady if there is no segmenter."""
-        return predict_image(self._segmenter, _pixels(image, self.config.data.max_pixels), self.config).numpy()
+    @overload
+    def segment(self, image: Path | str | UInt8, probabilities: Literal[False] = ...) -> UInt8: ...
+    @overload
+    def segment(self, image: Path | str | UInt8, probabilities: Literal[True]) -> NDArray[np.float32]: ...
+    def segment(self, image: Path | str | UInt8, probabilities: bool = False) -> UInt8 | NDArray[np.float32]:
+        """Complete label map (H, W) uint8 of the trained segmenter, for an image as in `annotate`.
+
+        With `probabilities` those of all labels (1 + C, H, W) float32, background first, summing to 1. Raises
+        StageNotReady if there is no segmenter.
+        """
+        pixels = _pixels(image, self.config.data.max_pixels)
+        if probabilities:
+            return self._predictor.probabilities(pixels).cpu().numpy()
+        return self._predictor.labels(pixels)[0].numpy()
 
     @cached_property
-    def _segmenter(self) -> Segmenter:
-        path = self.config.folder / "segmenter.safetensors"
-        if not path.is_file():
-            raise StageNotReady(f"{self.config.folder} holds no segmenter. Run: cam-pipeline train-seg")
-        segmenter = load_segmenter(self.config.segmenter, path, self.classes)
-        place(segmenter, self._own.device)
-        return segmenter
+    def _predictor(self) -> Predictor:
+        return Predictor(stored_segmenter(self.config, self.classes), self.config)
 
     def _class_id(self, name: str) -> int:
         if name not in self.classes:
@@ -139,12 +146,25 @@ class TrainedRun:
         return self.classes.index(name) + 1
 
 
+def stored_segmenter(config: Config, classes: tuple[str, ...]) -> Segmenter:
+    """The trained segmenter in the config's run folder, on its device.
+
+    Raises StageNotReady if there is none, and a UserError if it was trained for other classes.
+    """
+    path = config.folder / "segmenter.safetensors"
+    if not path.is_file():
+        raise StageNotReady(f"{config.folder} holds no segmenter. Run: cam-pipeline train-seg")
+    segmenter = load_segmenter(config.segmenter, path, classes)
+    place(segmenter, pick_device(config.run))
+    return segmenter
+
+
 def open_run(folder: Path | str, device: str = "auto") -> TrainedRun:
     """Open a run folder, such as `outputs/demo`. Raises ConfigError or StageNotReady if nothing was trained there."""
-    return TrainedRun(_made_with(Path(folder), device))
+    return TrainedRun(made_with(Path(folder), device))
 
 
-def _made_with(folder: Path, device: str) -> Config:
+def made_with(folder: Path, device: str) -> Config:
     """The config that the results in a run folder were made with."""
     path = folder / "config.toml"
     if not path.is_file():

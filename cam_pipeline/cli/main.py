@@ -6,6 +6,7 @@ from cam_pipeline.cli.data import check_data, demo
 from cam_pipeline.cli.doctor import doctor
 from cam_pipeline.cli.errors import Commands
 from cam_pipeline.cli.options import Options, run_options
+from cam_pipeline.cli.predict import predict
 from cam_pipeline.cli.results import evaluate
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.version import __version__
@@ -89,3 +90,4 @@ main.add_command(check_data)
 main.add_command(demo)
 main.add_command(doctor)
 main.add_command(evaluate)
+main.add_command(predict)

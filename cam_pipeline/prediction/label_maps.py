@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_size
 from cam_pipeline.data.loading import grid_batches
 from cam_pipeline.data.table import Sample
@@ -15,6 +14,7 @@ from cam_pipeline.machine.device import autocast
 from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.models.placing import image_batch
 from cam_pipeline.models.segmenter import Segmenter
+from cam_pipeline.prediction.predictor import Predictor
 
 
 @torch.inference_mode()
@@ -36,16 +36,9 @@ def predict_labels(segmenter: Segmenter, samples: Sequence[Sample], config: Conf
             yield samples[index], _labels_at(one, sample_size(samples[index]))
 
 
-@torch.inference_mode()
 def predict_image(segmenter: Segmenter, pixels: UInt8, config: Config) -> Tensor:
     """The complete label map (H, W) uint8 of one image (H, W, 3), as `predict_labels` gives it for a file."""
-    device = segmenter.normalize.mean.device
-    height, width = pixels.shape[:2]
-    grid = grid_size(height, width, segmenter.multiple, config.segmenter.max_side)
-    batch = resize_to_grid(to_tensor(pixels), grid, segmenter.multiple)[None]
-    with autocast(config.run, device):
-        logits = segmenter(image_batch(batch, device)).float()
-    return _labels_at(logits[0], (height, width))
+    return Predictor(segmenter, config).labels(pixels)[0]
 
 
 def _labels_at(logits: Tensor, size: tuple[int, int]) -> Tensor:

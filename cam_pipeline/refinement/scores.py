@@ -260,6 +260,13 @@ def reduction(size: tuple[int, int], settings: RefineSettings) -> float:
     return min(1.0, math.sqrt(settings.max_pixels / (size[0] * size[1])))
 
 
+def crf_of(pixels: UInt8, probabilities: Tensor, settings: RefineSettings) -> Tensor:
+    """The CRF of `settings` for one image (H, W, 3) and probabilities (K, H, W), which stay on their device."""
+    images = torch.from_numpy(np.array(pixels))[None].to(probabilities.device)
+    size = probabilities.shape[1], probabilities.shape[2]
+    return _crf(images, [probabilities], reduction(size, settings), settings)[0]
+
+
 def _crf(images: Tensor, probabilities: Sequence[Tensor], factor: float, settings: RefineSettings) -> list[Tensor]:
     """Dense CRF: images (B, H, W, 3), B tensors (K, H, W). Large images are reduced for it by `factor`, and so are the
     distances in its kernels."""

@@ -149,8 +149,7 @@ def _tiles(row: SheetRow) -> dict[str, Bytes]:
     scale = min(TILE_WIDTH / width, TILE_HEIGHT / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     image = Image.fromarray(row.image).resize(size, Image.Resampling.BICUBIC)
-    grey = np.asarray(image.convert("L"), dtype=np.float32)
-    faded = np.repeat((255 - FADING * (255 - grey))[..., None], 3, axis=2)
+    faded = _faded(image)
     tiles = {"image": np.asarray(image)}
     if row.cam is not None:
         tiles["CAM"] = _cam_tile(faded, row.cam, row.class_ids)
@@ -158,6 +157,17 @@ def _tiles(row: SheetRow) -> dict[str, Bytes]:
         small = Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
         tiles[title] = _label_tile(faded, np.asarray(small))
     return tiles
+
+
+def overlay(image: Bytes, labels: Bytes) -> Bytes:
+    """Labels (H, W) in their colours over a faded copy of an image (H, W, 3), as on the contact sheet: (H, W, 3)."""
+    return _label_tile(_faded(Image.fromarray(image)), labels)
+
+
+def _faded(image: Image.Image) -> Floats:
+    """A pale grey copy of an image (H, W, 3)."""
+    grey = np.asarray(image.convert("L"), dtype=np.float32)
+    return np.repeat((255 - FADING * (255 - grey))[..., None], 3, axis=2)
 
 
 def _cam_tile(faded: Floats, cam: NDArray[Any], class_ids: Sequence[int]) -> Bytes:
