@@ -2,12 +2,17 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cam_pipeline.cli.options import Options, run_options
 from cam_pipeline.errors import UserError
 from cam_pipeline.machine.distributed import is_first
+
+if TYPE_CHECKING:
+    from cam_pipeline.pipeline import Pipeline
 
 DEMO_IMAGES = (500, 120)
 """Training and validation images of the demo."""
@@ -50,6 +55,17 @@ def check_data(options: Options, every: bool) -> None:
         raise UserError(f"{mistakes} in the data or the config, see above; a run would fail")
 
 
+def predict_new(pipeline: "Pipeline", root: Path) -> Path:
+    """Predict the validation images of the demo into its run folder; gives the folder."""
+    from cam_pipeline.prediction.image_files import find_images
+    from cam_pipeline.report.prediction_run import predict_with
+
+    folder = pipeline.folder / "predictions"
+    files = find_images([str(root / "images" / "val*")], folder)
+    predict_with(pipeline.config, files, folder, scales=(1.0,), flip=False, crf=False, overlays=True, force=False)
+    return folder
+
+
 @click.command("demo")
 @run_options(default_config="demo")
 def demo(options: Options) -> None:
@@ -79,3 +95,6 @@ def demo(options: Options) -> None:
         report = evaluate_run(pipeline, force=options.force)
         show(report)
         click.echo(f"Pictures: {report['sheet']}")
+        with graceful_stop():
+            folder = predict_new(pipeline, root)
+        click.echo(f"Labels of new images, as cam-pipeline predict writes them: {folder}")
