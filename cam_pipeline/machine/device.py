@@ -105,9 +105,10 @@ def memory_errors_named(what: str, key: str, value: object) -> Iterator[None]:
         if not is_memory_error(error):
             raise
         place = "the GPU" if _lacks_gpu_memory(error) else "this machine"
-        raise OutOfMemory(
-            f"{what}: {place} has too little memory; lower {key} (now {value}). Finished work is kept"
-        ) from error
+        remedy = f"lower {key} (now {value})"
+        if value in (0, 1):  # 0: one for each core
+            remedy = f"set {key}=1" if value == 0 else f"{key} is 1 already, so end other programs"
+        raise OutOfMemory(f"{what}: {place} has too little memory; {remedy}. Finished work is kept") from error
 
 
 @contextmanager

@@ -66,6 +66,11 @@ def _smoothness(batch: int, height: int, width: int, weight: float, sxy: float, 
     return _normalized(_places(batch, height, width, sxy, device), batch, weight)
 
 
+def forget_lattices() -> None:
+    """Free the lattices that are kept: memory is short."""
+    _smoothness.cache_clear()
+
+
 def _appearance(images: Tensor, weight: float, sxy: float, srgb: float) -> Lattice:
     """The bilateral kernel's filter for images (B, H, W, 3)."""
     batch, height, width, _ = images.shape

@@ -20,6 +20,7 @@ from cam_pipeline.machine.device import is_memory_error, pick_device
 from cam_pipeline.ops.cam import cam_scores, resize_cam, to_probabilities, with_background
 from cam_pipeline.ops.crf import dense_crf, dense_crf_batch
 from cam_pipeline.ops.labels import complete_labels
+from cam_pipeline.ops.mean_field import forget_lattices
 from cam_pipeline.ops.refine import local_refine
 from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.store.scores import StoredScores
@@ -161,6 +162,7 @@ def refined_batch(
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):
             raise
+    forget_lattices()
     return [refined(cam, read, settings, device) for cam, read in zip(cams, read_images, strict=True)]
 
 
@@ -243,6 +245,7 @@ def _fitting(compute: Callable[[RefineSettings], Result], cam: StoredCam, settin
             fewer = at_fewer_pixels(cam, settings)
             if not is_memory_error(error) or fewer.max_pixels < FEWEST_PIXELS or not settings.refines:
                 raise
+        forget_lattices()
         logger.warning(
             "refine_cams: image %s: too little memory; it is refined at %d pixels", cam.name, fewer.max_pixels
         )

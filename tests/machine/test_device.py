@@ -169,6 +169,15 @@ def test_memory_errors_name_the_setting(error, place):
         raise error
 
 
+@pytest.mark.parametrize(
+    ("value", "remedy"), [(0, "set run.workers=1"), (1, "run.workers is 1 already, so end other programs")]
+)
+def test_what_cannot_be_lowered_is_not_to_be(value, remedy):
+    line = f"^refine_cams: this machine has too little memory; {remedy}. Finished work is kept$"
+    with pytest.raises(OutOfMemory, match=line), memory_errors_named("refine_cams", "run.workers", value):
+        raise MemoryError
+
+
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert"), ValueError("out of memory")])
 def test_other_errors_are_left_alone(error):
     with pytest.raises(type(error)) as caught, memory_errors_named("train_cls", "train_cls.batch_size", 16):

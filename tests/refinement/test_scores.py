@@ -5,6 +5,7 @@ from PIL import Image
 
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.images import read_image
+from cam_pipeline.ops import mean_field
 from cam_pipeline.refinement import scores as refinement
 from cam_pipeline.refinement.scores import (
     CPU,
@@ -215,6 +216,18 @@ def test_what_does_not_fit_into_memory_is_refined_at_fewer_pixels(monkeypatch, c
     truth = halves(size)[..., 0] > 0
     wrong = (found.scores.argmax(axis=0) != truth)[:, [*range(170), *range(190, 360)]]
     assert not wrong.any()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_lattices_that_are_kept_are_freed_if_memory_is_short(monkeypatch, alone):
+    refinement.dense_crf_batch(torch.zeros(1, *SIZE, 3, dtype=torch.uint8), [torch.full((2, *SIZE), 0.5)])
+    kept = mean_field._smoothness.cache_info().currsize
+    monkeypatch.setattr(refinement, "dense_crf_batch", no_room(0))
+    cam = StoredCam("a", torch.tensor([[[4.0, 0.0]]]), (2,), (240, 360))
+    refine = refined if alone else lambda cam, read, settings: refined_batch([cam], [read], settings, CPU)
+    with pytest.raises(torch.OutOfMemoryError):
+        refine(cam, lambda: halves(cam.size), RefineSettings(crf_backend="torch"))
+    assert (kept > 0, mean_field._smoothness.cache_info().currsize) == (True, 0)
 
 
 def test_an_image_that_fits_at_no_useful_size_is_an_error(monkeypatch):
