@@ -1,6 +1,8 @@
 """Batches loaded by worker processes. The workers end with the process that waits for them."""
 
 import atexit
+import multiprocessing
+import sys
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
@@ -73,6 +75,16 @@ def _load(items: Dataset[Any], batches: Iterable[Any], workers: int, device: tor
     return loading
 
 
+def start_method() -> str | None:
+    """How worker processes start: on Linux by fork, as everywhere before Python 3.14; None: by Python's default.
+
+    Linux's default is now a server, whose workers import torch anew: that takes seconds at every start. What the user
+    set (`multiprocessing.set_start_method`) stands.
+    """
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    return "fork" if chosen is None and sys.platform == "linux" else None
+
+
 def _loading(
     items: Dataset[Any], batches: Iterable[Any], workers: int, device: torch.device
 ) -> Generator[Any, None, None]:
@@ -82,6 +94,7 @@ def _loading(
         _Reporting(items),
         batch_sampler=batches,
         num_workers=workers,
+        multiprocessing_context=start_method() if workers else None,
         collate_fn=_collate_for_pipe if by_pipe else _collate,
         worker_init_fn=ignore_in_worker,
         generator=torch.Generator(),  # its own: torch's global random state stays untouched

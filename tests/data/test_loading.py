@@ -132,6 +132,17 @@ def test_memory_is_pinned_for_a_gpu_that_is_used_not_for_one_that_is_there(
     assert asked == [pinned] * 3
 
 
+@pytest.mark.parametrize(
+    ("chosen", "system", "method"),
+    [(None, "linux", "fork"), (None, "darwin", None), ("spawn", "linux", None), ("forkserver", "linux", None)],
+)
+def test_workers_are_forked_on_linux_unless_the_user_chose(monkeypatch, chosen, system, method):
+    """From Python 3.14 on the default is another, with which each worker imports torch anew."""
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: chosen)
+    monkeypatch.setattr(loading.sys, "platform", system)
+    assert loading.start_method() == method
+
+
 def same(first, second):
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)

@@ -7,6 +7,7 @@ can make the program read or name files elsewhere.
 import codecs
 import errno
 import os
+import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -262,7 +263,7 @@ class Listing:
         file = self.root / path
         try:
             name.encode()  # ids are stored as UTF-8
-            if file.is_symlink():
+            if _is_link(file):
                 inside = _resolved(file).is_relative_to(self._real_root)
             else:
                 if file.parent not in self._inside:
@@ -272,6 +273,14 @@ class Listing:
             return f"is no path of a file ({getattr(error, 'strerror', None) or error}); correct it"
         outside = f"leads out of the data root {self.root} by a symbolic link; put the files themselves there"
         return "" if inside else outside
+
+
+def _is_link(path: Path) -> bool:
+    """Raises OSError for a name that the system does not take, as `is_symlink` no longer does since Python 3.14."""
+    try:
+        return stat.S_ISLNK(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _resolved(path: Path) -> Path:
