@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import tensor
 
-from cam_pipeline.ops.losses import segmentation_loss
+from cam_pipeline.ops.losses import collision_cross_entropy, potts_loss, segmentation_loss
 
 # (B=2, K=2, H=1, W=2): the second channel leads by 0, log 3, log 3, -log 7.
 LOGITS = torch.zeros(2, 2, 1, 2)
@@ -76,3 +77,99 @@ def test_float64_is_not_lowered():
 def test_wrong_shapes_types_and_labels_are_refused(logits, labels, complaint):
     with pytest.raises(ValueError, match=complaint):
         segmentation_loss(logits, labels)
+
+
+def maps(*pixels):
+    """(1, K, 1, N) from the rows of N pixels."""
+    return tensor(pixels).t()[None, :, None]
+
+
+def test_collision_by_hand():
+    logits = maps([0.0, math.log(3)], [math.log(3), 0.0])  # answers (1/4, 3/4) and (3/4, 1/4)
+    targets = maps([0.0, 1.0], [0.5, 0.5])
+    expected = (-math.log(3 / 4) - math.log(1 / 2)) / 2
+    assert collision_cross_entropy(logits, targets).item() == pytest.approx(expected, rel=1e-6)
+    left = collision_cross_entropy(logits, targets, tensor([[[False, True]]]))
+    assert left.item() == pytest.approx(-math.log(3 / 4), rel=1e-6)
+
+
+def test_a_target_that_is_sure_of_nothing_teaches_nothing():
+    logits = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = collision_cross_entropy(logits, torch.full((2, 5, 3, 4), 0.2))
+    assert loss.item() == pytest.approx(math.log(5), rel=1e-5)
+    loss.backward()
+    assert logits.grad.abs().max() < 1e-7
+
+
+def test_a_target_that_is_sure_is_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 5, 3, 4, generator=generator), torch.randint(0, 5, (2, 3, 4), generator=generator)
+    sure = F.one_hot(labels, 5).movedim(-1, 1).float()
+    torch.testing.assert_close(collision_cross_entropy(logits, sure), F.cross_entropy(logits, labels))
+
+
+def test_all_ignored_is_zero_with_a_graph():
+    logits = torch.randn(1, 3, 2, 2).requires_grad_()
+    loss = collision_cross_entropy(logits, torch.full((1, 3, 2, 2), 1 / 3), torch.ones(1, 2, 2, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+def test_collision_of_answers_that_are_sure_and_wrong_is_finite():
+    logits = maps([200.0, 0.0]).requires_grad_()
+    loss = collision_cross_entropy(logits, maps([0.0, 1.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.log(1e-8), rel=1e-4)
+    assert logits.grad.isfinite().all()
+
+
+def test_potts_by_hand():
+    """Two pixels, (1/4, 3/4) and (3/4, 1/4): their product is 3/8, each has the length sqrt(10)/4."""
+    logits = maps([0.0, math.log(3)], [math.log(3), 0.0])
+    expected = -math.log((3 / 8) / (10 / 16))
+    assert potts_loss(logits).item() == pytest.approx(expected, rel=1e-5)
+    assert potts_loss(logits.transpose(2, 3)).item() == pytest.approx(expected, rel=1e-5)
+    # 2 x 3 pixels have four pairs side by side and three one above the other
+    rows = torch.stack(
+        [maps([0.0, 0], [5.0, 0], [0.0, 1])[0, :, 0], maps([2.0, 0], [0.0, 0], [0.0, 3])[0, :, 0]], dim=1
+    )
+    s = rows.softmax(0)
+    pairs = [((0, 0), (0, 1)), ((0, 1), (0, 2)), ((1, 0), (1, 1)), ((1, 1), (1, 2))]
+    pairs += [((0, column), (1, column)) for column in range(3)]
+    each = [-F.cosine_similarity(s[:, i[0], i[1]], s[:, j[0], j[1]], dim=0).log() for i, j in pairs]
+    assert potts_loss(rows[None]).item() == pytest.approx(float(sum(each)) / 7, rel=1e-5)
+
+
+def test_equal_neighbours_cost_nothing_however_unsure():
+    logits = torch.randn(2, 4, 1, 1, generator=torch.Generator().manual_seed(0)).expand(2, 4, 3, 5)
+    assert potts_loss(logits).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_neighbours_that_are_sure_of_different_classes_cost_much_but_not_everything():
+    logits = maps([300.0, 0.0], [0.0, 300.0]).requires_grad_()
+    loss = potts_loss(logits)
+    loss.backward()
+    assert loss.item() == pytest.approx(300 - math.log(2), rel=1e-5)
+    assert logits.grad.isfinite().all()
+
+
+def test_one_pixel_has_no_neighbours():
+    logits = torch.zeros(1, 3, 1, 1).requires_grad_()
+    loss = potts_loss(logits)
+    loss.backward()
+    assert loss.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: collision_cross_entropy(torch.zeros(1, 2, 3, 4), torch.zeros(1, 3, 3, 4)), "logits and targets"),
+        (lambda: collision_cross_entropy(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)), "logits and targets"),
+        (lambda: collision_cross_entropy(*torch.zeros(2, 1, 2, 3, 4), torch.zeros(1, 3, 4)), "ignore must be"),
+        (lambda: collision_cross_entropy(torch.zeros(1, 2, 3, 4).long(), torch.zeros(1, 2, 3, 4)), "floating"),
+        (lambda: potts_loss(torch.zeros(2, 3, 4)), "logits must be"),
+    ],
+)
+def test_bad_input_of_soft_losses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
