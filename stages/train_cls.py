@@ -7,6 +7,7 @@ import torch
 from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
+from cam_pipeline.data.augment import Colors
 from cam_pipeline.data.check.depth import warn_of_dark
 from cam_pipeline.data.loading import grid_batches
 from cam_pipeline.data.table import Sample, check_files, class_counts, labelled, warn_of_absent_classes, without_classes
@@ -60,7 +61,13 @@ def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
         network=classifier,
         objectives=objectives,
         views=TrainingViews(
-            train, crop=settings.crop, scale=settings.scale, fill=fill, seed=config.run.seed, labels=labels
+            train,
+            crop=settings.crop,
+            scale=settings.scale,
+            fill=fill,
+            seed=config.run.seed,
+            labels=labels,
+            colors=Colors(*settings.colors),
         ),
         report=lambda: validate(classifier, val, config),
         settings=settings,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
+from cam_pipeline.data.augment import Colors
 from cam_pipeline.data.check.data_set import too_few_images
 from cam_pipeline.data.check.masks import check_supervision
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
@@ -30,6 +31,7 @@ from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
 from cam_pipeline.training.dry_run import check_segmenter_crops, check_weights, try_segmenter
 from cam_pipeline.training.objectives import segmenter_objectives
+from cam_pipeline.training.objectives.moving_average import MovingAverageObjective
 from cam_pipeline.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,13 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
         network=segmenter,
         objectives=objectives,
         views=TrainingViews(
-            train, crop=settings.crop, scale=settings.scale, fill=fill, seed=config.run.seed, read_mask=read_labels
+            train,
+            crop=settings.crop,
+            scale=settings.scale,
+            fill=fill,
+            seed=config.run.seed,
+            read_mask=read_labels,
+            colors=Colors(*settings.colors),
         ),
         report=dict,
         settings=settings,
@@ -68,6 +76,9 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
         folder=output.folder,
     )
     trainer.fit()
+    for objective in objectives:
+        if isinstance(objective, MovingAverageObjective):
+            objective.put_in_place()
     segmenter.exits = None
     if is_first():
         warn_if_blind(segmenter, train, config)

@@ -221,7 +221,7 @@ def test_one_image_with_calibrated_maps_from_python(sfc_run: Path) -> None:
 
 # Self-Regulation
 
-SR = ("segmenter.self_regulation=true", "self_regulation.start=0.3")
+SR = ("segmenter.self_regulation=true", "self_regulation.start=0.3", "train_seg.average=0.9")
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def sr_run(commands: Any, new_workspace: Callable[[Path], Path], tmp_path_factor
 
 def test_a_segmenter_trained_with_exits_has_none(commands: Any, sr_run: Path) -> None:
     stored = load_file(sr_run / "run" / "segmenter.safetensors")
-    assert not [name for name in stored if "exits" in name]
+    assert not [name for name in stored if "exits" in name or "average" in name]
     history = [json.loads(line) for line in (sr_run / "run" / "logs" / "train_seg.jsonl").read_text().splitlines()]
     assert "sr.shallow_to_deep_4" in history[-1] and "sr.segmentation_1" in history[0]
     run = open_run(sr_run / "run", device="cpu")
@@ -248,7 +248,7 @@ def test_a_segmenter_trained_with_exits_has_none(commands: Any, sr_run: Path) ->
 def test_a_killed_run_with_exits_ends_as_an_undisturbed_one(
     commands: Any, sr_run: Path, workspace: Path, differences: Callable[[Path, Path], list[str]]
 ) -> None:
-    """The exits are in the checkpoint."""
+    """Exits and averages are in the checkpoint."""
     moment = {
         "function": "cam_pipeline.training.trainer.save_checkpoint", "holds": "train_seg-", "call": 4,
         "send": "SIGKILL", "group": True,
@@ -266,6 +266,8 @@ def test_a_killed_run_with_exits_ends_as_an_undisturbed_one(
         ("segmenter.architecture=deeplabv2", "run.precision=bfloat16", "self_regulation.feature_mode=soft"),
         ("self_regulation.shallowest_stride=2", "self_regulation.gate=confidence", "self_regulation.label_mode=pixel"),
         ("self_regulation.class_labels=pixels", "self_regulation.ignore_to_background=true"),
+        ("train_seg.average=0.0", "train_seg.balance=true", "train_seg.schedule=cosine"),
+        ("train_seg.color_jitter=0.4", "train_seg.greyscale=0.2", "train_seg.blur=0.5", "train_cls.blur=0.5"),
     ],
 )
 def test_exits_go_with_every_supervision_network_and_precision(

@@ -16,13 +16,21 @@ class TrainSettings(Section):
     scale: tuple[Scale, Scale] = Field(
         (0.9, 1.6), description="the longer image side is resized to this many crop sides, drawn evenly from the range"
     )
+    color_jitter: float = Field(
+        0.0, ge=0, le=1, description="largest change of brightness, contrast and saturation of a view, as a share"
+    )
+    greyscale: float = Field(0.0, ge=0, le=1, description="share of the views that lose their colours")
+    blur: float = Field(0.0, ge=0, le=1, description="share of the views that are blurred (0.1 to 2 px)")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser")
     lr: float = Field(0.01, gt=0, description="learning rate of the backbone")
     head_lr_factor: float = Field(10.0, gt=0, description="multiplies the learning rate of new layers")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum; beta1 of AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay of weights with two or more dimensions")
     warmup: float = Field(0.0, ge=0, lt=1, description="linear warm-up of the learning rate, as a share of all steps")
-    poly_power: float = Field(0.9, ge=0, description="the learning rate falls as (1 - step / steps) to this power")
+    schedule: Literal["poly", "cosine"] = Field(
+        "poly", description="how the learning rate falls: as `poly_power` says, or as half a cosine wave, to 0"
+    )
+    poly_power: float = Field(0.9, ge=0, description="`poly`: it falls as (1 - step / steps) to this power")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
     checkpoint_seconds: float = Field(
         60.0,
@@ -30,6 +38,11 @@ class TrainSettings(Section):
         allow_inf_nan=True,
         description="seconds between checkpoints; one is always written at the end of an epoch",
     )
+
+    @property
+    def colors(self) -> tuple[float, float, float]:
+        """How the colours of a view may change: `data.augment.Colors`."""
+        return self.color_jitter, self.greyscale, self.blur
 
     @model_validator(mode="after")
     def ordered(self) -> Self:
@@ -44,4 +57,14 @@ class TrainSegSettings(TrainSettings):
     supervision: Literal["pseudo-labels", "masks"] = Field(
         "pseudo-labels",
         description="`masks` trains the fully supervised reference (give it a run folder of its own by `output.dir`)",
+    )
+    balance: bool = Field(
+        False, description="the loss is half the mean over background pixels and half that over pixels of objects"
+    )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="keep a moving average of the weights, of which this share is that of the step before, such as "
+        "0.999; it is what is kept at the end. 0: off",
     )

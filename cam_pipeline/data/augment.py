@@ -1,7 +1,7 @@
 """Random training views: scale, flip, crop. A view depends on its generator alone."""
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,17 @@ def transforms() -> Any:
     return functional
 
 
+class Colors(NamedTuple):
+    """How the colours of a view may change, as in `[train_cls]`; they stay as they are by default."""
+
+    jitter: float = 0.0
+    greyscale: float = 0.0
+    blur: float = 0.0
+
+
+AS_THEY_ARE = Colors()
+
+
 def random_view(
     image: Tensor,
     mask: Tensor | None,
@@ -25,8 +36,9 @@ def random_view(
     scale: tuple[float, float],
     fill: tuple[int, int, int],
     rng: np.random.Generator,
+    colors: Colors = AS_THEY_ARE,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Resize the longer side to U(scale) * crop, flip with probability 1/2, cut or pad to crop x crop.
+    """Resize the longer side to U(scale) * crop, flip with probability 1/2, cut or pad to crop x crop, change colours.
 
     image (3, H, W) uint8 -> (3, crop, crop) uint8, padded with the colour `fill`; mask (H, W) uint8 ->
     (crop, crop), resized by nearest neighbour, padded with 255 (ignore). The third result is the box of the view that
@@ -39,7 +51,7 @@ def random_view(
     image = transform.resize(image, size, antialias=True)
     flip = bool(rng.random() < 0.5)
     top, left = (int(rng.integers(min(0, side - crop), max(0, side - crop) + 1)) for side in size)
-    flipped = transform.horizontal_flip(image) if flip else image
+    flipped = recolored(transform.horizontal_flip(image) if flip else image, colors, rng)
     view = _window(flipped, top, left, crop, fill)
     corners = [max(-top, 0), max(-left, 0), min(size[0] - top, crop), min(size[1] - left, crop)]
     box = torch.tensor(corners)
@@ -48,6 +60,23 @@ def random_view(
     mask = transform.resize(mask[None], size, interpolation=transform.InterpolationMode.NEAREST_EXACT)
     mask = transform.horizontal_flip(mask) if flip else mask
     return view, _window(mask, top, left, crop, (IGNORE_INDEX,))[0], box
+
+
+def recolored(image: Tensor, colors: Colors, rng: np.random.Generator) -> Tensor:
+    """An image (3, H, W) uint8 in other colours. What is off draws no random numbers."""
+    transform = transforms()
+    if colors.jitter:
+        low, high = 1 - colors.jitter, 1 + colors.jitter
+        image = transform.adjust_brightness(image, rng.uniform(low, high))
+        image = transform.adjust_contrast(image, rng.uniform(low, high))
+        image = transform.adjust_saturation(image, rng.uniform(low, high))
+    if colors.greyscale and rng.random() < colors.greyscale:
+        image = transform.rgb_to_grayscale(image, num_output_channels=3)
+    if colors.blur and rng.random() < colors.blur:
+        sigma = rng.uniform(0.1, 2.0)
+        reach = min(round(3 * sigma), min(image.shape[-2:]) - 1)  # a margin is no wider than the image, less a pixel
+        image = transform.gaussian_blur(image, [2 * reach + 1] * 2, [sigma] * 2)
+    return image
 
 
 def _window(image: Tensor, top: int, left: int, crop: int, fill: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cam_pipeline.data.augment import random_view, transforms
+from cam_pipeline.data.augment import AS_THEY_ARE, Colors, random_view, transforms
 from cam_pipeline.data.grid import resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_image
 from cam_pipeline.data.table import Sample
@@ -38,10 +38,11 @@ class TrainingViews(Dataset[dict[str, Any]]):
         seed: int,
         labels: Tensor | None = None,
         read_mask: ReadMask | None = None,
+        colors: Colors = AS_THEY_ARE,
     ) -> None:
         transforms()  # imported here once, not in every process that loads images
         self.samples, self.labels, self.read_mask = samples, labels, read_mask
-        self.crop, self.scale, self.fill, self.seed = crop, scale, fill, seed
+        self.crop, self.scale, self.fill, self.seed, self.colors = crop, scale, fill, seed, colors
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -53,7 +54,7 @@ class TrainingViews(Dataset[dict[str, Any]]):
         image = to_tensor(sample_image(self.samples[index]))
         mask = None if self.read_mask is None else torch.from_numpy(np.array(self.read_mask(index)))
         rng = np.random.default_rng([self.seed, epoch, index])
-        view, mask, box = random_view(image, mask, self.crop, self.scale, self.fill, rng)
+        view, mask, box = random_view(image, mask, self.crop, self.scale, self.fill, rng, self.colors)
         item = {"image": view, "index": index, "box": box}
         if self.labels is not None:
             item["labels"] = self.labels[index]

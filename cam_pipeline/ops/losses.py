@@ -13,6 +13,13 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -
     A batch without a labelled pixel gives 0 with a graph, not NaN. Labels may have any integer type. Raises ValueError
     for other shapes, types or labels.
     """
+    logits, labels = checked_labels(logits, labels, ignore_index)
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def checked_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Logits of at least float32 and labels as int64; the checks of `segmentation_loss`."""
     if logits.ndim != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
         shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"logits and labels must be (B, K, H, W) and (B, H, W), not {shapes}")
@@ -20,11 +27,9 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -
         raise ValueError(f"labels must be integers, not {labels.dtype}")
     logits = at_least_float32(logits, "logits")
     labels = labels.long()
-    counted = labels != ignore_index
-    if (counted & ((labels < 0) | (labels >= logits.shape[1]))).any():
+    if ((labels != ignore_index) & ((labels < 0) | (labels >= logits.shape[1]))).any():
         raise ValueError(f"labels must be 0..{logits.shape[1] - 1} or {ignore_index}")
-    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / counted.sum().clamp(min=1)
+    return logits, labels
 
 
 COLLISION_EPS = 1e-8

@@ -14,6 +14,7 @@ from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, TrainSettings
+from cam_pipeline.data.augment import Colors
 from cam_pipeline.data.batches import EpochBatches
 from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
@@ -137,7 +138,8 @@ def _of_segmenter(config: Config, table: Table, device: torch.device) -> dict[st
 def _views(
     settings: TrainSettings, samples: Sequence[Sample], fill: tuple[int, int, int], seed: int, **more: object
 ) -> TrainingViews:
-    return TrainingViews(samples, crop=settings.crop, scale=settings.scale, fill=fill, seed=seed, **more)  # type: ignore[arg-type]
+    colors = Colors(*settings.colors)
+    return TrainingViews(samples, crop=settings.crop, scale=settings.scale, fill=fill, seed=seed, colors=colors, **more)  # type: ignore[arg-type]
 
 
 def _training_seconds(

@@ -1,5 +1,7 @@
 """The optimiser and the schedule of its learning rates."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -8,9 +10,11 @@ from cam_pipeline.models.pretrained import PretrainedHalf
 
 
 def learning_rate_factor(step: int, total: int, settings: TrainSettings) -> float:
-    """Linear warm-up over the first `warmup` share of the steps, times (1 - step / total) ** poly_power."""
+    """Linear warm-up over the first `warmup` share of the steps, times what `schedule` leaves of the rate."""
     warm = settings.warmup * total
     rise = min(1.0, (step + 1) / warm) if warm >= 1 else 1.0
+    if settings.schedule == "cosine":
+        return rise * (1 + math.cos(math.pi * step / total)) / 2
     return float(rise * (1 - step / total) ** settings.poly_power)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cam_pipeline.data.augment import random_view
+from cam_pipeline.data.augment import Colors, random_view, recolored
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 FILL = (201, 202, 203)
@@ -108,3 +108,62 @@ def test_the_box_is_where_the_image_lies(crop, scale):
         shown[top:bottom, left:right] = True
         assert torch.equal(shown, view[2] != FILL[2])
         assert shown.any()
+
+
+def noise(height=20, width=24):
+    return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def recolor(image, seed=0, **colors):
+    return recolored(image, Colors(**colors), np.random.default_rng(seed))
+
+
+def test_colours_stay_as_they_are_and_draw_nothing_by_default():
+    rng = np.random.default_rng(3)
+    assert torch.equal(recolored(noise(), Colors(), rng), noise())
+    assert rng.random() == np.random.default_rng(3).random()
+    mask = torch.zeros(20, 24, dtype=torch.uint8)
+    plain = random_view(noise(), mask, 16, (0.9, 1.6), FILL, np.random.default_rng(1))
+    assert all(
+        map(torch.equal, plain, random_view(noise(), mask, 16, (0.9, 1.6), FILL, np.random.default_rng(1), Colors()))
+    )
+
+
+def test_jitter_changes_brightness_contrast_and_saturation_within_bounds():
+    grey = torch.full((3, 6, 6), 100, dtype=torch.uint8)  # of one colour: only brightness shows
+    means = [float(recolor(grey, seed, jitter=0.3).float().mean()) for seed in range(60)]
+    assert 68 <= min(means) < 80 and 120 < max(means) <= 131  # each change rounds
+    assert not torch.equal(recolor(noise(), jitter=0.3), noise())
+    assert torch.equal(recolor(noise(), jitter=0.3), recolor(noise(), jitter=0.3))
+
+
+def test_a_share_of_the_views_loses_its_colours():
+    grey = [bool((view[0] == view[1]).all()) for view in (recolor(noise(), seed, greyscale=0.3) for seed in range(200))]
+    assert 0.2 < np.mean(grey) < 0.4
+    assert recolor(noise(), greyscale=1.0).shape == (3, 20, 24)
+
+
+def test_a_share_of_the_views_is_blurred():
+    sharp = float(noise().float().diff(dim=-1).abs().mean())
+    blurred = [float(recolor(noise(), seed, blur=1.0).float().diff(dim=-1).abs().mean()) for seed in range(30)]
+    assert min(blurred) < sharp / 3 and max(blurred) <= sharp
+    assert np.mean([torch.equal(recolor(noise(), seed, blur=0.4), noise()) for seed in range(100)]) > 0.4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3)])
+def test_tiny_images_can_be_changed(size):
+    for seed in range(10):
+        assert recolor(noise(*size), seed, jitter=1.0, greyscale=0.5, blur=1.0).shape == (3, *size)
+
+
+def test_the_padding_keeps_its_colour_and_the_mask_its_labels():
+    mask = (torch.arange(20 * 24) % 7).view(20, 24).to(torch.uint8)
+    colors = Colors(jitter=0.5, greyscale=0.5, blur=0.5)
+    for seed in range(20):
+        view, labels, box = random_view(noise(), mask, 40, (0.6, 0.6), FILL, np.random.default_rng(seed), colors)
+        _, expected, _ = random_view(noise(), mask, 40, (0.6, 0.6), FILL, np.random.default_rng(seed))
+        outside = torch.ones(40, 40, dtype=torch.bool)
+        top, left, bottom, right = box.tolist()
+        outside[top:bottom, left:right] = False
+        assert outside.any() and (view[:, outside] == torch.tensor(FILL, dtype=torch.uint8)[:, None]).all()
+        assert (labels == 255).sum() == (expected == 255).sum()

@@ -364,6 +364,8 @@ def test_learning_rate_without_warmup_follows_the_power():
     assert learning_rate_factor(5, 10, settings(warmup=0.0)) == pytest.approx(0.5**0.9)
     assert learning_rate_factor(0, 10, settings(warmup=0.05)) == 1, "less than a step: none"
     assert learning_rate_factor(9, 10, settings(warmup=0.0, poly_power=0.0)) == 1
+    cosine = [learning_rate_factor(step, 10, settings(warmup=0.0, schedule="cosine")) for step in (0, 5, 9)]
+    assert cosine == pytest.approx([1, 0.5, 0.0244717], rel=1e-4)
 
 
 def described(optimizer, network):

@@ -11,6 +11,7 @@ from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.training.objectives.acr import AcrObjective
 from cam_pipeline.training.objectives.base import Objective
 from cam_pipeline.training.objectives.classification import ClassificationObjective
+from cam_pipeline.training.objectives.moving_average import MovingAverageObjective
 from cam_pipeline.training.objectives.segmentation import SegmentationObjective
 from cam_pipeline.training.objectives.self_regulation import SelfRegulationObjective
 from cam_pipeline.training.objectives.sfc import sfc_objective
@@ -26,15 +27,20 @@ Terms are added in this order, on which the last digits of a loss depend: a new 
 
 
 def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -> list[Objective]:
-    """Segmentation, then Self-Regulation, if `segmenter.self_regulation` asks for it, which gives the segmenter layers.
+    """Segmentation, then what `segmenter.self_regulation` and `train_seg.average` ask for; both give it layers.
 
     `labels` (N, C): 0/1 image-level labels of the training images, NaN for an image that nobody labelled. Raises
     ConfigError if a method is not possible with this segmenter.
     """
-    if not config.segmenter.self_regulation:
-        return [SegmentationObjective()]
-    method = SelfRegulationObjective(segmenter, config, labels)
-    return [SegmentationObjective(method.main_weight, config.self_regulation.ignore_to_background), method]
+    main = SegmentationObjective(balance=config.train_seg.balance)
+    methods: list[Objective] = [main]
+    if config.segmenter.self_regulation:
+        method = SelfRegulationObjective(segmenter, config, labels)
+        main.weight, main.ignore_to_background = method.main_weight, config.self_regulation.ignore_to_background
+        methods.append(method)
+    if config.train_seg.average:  # last, as it averages the layers of the others, too
+        methods.append(MovingAverageObjective(segmenter, config.train_seg.average))
+    return methods
 
 
 def classifier_objectives(classifier: Classifier, config: Config, labels: Tensor) -> list[Objective]:
