@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 from contextlib import suppress
@@ -68,7 +69,7 @@ def _measured(threads: int) -> dict[str, float]:
     notes = read_json(file) if file else {}
     key = f"{_setup()}, {threads} threads"
     known = notes.get(key)
-    if isinstance(known, dict) and all(isinstance(known.get(name), float) for name in BACKENDS):
+    if isinstance(known, dict) and all(_is_time(known.get(name)) for name in BACKENDS):
         return {name: known[name] for name in BACKENDS}
     seconds = seconds_per_image(threads)
     logger.info("CRF: %s", ", ".join(f"{name} takes {taken:.3f} s an image" for name, taken in seconds.items()))
@@ -78,6 +79,10 @@ def _measured(threads: int) -> dict[str, float]:
         except (CannotWrite, OSError) as error:
             logger.debug("not kept for the next time: %s", error)
     return seconds
+
+
+def _is_time(seconds: object) -> bool:
+    return isinstance(seconds, float) and 0 < seconds < math.inf
 
 
 def _setup() -> str:

@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import sys
 
 import pytest
@@ -41,12 +42,12 @@ def test_it_is_measured_once_and_kept_for_later_processes(measured, caplog):
     assert caplog.text.count("CRF: pydensecrf takes 0.100 s an image, torch takes 0.150 s an image") == 1
 
 
-@pytest.mark.parametrize("notes", ["no JSON", "[]", '{"x": 1}', None])
+@pytest.mark.parametrize("notes", ["no JSON", "[]", '{"x": 1}', "?", 0.0, -1.0, math.nan, math.inf])
 def test_unreadable_notes_are_measured_anew(measured, notes):
     crf_backend("auto", "cpu")
     file = module.note_file()
-    content = notes if notes is not None else json.dumps({key: {"torch": "?"} for key in json.loads(file.read_text())})
-    file.write_text(content)
+    wrong = {key: {"torch": notes, "pydensecrf": 0.1} for key in json.loads(file.read_text())}
+    file.write_text(notes if notes in ("no JSON", "[]", '{"x": 1}') else json.dumps(wrong))
     module._measured.cache_clear()
     assert crf_backend("auto", "cpu").name == "pydensecrf"
     assert measured == [1, 1]
