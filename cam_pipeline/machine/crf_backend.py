@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cam_pipeline.errors import CannotWrite
+from cam_pipeline.errors import CannotWrite, LibraryMissing
 from cam_pipeline.machine.atomic import read_json, write_text
 from cam_pipeline.machine.cores import usable_cores
 from cam_pipeline.version import __version__
@@ -43,8 +43,11 @@ def crf_backend(wanted: str, device_type: str, threads: int = 1) -> CrfBackend:
         return CrfBackend(wanted, f"refine.crf_backend = '{wanted}'")
     if device_type != "cpu":
         return CrfBackend("torch", "computes on the GPU")
-    if not crf.is_pydensecrf_installed():
-        return CrfBackend("torch", "pydensecrf is not installed")
+    try:
+        crf.import_densecrf()
+    except LibraryMissing as error:
+        absent = isinstance(error.__cause__, ModuleNotFoundError)
+        return CrfBackend("torch", f"pydensecrf {'is not installed' if absent else 'cannot be imported'}")
     seconds = _measured(threads)
     name = crf.faster_of(seconds)
     ((other, slower),) = ((one, taken) for one, taken in seconds.items() if one != name)

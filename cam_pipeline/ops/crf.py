@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cam_pipeline.errors import LibraryMissing
+from cam_pipeline.errors import LibraryMissing, one_line
 from cam_pipeline.ops.dtypes import ROUNDING
 from cam_pipeline.ops.mean_field import GREATEST_WEIGHT, mean_field
 
@@ -174,9 +174,10 @@ def import_densecrf() -> ModuleType:
     """The module of pydensecrf, which is optional. Raises LibraryMissing if it cannot be imported."""
     try:
         from pydensecrf import densecrf
-    except ImportError as error:
+    except Exception as error:  # one that was compiled for another numpy raises ValueError
+        why = "" if isinstance(error, ModuleNotFoundError) else f" ({one_line(str(error))[:200]})"
         remedy = "pip install pydensecrf2 (needs a C++ compiler), or use the CRF's backend torch"
-        raise LibraryMissing(f"the module pydensecrf cannot be imported: {remedy}") from error
+        raise LibraryMissing(f"the module pydensecrf cannot be imported{why}: {remedy}") from error
     module: ModuleType = densecrf
     return module
 

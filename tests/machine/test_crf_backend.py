@@ -21,7 +21,7 @@ def measured(tmp_path, monkeypatch):
         return {"pydensecrf": 0.3 if threads > 1 else 0.1, "torch": 0.15}
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(crf, "is_pydensecrf_installed", lambda: True)
+    monkeypatch.setattr(crf, "import_densecrf", lambda: None)
     monkeypatch.setattr(crf, "seconds_per_image", seconds)
     module._measured.cache_clear()
     yield calls
@@ -78,4 +78,19 @@ def test_a_missing_pydensecrf(measured, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     assert crf_backend("auto", "cpu") == CrfBackend("torch", "pydensecrf is not installed")
     with pytest.raises(LibraryMissing, match="pip install pydensecrf2"):
+        crf_backend("pydensecrf", "cpu")
+
+
+@pytest.mark.parametrize("error", ["ValueError", "ImportError", "SystemError"])
+def test_a_broken_pydensecrf(measured, monkeypatch, tmp_path, error):
+    """One that was compiled for another numpy, or without a library that it needs."""
+    monkeypatch.undo()
+    (tmp_path / "pydensecrf.py").write_text(f"raise {error}('numpy.dtype size changed')")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pydensecrf"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert crf_backend("auto", "cpu") == CrfBackend("torch", "pydensecrf cannot be imported")
+    with pytest.raises(
+        LibraryMissing, match=r"cannot be imported \(numpy.dtype size changed\): pip install pydensecrf2"
+    ):
         crf_backend("pydensecrf", "cpu")
