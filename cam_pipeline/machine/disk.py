@@ -24,10 +24,11 @@ def room_at(path: Path) -> Room:
     A file without a name is written for a moment. Raises OSError if the disk cannot be looked at.
     """
     folder = path.absolute()
-    while not os.path.exists(folder) and folder != folder.parent:
+    while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
-    usage = shutil.disk_usage(folder)
-    return Room(folder, usage.total, usage.free, _refusal(folder))
+    leads_nowhere = not os.path.exists(folder)
+    usage = shutil.disk_usage(folder.parent if leads_nowhere else folder)
+    return Room(folder, usage.total, usage.free, "a link leads nowhere" if leads_nowhere else _refusal(folder))
 
 
 def _refusal(folder: Path) -> str:

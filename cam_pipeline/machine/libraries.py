@@ -44,6 +44,6 @@ def why_broken(module: str) -> str:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             importlib.import_module(module)
-    except Exception as error:  # a damaged installation raises almost anything
+    except (Exception, SystemExit) as error:  # a damaged installation raises almost anything
         return f"{type(error).__name__}: {one_line(str(error))[:200]}"
     return ""

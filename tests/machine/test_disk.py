@@ -28,3 +28,10 @@ def test_why_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "outputs").touch()
     assert room_at(tmp_path / "outputs" / "my").refusal == "Not a directory"
+
+
+@pytest.mark.parametrize("inside", ["", "my"])
+def test_a_link_that_leads_nowhere(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "outputs").symlink_to(tmp_path / "not mounted" / "outputs")
+    room = room_at(tmp_path / "outputs" / inside)
+    assert room.refusal == "a link leads nowhere" and 0 < room.free <= room.total

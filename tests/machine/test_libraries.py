@@ -39,6 +39,7 @@ def test_this_environment_has_all() -> None:
          "RuntimeError: operator torchvision::nms does not exist"),
         ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
         ("import sys; print('half', file=sys.stderr); 1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit('no license')", "SystemExit: no license"),
     ],
 )  # fmt: skip
 def test_why_a_module_is_broken(
