@@ -27,7 +27,7 @@ def unmet(distribution: str = "cam-pipeline") -> Iterator[tuple[str, str]]:
 
     Raises PackageNotFoundError if the distribution itself is not installed, ImportError without `packaging`.
     """
-    from packaging.requirements import Requirement  # late: libraries of ours bring it, but we do not ask for it
+    from packaging.requirements import Requirement  # late: an installation may lack it
 
     for line in metadata.requires(distribution) or ():
         requirement = Requirement(line)
