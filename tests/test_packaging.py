@@ -54,6 +54,13 @@ def test_installing_needs_no_compiler(extra: str | None) -> None:
     assert "pydensecrf2" not in requirement_names(lines)
 
 
+def test_versions_of_python_are_those_that_were_tried() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    claimed = [line.removeprefix(prefix) for line in metadata("metadata", "classifiers") if line.startswith(prefix)]
+    tried = re.findall(r"^\| 3\.(\d+)", (ROOT / "docs/installing.md").read_text(), flags=re.M)
+    assert claimed == sorted(set(tried), key=int)
+
+
 def test_every_library_is_required() -> None:
     """By all, or by those who ask for the extra that a part of the work needs."""
     parser = configparser.ConfigParser()
