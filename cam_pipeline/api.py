@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Literal, overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cam_pipeline.assembly.classifier import load_classifier
 from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.cams.extraction import CamExtractor
-from cam_pipeline.config import Config, load_config, toml_value
+from cam_pipeline.config import Config, RefineSettings, load_config, toml_value
 from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, read_image
 from cam_pipeline.data.table import unknown_class
@@ -90,7 +91,6 @@ class TrainedRun:
         self._own = MapReader(config)
         self.classifier = self._own.classifier
         self.config = _settled(config)
-        self._refine, self._device = placed(self.config.refine, config.run)
         self.classes = self._own.classes
         self._others = [MapReader(made_with(path.parent, config.run.device)) for path in config.refine.merge_with]
         for other in self._others:
@@ -102,8 +102,8 @@ class TrainedRun:
         """Class maps, refined scores and labels of an image file, or of an array (H, W, 3) uint8 RGB.
 
         `classes`: names of the classes that the image shows; None: those predicted (`cam.presence_threshold`), perhaps
-        none; an empty list: only background. Raises DataError for an unknown class or an image that
-        cannot be read.
+        none; an empty list: only background. Raises DataError for an unknown class or an image that cannot be read,
+        LibraryMissing if the config asks for a CRF backend that is not installed.
         """
         config = self.config
         pixels = _pixels(image, config.data.max_pixels)
@@ -111,7 +111,7 @@ class TrainedRun:
         own, probabilities = self._own.read(pixels, known)
         stored = merged([own, *(other.read(pixels, own.class_ids)[0] for other in self._others)])
         rows = [class_id - 1 for class_id in stored.class_ids]
-        found = refined(stored, lambda: pixels, self._refine, self._device)
+        found = refined(stored, lambda: pixels, *self._placed)
         return Annotation(
             names=tuple(self.classes[row] for row in rows),
             class_ids=stored.class_ids,
@@ -139,6 +139,11 @@ class TrainedRun:
     @cached_property
     def _predictor(self) -> Predictor:
         return Predictor(stored_segmenter(self.config, self.classes), self.config)
+
+    @cached_property
+    def _placed(self) -> tuple[RefineSettings, torch.device]:
+        """The settings and the device that refine. Found out when they are needed: CRF backends may be timed."""
+        return placed(self.config.refine, self.config.run)
 
     def _class_id(self, name: str) -> int:
         if name not in self.classes:

@@ -14,7 +14,7 @@ from PIL import Image
 import cam_pipeline
 from cam_pipeline import open_run
 from cam_pipeline.data.images import read_image
-from cam_pipeline.errors import ConfigError, DataError, StageNotReady
+from cam_pipeline.errors import ConfigError, DataError, LibraryMissing, StageNotReady
 from cam_pipeline.ops.cam import cam_scores
 from cam_pipeline.refinement.scores import class_scores
 from cam_pipeline.store.cams import CamStore
@@ -170,6 +170,19 @@ def test_mistakes_are_one_line(run: cam_pipeline.TrainedRun, folder: Path, tmp_p
     (tmp_path / "half" / "classifier.safetensors").unlink()
     with pytest.raises(StageNotReady, match="holds no classifier"):
         open_run(tmp_path / "half", device="cpu")
+
+
+def test_a_missing_crf_backend_matters_only_to_what_is_refined(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "moved", tmp_path / "moved")
+    config = tmp_path / "moved" / "config.toml"
+    config.write_text(config.read_text().replace('crf_backend = "auto"', 'crf_backend = "pydensecrf"'))
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    run = open_run(tmp_path / "moved", device="cpu")
+    assert run.segment(folder / "photo.jpg").ndim == 2
+    with pytest.raises(LibraryMissing, match="pip install pydensecrf2"):
+        run.annotate(folder / "photo.jpg")
 
 
 def test_the_five_lines_of_the_readme(folder: Path, repository: Path) -> None:
