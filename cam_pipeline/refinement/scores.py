@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cam_pipeline.config import RefineSettings, RunSettings
 from cam_pipeline.data.images import UInt8
+from cam_pipeline.errors import DataError
 from cam_pipeline.machine.crf_backend import crf_backend
 from cam_pipeline.machine.device import is_memory_error, pick_device
 from cam_pipeline.ops.cam import cam_scores, resize_cam, to_probabilities, with_background
@@ -127,7 +128,7 @@ def refined_scores(
     """Local refinement, background score, then a dense CRF over the present classes: scores (1 + n, H, W), sum 1.
 
     `read_image` gives the image (H, W, 3) and is called once, and only if it is needed. What does not fit into memory
-    is refined at fewer pixels, with a warning. Raises ValueError if the image is not of `cam.size`, or if the
+    is refined at fewer pixels, with a warning. Raises DataError if the image is not of `cam.size`, ValueError if the
     background score is still to be chosen.
     """
 
@@ -219,7 +220,7 @@ def _scores_at(
 def _stacked(cams: Sequence[StoredCam], read_images: Sequence[ReadImage], device: torch.device) -> Callable[[], Tensor]:
     """Reads the images that show a class, when it is called first: (B, H, W, 3) uint8.
 
-    Raises ValueError if an image is not of its maps' size.
+    Raises DataError if an image is not of its maps' size.
     """
 
     @cache
@@ -229,7 +230,11 @@ def _stacked(cams: Sequence[StoredCam], read_images: Sequence[ReadImage], device
             if cam.class_ids:
                 image = read()
                 if image.shape[:2] != cam.size:
-                    raise ValueError(f"the image is {image.shape[:2]}, its maps are of {cam.size}")
+                    height, width = image.shape[:2]
+                    raise DataError(
+                        f"image {cam.name} has {width} x {height} pixels, its maps are of {cam.size[1]} x "
+                        f"{cam.size[0]}: it was replaced meanwhile; start the same command again"
+                    )
                 found.append(torch.from_numpy(np.array(image)))
         return torch.stack(found).to(device)
 

@@ -5,6 +5,7 @@ from PIL import Image
 
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.images import read_image
+from cam_pipeline.errors import DataError
 from cam_pipeline.ops import mean_field
 from cam_pipeline.refinement import scores as refinement
 from cam_pipeline.refinement.scores import (
@@ -85,7 +86,7 @@ def test_an_image_that_is_not_needed_is_not_read():
 
 
 def test_an_image_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="image"):
+    with pytest.raises(DataError, match="its maps are of"):
         refined_scores(stored([[[4.0, 0.0]]], (2,)), lambda: np.zeros((3, 4, 3), np.uint8), RefineSettings())
 
 
@@ -160,7 +161,7 @@ def test_images_of_any_shape_and_a_constant_one_are_refined(size):
 
 
 def test_a_kernel_refuses_an_image_of_another_size():
-    with pytest.raises(ValueError, match=r"the image is \(5, 6\), its maps are of \(24, 36\)"):
+    with pytest.raises(DataError, match="image a has 6 x 5 pixels, its maps are of 36 x 24: it was replaced"):
         refined_scores(
             stored([[[4.0, 0.0]]], (2,)), lambda: np.zeros((5, 6, 3), np.uint8), RefineSettings(kernel="par")
         )
