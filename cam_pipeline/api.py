@@ -143,7 +143,7 @@ class TrainedRun:
     @cached_property
     def _placed(self) -> tuple[RefineSettings, torch.device]:
         """The settings and the device that refine. Found out when they are needed: CRF backends may be timed."""
-        return placed(self.config.refine, self.config.run)
+        return placed(self.config.refine, self.config.run, torch.get_num_threads())
 
     def _class_id(self, name: str) -> int:
         if name not in self.classes:

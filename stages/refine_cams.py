@@ -32,8 +32,8 @@ def refine_cams(config: Config, inputs: Inputs, output: Output) -> None:
     """
     classes = inputs.table.classes
     samples = {sample.id: sample for sample in inputs.table.split(*config.cam.splits)}
-    settings, device = placed(config.refine, config.run)
     count = worker_count(config.run)
+    settings, device = placed(config.refine, config.run)
     with (
         CamStore.open(inputs[settings.maps_from]) as cams,
         Workers(config.run.backend, count) if device == CPU else Workers("sequential", 1) as workers,
@@ -43,7 +43,6 @@ def refine_cams(config: Config, inputs: Inputs, output: Output) -> None:
             classes, output.fingerprint, to_toml(config), background=settings.background_score
         )
         writer = PartWriter(output.path, "scores", attributes, in_chunks(cams.names, IMAGES_PER_PART))
-
         if settings.crf:
             output.notes["crf_backend"] = _backends(settings, writer, output.folder)
 

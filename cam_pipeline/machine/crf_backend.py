@@ -11,9 +11,11 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from cam_pipeline.config import RunSettings
 from cam_pipeline.errors import CannotWrite, LibraryMissing
 from cam_pipeline.machine.atomic import read_json, write_text
 from cam_pipeline.machine.cores import usable_cores
+from cam_pipeline.machine.threads import thread_count
 from cam_pipeline.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,13 @@ def crf_backend(wanted: str, device_type: str, threads: int = 1) -> CrfBackend:
     name = crf.faster_of(seconds)
     ((other, slower),) = ((one, taken) for one, taken in seconds.items() if one != name)
     return CrfBackend(name, f"{other} takes {slower / seconds[name]:.1f} times as long on this machine")
+
+
+def threads_per_image(run: RunSettings) -> int:
+    """Threads of torch for an image in `refine_cams`: one in a worker process; a single worker is this process."""
+    from cam_pipeline.machine.parallel import worker_count  # late: joblib
+
+    return thread_count(run.threads) if worker_count(run) == 1 else 1
 
 
 def note_file() -> Path | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cam_pipeline.config import RefineSettings, RunSettings
 from cam_pipeline.data.images import UInt8
 from cam_pipeline.errors import DataError
-from cam_pipeline.machine.crf_backend import crf_backend
+from cam_pipeline.machine.crf_backend import crf_backend, threads_per_image
 from cam_pipeline.machine.device import is_memory_error, pick_device
 from cam_pipeline.ops.cam import cam_scores, resize_cam, to_probabilities, with_background
 from cam_pipeline.ops.crf import dense_crf, dense_crf_batch
@@ -40,15 +40,16 @@ FEWEST_PIXELS = 10_000
 """An image is not refined at fewer pixels than this for lack of memory: it would be of no use."""
 
 
-def placed(settings: RefineSettings, run: RunSettings, threads: int = 1) -> tuple[RefineSettings, torch.device]:
+def placed(settings: RefineSettings, run: RunSettings, threads: int = 0) -> tuple[RefineSettings, torch.device]:
     """The settings with the backend that computes the CRF on this machine, and the device that refines.
 
-    That is the device of `run`, but the CPU for pydensecrf. `threads` as in `crf_backend`, whose errors it raises.
+    That is the device of `run`, but the CPU for pydensecrf. `threads` of torch work on an image; 0: as many as in
+    `refine_cams`. Errors as in `crf_backend`.
     """
     device = pick_device(run)
     if not settings.crf:
         return settings, device
-    backend = crf_backend(settings.crf_backend, device.type, threads)
+    backend = crf_backend(settings.crf_backend, device.type, threads or threads_per_image(run))
     logger.info("refine_cams: the CRF is computed by %s (%s)", backend.name, backend.why)
     settings = settings.model_copy(update={"crf_backend": backend.name})
     return settings, CPU if backend.name == "pydensecrf" else device

@@ -255,10 +255,10 @@ def of_crf(config: Config, given: bool) -> Finding:
     if not config.refine.crf:
         return Finding("not used: refine.crf is false", {"backend": None, "why": "refine.crf is false"})
     _need_torch()
-    from cam_pipeline.machine.crf_backend import crf_backend
+    from cam_pipeline.machine.crf_backend import crf_backend, threads_per_image
 
     try:
-        used = crf_backend(config.refine.crf_backend, _device_type(config))
+        used = crf_backend(config.refine.crf_backend, _device_type(config), threads_per_image(config.run))
     except UserError as error:
         return Finding("there is none", {"backend": None, "why": str(error)}, (Problem("error", str(error)),))
     return Finding(f"{used.name}: {used.why}", {"backend": used.name, "why": used.why})

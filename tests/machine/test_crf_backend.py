@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
+from cam_pipeline.config import RunSettings
 from cam_pipeline.errors import LibraryMissing
 from cam_pipeline.machine import crf_backend as module
-from cam_pipeline.machine.crf_backend import CrfBackend, crf_backend
+from cam_pipeline.machine.crf_backend import CrfBackend, crf_backend, threads_per_image
 from cam_pipeline.ops import crf
 
 
@@ -71,6 +72,12 @@ def test_on_a_gpu_it_is_torch_and_nothing_is_measured(measured):
 def test_what_is_asked_for_is_taken(measured):
     assert crf_backend("torch", "cpu") == CrfBackend("torch", "refine.crf_backend = 'torch'")
     assert measured == []
+
+
+@pytest.mark.parametrize(("workers", "threads", "expected"), [(2, 3, 1), (1, 3, 3), (1, 1, 1)])
+def test_threads_that_an_image_has(workers, threads, expected):
+    """A single worker is no process of its own, so torch computes there with all its threads."""
+    assert threads_per_image(RunSettings(workers=workers, threads=threads)) == expected
 
 
 def test_a_missing_pydensecrf(measured, monkeypatch):

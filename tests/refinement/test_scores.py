@@ -3,14 +3,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cam_pipeline.config import RefineSettings
+from cam_pipeline.config import RefineSettings, RunSettings
 from cam_pipeline.data.images import read_image
 from cam_pipeline.errors import DataError
+from cam_pipeline.machine.crf_backend import CrfBackend
 from cam_pipeline.ops import mean_field
 from cam_pipeline.refinement import scores as refinement
 from cam_pipeline.refinement.scores import (
     CPU,
     class_scores,
+    placed,
     reduction,
     refined,
     refined_batch,
@@ -276,3 +278,13 @@ def test_a_batch_gives_what_each_image_gives_alone(monkeypatch, settings, fits):
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
         assert found.labels.keys() == expected.labels.keys()
         assert all(np.array_equal(found.labels[name], expected.labels[name]) for name in found.labels)
+
+
+@pytest.mark.parametrize(("workers", "threads", "expected"), [(1, 0, 3), (2, 0, 1), (2, 5, 5)])
+def test_backends_are_compared_with_the_threads_that_will_work(monkeypatch, workers, threads, expected):
+    seen = []
+    monkeypatch.setattr(refinement, "crf_backend", lambda *given: seen.append(given) or CrfBackend("pydensecrf", ""))
+    run = RunSettings(device="cpu", workers=workers, threads=3)
+    settings, device = placed(RefineSettings(), run, threads)
+    assert seen == [("auto", "cpu", expected)]
+    assert (settings.crf_backend, device) == ("pydensecrf", CPU)

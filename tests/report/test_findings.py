@@ -303,11 +303,13 @@ def test_how_threads_wait(monkeypatch: pytest.MonkeyPatch, policy: str, how: str
 
 
 def test_crf(monkeypatch: pytest.MonkeyPatch) -> None:
-    def backend(wanted: str, device_type: str) -> crf_module.CrfBackend:
-        return crf_module.CrfBackend("torch", f"{wanted} on {device_type}")
+    def backend(wanted: str, device_type: str, threads: int) -> crf_module.CrfBackend:
+        return crf_module.CrfBackend("torch", f"{wanted} on {device_type}, threads: {threads}")
 
     monkeypatch.setattr(crf_module, "crf_backend", backend)
-    assert looked_at(findings.of_crf, "run.device=cpu").found == "torch: auto on cpu"
+    assert looked_at(findings.of_crf, "run.device=cpu", "run.workers=2").found == "torch: auto on cpu, threads: 1"
+    alone = looked_at(findings.of_crf, "run.device=cpu", "run.workers=1", "run.threads=3")
+    assert alone.found == "torch: auto on cpu, threads: 3"
     assert looked_at(findings.of_crf, "refine.crf=false").found == "not used: refine.crf is false"
 
 
