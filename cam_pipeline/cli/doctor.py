@@ -1,8 +1,12 @@
 """The command about the machine itself."""
 
+import faulthandler
+
 import click
 
 from cam_pipeline.cli.options import Options, run_options
+
+STDERR = 2
 
 
 @click.command("doctor")
@@ -18,6 +22,8 @@ def doctor(options: Options, as_object: bool) -> None:
 
     Example: cam-pipeline doctor -c my.toml
     """
+    if not faulthandler.is_enabled():
+        faulthandler.enable(STDERR)  # a torch that does not fit the machine ends Python without a word
     from cam_pipeline.report.doctor import as_json, examine, show, would_fail
 
     found = examine(options.load(), bool(options.given))

@@ -92,13 +92,24 @@ def test_a_mistake_is_told_as_everywhere(looks: Looks, arguments: list[str], mes
     assert (result.exit_code, result.stdout) == (2, "") and message in result.stderr
 
 
-def test_with_a_torch_that_cannot_be_loaded(tmp_path: Path) -> None:
-    """In a Python of its own: the other libraries do import it there."""
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+def with_torch(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`doctor --json` with this torch, in a Python of its own: the other libraries do import it there."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text(source)
     command = [sys.executable, "-m", "cam_pipeline.cli", "doctor", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_with_a_torch_that_ends_python(tmp_path: Path) -> None:
+    """As one does that was built for another processor: it is told where that happens."""
+    ended = with_torch("import os; os.kill(os.getpid(), 4)", tmp_path)
+    assert ended.returncode == -4
+    assert ended.stderr.startswith("Fatal Python error: Illegal instruction") and "torch/__init__.py" in ended.stderr
+
+
+def test_with_a_torch_that_cannot_be_loaded(tmp_path: Path) -> None:
+    ended = with_torch("raise OSError('libcudart.so.13: cannot open shared object file')", tmp_path)
     assert (ended.returncode, ended.stderr) == (2, "")
     findings = json.loads(ended.stdout)["findings"]
     assert "libcudart.so.13: cannot open shared object file" in findings["libraries"]["problems"][0]["line"]
