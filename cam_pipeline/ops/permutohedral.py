@@ -168,8 +168,9 @@ class _Keys:
         of_group, longest = span, span * images
         if longest > LONGEST_NUMBER:
             # Sums of random multiples modulo 2^64: that two of a million points agree has a chance of 1 : 10^7.
-            random = torch.Generator().manual_seed(0)
-            *strides, of_group = torch.randint(-(2**63), 2**63 - 1, (len(ranges),), generator=random).tolist()
+            random = torch.Generator("cpu").manual_seed(0)
+            drawn = torch.randint(-(2**63), 2**63 - 1, (len(ranges),), generator=random, device="cpu")
+            *strides, of_group = drawn.tolist()
             return cls(lowest, [*strides, 0], of_group, torch.int64)
         return cls(lowest, [*strides, 0], of_group, torch.int32 if longest < 2**31 else torch.int64)
 

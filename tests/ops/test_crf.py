@@ -323,6 +323,13 @@ def test_surroundings_change_nothing(scene, crf, surroundings):
     assert np.array_equal(crf(image, probabilities), expected)
 
 
+def test_backends_are_timed_on_the_cpu_whatever_the_default_device(monkeypatch):
+    monkeypatch.setattr(module, "dense_crf", lambda image, probabilities, backend: image.float().mean().item())
+    with torch.device("meta"):
+        seconds = module.seconds_per_image(1)
+    assert all(0 < found < 60 for found in seconds.values())
+
+
 def test_views_and_read_only_arrays_are_taken_and_left_alone(scene, crf):
     image, _, probabilities = scene
     image_view, probabilities_view = image[:, ::-1], probabilities[:, :, ::-1]
