@@ -85,7 +85,8 @@ def cost_table(found: DataCheck, times: Mapping[str, float] | None = None, devic
     for name, amount in found.costs:
         grid.add_row(name, amount, *([duration(times[name]) if name in times else ""] if times else []))
     if times:
-        grid.caption = f"these together: about {duration(sum(times.values()))}"
+        total = sum(times.values())
+        grid.caption = f"these together: {'about ' if total >= 60 else ''}{duration(total)}"
     return grid
 
 

@@ -20,7 +20,7 @@ from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.data.views import TrainingViews, image_labels
-from cam_pipeline.errors import ConfigError, one_line
+from cam_pipeline.errors import ConfigError, LibraryMissing, one_line
 from cam_pipeline.machine.device import autocast, is_memory_error, pick_device
 from cam_pipeline.machine.parallel import worker_count
 from cam_pipeline.machine.threads import use_threads
@@ -193,7 +193,11 @@ def _training_seconds(
 def _refining_seconds(cam: StoredCam, pixels: UInt8, config: Config, samples: Sequence[Sample]) -> float:
     """Seconds of the refinement of all images, and of the choice of the background score."""
     count = len(samples)
-    settings, device = placed(config.refine, config.run)
+    try:
+        settings, device = placed(config.refine, config.run)
+    except LibraryMissing as error:  # a run may be on another machine
+        logger.warning("a run would fail here: %s", error)
+        settings, device = config.refine.model_copy(update={"crf_backend": "torch"}), pick_device(config.run)
     if isinstance(settings.background, str):
         count += BACKGROUNDS * len(images_to_choose_by(settings, samples))
         settings = settings.at(BACKGROUND)

@@ -69,6 +69,8 @@ def test_times_of_steps():
         "scores.h5 1 MB",
         "these together: about 10 min",
     ]
+    short = shown(cost_table(found(costs=costs), {"refine_cams": 20.0}, "cpu"))
+    assert " ".join(short[-1]) == "these together: under a minute"
     assert "this GPU" in " ".join(shown(cost_table(found(costs=costs), {"train_cls": 600.0}, "cuda"))[0])
 
 

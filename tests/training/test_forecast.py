@@ -1,4 +1,5 @@
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -95,6 +96,13 @@ def test_what_cannot_be_tried_is_left_out(table, monkeypatch, caplog):
 
     monkeypatch.setattr(module, "_of_classifier", impossible)
     assert forecast(config_of(), table)[0] == {}
+
+
+def test_without_the_crf_that_is_asked_for_another_is_timed(table, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    seconds, _ = forecast(config_of(refine={"crf_backend": "pydensecrf"}), table)
+    assert {"train_cls", "extract_cams", "refine_cams"} <= seconds.keys()
+    assert "a run would fail here: the module pydensecrf cannot be imported" in caplog.text
 
 
 def test_without_the_device_there_are_no_times(table, caplog):
