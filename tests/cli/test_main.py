@@ -138,6 +138,7 @@ def test_demo_loads_its_config_twice_and_warns_once(pipeline: Any, monkeypatch: 
     monkeypatch.setattr("cam_pipeline.data.demo.synthetic.generate", lambda *args, **rest: None)
     monkeypatch.setattr("cam_pipeline.report.run_report.evaluate_run", lambda *args, **rest: {"sheet": ""})
     monkeypatch.setattr("cam_pipeline.report.terminal.show", lambda report: None)
+    monkeypatch.setattr("cam_pipeline.cli.data.predict_new", lambda pipeline, root: root)
     result = call("demo", *with_settings(*IN_VAIN))
     assert (result.exit_code, result.stderr) == (0, WARNING)
     assert pipeline.calls == [("everything before", "train_seg", False)]
