@@ -69,12 +69,11 @@ def check(config: Config) -> None:
 def _backends(settings: RefineSettings, writer: PartWriter, folder: Path) -> str:
     """The CRF's backend; if parts in `folder` are of another, as its run was stopped, both: "torch, pydensecrf"."""
     note = folder / "crf_backend.json"
-    names = [str(read_json(note).get("crf_backend", ""))] if writer.finished else []
-    if writer.pending() and settings.crf_backend not in "".join(names):
-        names.append(settings.crf_backend)
-    joined = ", ".join(filter(None, names))
-    write_text(note, json.dumps({"crf_backend": joined}))
-    return joined
+    names = str(read_json(note).get("crf_backend", "")) if writer.finished else ""
+    if not names or (writer.pending() and settings.crf_backend not in names):
+        names = ", ".join(filter(None, [names, settings.crf_backend]))
+    write_text(note, json.dumps({"crf_backend": names}))
+    return names
 
 
 def _tell_of_large_images(cams: Sequence[StoredCam], settings: RefineSettings) -> None:

@@ -141,6 +141,13 @@ def test_a_run_that_goes_on_with_another_backend_notes_both(sample, stage, monke
     assert stage("a", "b", crf_backend="torch").notes == {"crf_backend": expected}
 
 
+def test_parts_of_an_earlier_version_do_not_say_what_made_them(sample, stage):
+    output = stage("a", crf_backend="torch")
+    for name in ("scores.h5", "crf_backend.json"):
+        (output.folder / name).unlink()
+    assert stage("a", crf_backend="torch").notes == {"crf_backend": "torch"}
+
+
 def test_a_missing_pydensecrf_that_is_asked_for_stops_before_other_stages_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     config = Config.model_validate({"data": {"root": "x"}, "refine": {"crf_backend": "pydensecrf"}})
