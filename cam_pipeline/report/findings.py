@@ -29,6 +29,8 @@ LITTLE_DISK = 5 * GB
 """Bytes: before compression, the scores and labels of 6,000 photographs of 375 x 500 pixels that show 1.5 classes."""
 LITTLE_TEMPORARY = GB
 """Bytes. Large arrays reach worker processes through files there if /dev/shm is small."""
+LITTLE_ADDRESSES = 8 * GB
+"""Bytes. A torch for CUDA maps 3.3 GB when it is imported, and a GPU and each thread take more."""
 FEW_FILES = 128
 """A training with eight worker processes has 80 open: libraries, pipes and batches."""
 HUB_SECONDS = 2.0
@@ -103,6 +105,8 @@ def of_libraries(config: Config, given: bool) -> Finding:
         if versions[name] and (sound or name not in NEEDS_TORCH) and (reason := why_broken(module)):
             again = "torch torchvision" if name in ("torch", "torchvision") else name  # these come in pairs
             remedy = f"install it again: pip install --force-reinstall {again}"
+            if "failed to map segment" in reason:
+                remedy = "allow more memory (ulimit -v unlimited), or install it where programs may run (no noexec)"
             problems.append(Problem("error", f"{name} cannot be imported ({reason}); {remedy}"))
             sound = sound and name not in NEEDS_TORCH
         sound = sound and (versions[name] is not None or name not in NEEDS_TORCH)
@@ -330,25 +334,34 @@ def of_temporary(config: Config, given: bool) -> Finding:
 
 
 def of_limits(config: Config, given: bool) -> Finding:
-    """What the shell allows: open files, and the size of a file."""
+    """What the shell or a batch system allows: open files, the size of a file, the addresses of a process."""
     import resource
 
     (files, _), (size, _) = resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_FSIZE)
     open_files = math.inf if files == resource.RLIM_INFINITY else files
     largest = math.inf if size == resource.RLIM_INFINITY else size
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    addresses = None if limit == resource.RLIM_INFINITY else limit
     problems = []
     if open_files < FEW_FILES:
         problems.append(Problem("warning", f"only {files} files may be open at a time; raise that: ulimit -n 4096"))
     if largest < LITTLE_DISK:
         line = f"no file may be larger than {gigabytes(largest)}; raise that: ulimit -f unlimited"
         problems.append(Problem("warning", line))
+    if addresses is not None and addresses < LITTLE_ADDRESSES:
+        line = f"no process may have more than {gigabytes(addresses)} of addresses"
+        problems.append(
+            Problem("warning", f"{line}; raise that: ulimit -v unlimited, or ask the batch system for more")
+        )
     many = "any number of" if open_files == math.inf else f"{files}"
     sizes = "of any size" if largest == math.inf else f"of up to {gigabytes(largest)}"
     values = {
         "open_files": None if open_files == math.inf else files,
         "file_size": None if largest == math.inf else size,
+        "address_space": addresses,
     }
-    return Finding(f"{many} open files, {sizes}", values, tuple(problems))
+    room = "" if addresses is None else f", {gigabytes(addresses)} of addresses"
+    return Finding(f"{many} open files, {sizes}{room}", values, tuple(problems))
 
 
 def of_weights(config: Config, given: bool) -> Finding:

@@ -96,6 +96,12 @@ def test_a_broken_library_is_named_and_what_builds_on_it_is_not(libraries: Simpl
     ]
 
 
+def test_a_library_that_finds_no_room(libraries: SimpleNamespace) -> None:
+    libraries.broken = {"torch": "ImportError: libtorch_cpu.so: failed to map segment from shared object"}
+    (line,) = lines(looked_at(findings.of_libraries))
+    assert "force-reinstall" not in line and "ulimit -v unlimited" in line
+
+
 def test_missing_and_old_libraries(libraries: SimpleNamespace) -> None:
     libraries.versions["torch"] = None
     libraries.broken = {"timm": "No module named 'torch'"}
@@ -425,13 +431,24 @@ def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "size", "text", "problems"),
+    ("files", "size", "addresses", "text", "problems"),
     [
-        (1024, -1, "1024 open files, of any size", []),
-        (-1, 9 * GB, "any number of open files, of up to 9.0 GB", []),
+        (1024, -1, -1, "1024 open files, of any size", []),
+        (-1, 9 * GB, 64 * GB, "any number of open files, of up to 9.0 GB, 64.0 GB of addresses", []),
+        (
+            1024,
+            -1,
+            4 * GB,
+            "1024 open files, of any size, 4.0 GB of addresses",
+            [
+                "warning: no process may have more than 4.0 GB of addresses; raise that: ulimit -v unlimited, or ask "
+                "the batch system for more"
+            ],
+        ),
         (
             100,
             GB,
+            -1,
             "100 open files, of up to 1.0 GB",
             [
                 "warning: only 100 files may be open at a time; raise that: ulimit -n 4096",
@@ -440,10 +457,16 @@ def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_limits(monkeypatch: pytest.MonkeyPatch, files: int, size: int, text: str, problems: list[str]) -> None:
+def test_limits(
+    monkeypatch: pytest.MonkeyPatch, files: int, size: int, addresses: int, text: str, problems: list[str]
+) -> None:
     import resource
 
-    limits = {resource.RLIMIT_NOFILE: (files, -1), resource.RLIMIT_FSIZE: (size, -1)}
+    limits = {
+        resource.RLIMIT_NOFILE: (files, -1),
+        resource.RLIMIT_FSIZE: (size, -1),
+        resource.RLIMIT_AS: (addresses, -1),
+    }
     monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
     found = looked_at(findings.of_limits)
     assert (found.found, lines(found)) == (text, problems)
