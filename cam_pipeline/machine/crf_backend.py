@@ -53,7 +53,7 @@ def crf_backend(wanted: str, device_type: str, threads: int = 1) -> CrfBackend:
     seconds = _measured(threads)
     name = crf.faster_of(seconds)
     ((other, slower),) = ((one, taken) for one, taken in seconds.items() if one != name)
-    return CrfBackend(name, f"{other} takes {slower / seconds[name]:.1f} times as long on this machine")
+    return CrfBackend(name, f"{other} takes {slower / seconds[name]:.2f} times as long on this machine")
 
 
 def threads_per_image(run: RunSettings) -> int:

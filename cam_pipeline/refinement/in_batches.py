@@ -15,8 +15,8 @@ from cam_pipeline.store.hdf5 import Record
 from cam_pipeline.store.scores import score_record
 
 BATCH_PIXELS = 2**20
-"""Largest number of pixels refined together; one image may have more. They take about half a GB of the GPU's memory, and
-the CRF keeps what depends on their size alone."""
+"""Largest number of pixels refined together; one image may have more. They take about half a GB of the GPU's memory,
+and the CRF keeps what depends on their size alone."""
 
 Batch = list[tuple[StoredCam, Future[UInt8]]]
 

@@ -30,8 +30,8 @@ def measured(tmp_path, monkeypatch):
 
 
 def test_the_faster_one_is_taken_and_the_reason_given(measured):
-    assert crf_backend("auto", "cpu") == CrfBackend("pydensecrf", "torch takes 1.5 times as long on this machine")
-    assert crf_backend("auto", "cpu", 2) == CrfBackend("torch", "pydensecrf takes 2.0 times as long on this machine")
+    assert crf_backend("auto", "cpu") == CrfBackend("pydensecrf", "torch takes 1.50 times as long on this machine")
+    assert crf_backend("auto", "cpu", 2) == CrfBackend("torch", "pydensecrf takes 2.00 times as long on this machine")
 
 
 def test_it_is_measured_once_and_kept_for_later_processes(measured, caplog):
