@@ -5,6 +5,7 @@ import click
 from cam_pipeline.cli.data import check_data, demo
 from cam_pipeline.cli.doctor import doctor
 from cam_pipeline.cli.errors import Commands
+from cam_pipeline.cli.export import export
 from cam_pipeline.cli.options import Options, run_options
 from cam_pipeline.cli.predict import predict
 from cam_pipeline.cli.results import evaluate
@@ -90,4 +91,5 @@ main.add_command(check_data)
 main.add_command(demo)
 main.add_command(doctor)
 main.add_command(evaluate)
+main.add_command(export)
 main.add_command(predict)

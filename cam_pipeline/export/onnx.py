@@ -1,0 +1,341 @@
+"""Trained networks as ONNX files, which run without this package and without torch.
+
+    segmenter.onnx    images -> probabilities (B, 1 + C, H, W), background first
+    classifier.onnx   images -> probabilities (B, C) and maps (B, C, h, w): class maps by classifier weights, >= 0
+
+`images` are (B, 3, H, W) uint8 RGB of any size, as image files hold them, so that nobody can scale them wrongly. All
+that `predict` does with an image is inside: it is resized to whole cells (`data.grid`), normalised, and the answer is
+resized back. torch exports the network alone; the nodes around it are written here, as torch's exporter cannot express
+sizes that are rounded to whole cells.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cam_pipeline.assembly.classifier import load_classifier
+from cam_pipeline.assembly.segmenter import load_segmenter
+from cam_pipeline.config import Config
+from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
+from cam_pipeline.data.images import UInt8
+from cam_pipeline.errors import LibraryMissing, StageNotReady, UserError
+from cam_pipeline.machine.atomic import written_aside
+from cam_pipeline.machine.device import is_memory_error
+from cam_pipeline.machine.threads import use_threads
+from cam_pipeline.models.backbone import reason_of
+from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.models.pretrained import PretrainedHalf
+from cam_pipeline.models.segmenter import Segmenter
+from cam_pipeline.ops.cam import classifier_cam
+from cam_pipeline.pipeline import Pipeline
+from cam_pipeline.prediction.predictor import Predictor
+from cam_pipeline.store.checkpoints import load_model
+from cam_pipeline.version import __version__
+
+logger = logging.getLogger(__name__)
+
+NETWORKS = ("segmenter", "classifier")
+STAGES = {"segmenter": "train-seg", "classifier": "train-cls"}
+OPSET = 18  # the first in which Resize antialiases
+LARGEST = 2**31 - 2**20
+"""Bytes that a single protobuf file may hold, less some room for the graph."""
+TRIED = (97, 131)
+"""Height and width of the image on which a file is compared with the network it was made from."""
+TOLERANCE = 1e-3
+"""A larger difference than this is no rounding error. Networks that were tried differ by less than 1e-5."""
+
+BEFORE = """
+before (uint8[batch, 3, height, width] images) => (float[batch, 3, rows, columns] resized) {
+    image_size = Shape <start = 2, end = 4> (images)
+    image_sides = Cast <to = 11> (image_size)
+    longest_side = ReduceMax <keepdims = 1> (image_sides)
+    largest_allowed = Constant <value = double[1] {MAX_SIDE}> ()
+    stride = Constant <value = double[1] {STRIDE}> ()
+    one = Constant <value = double[1] {1}> ()
+    reduction = Div (largest_allowed, longest_side)
+    at_most_one = Min (one, reduction)
+    cells_for_pixel = Div (at_most_one, stride)
+    exact_cells = Mul (image_sides, cells_for_pixel)
+    rounded_cells = Round (exact_cells)
+    cells = Max (rounded_cells, one)
+    resized_sides = Mul (cells, stride)
+    resized_size = Cast <to = 7> (resized_sides)
+    of_bytes = Cast <to = 1> (images)
+    white = Constant <value = float {255}> ()
+    unit = Div (of_bytes, white)
+    resized = Resize <antialias = 1, exclude_outside = 1, axes = [2, 3], mode = "linear">
+        (unit, , , resized_size)
+}
+"""
+"""`grid_size` and `resize_to_grid` as nodes; sides are doubles, as there, so that they are rounded alike."""
+
+AFTER = """
+after (float[batch, labels, rows, columns] logits, int64[2] image_size)
+    => (float[batch, labels, height, width] probabilities)
+{
+    whole = Resize <axes = [2, 3], mode = "linear">
+        (logits, , , image_size)
+    probabilities = Softmax <axis = 1> (whole)
+}
+"""
+
+
+class _Maps(nn.Module):
+    """Class probabilities (B, C) and the positive part of the class maps (B, C, h, w) of images on the grid."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.classifier(images)
+        return logits.sigmoid(), classifier_cam(features, self.classifier.head.weight).relu()
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What is exported: `module` takes images whose sides are multiples of `stride`, and gives `outputs`.
+
+    `key` is the setting of its backbone, `name` its value.
+    """
+
+    module: nn.Module
+    outputs: Sequence[str]
+    stride: int
+    max_side: int
+    key: str
+    name: str
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written. `difference`: the largest from torch's answer; None: there is no onnxruntime."""
+
+    path: Path
+    difference: float | None
+
+
+def export_onnx(config: Config, folder: Path | None = None, only: Sequence[str] = ()) -> list[Exported]:
+    """Write the trained networks of the config's run folder as `<name>.onnx` into `folder` (None: its `export`).
+
+    `only`: names of `NETWORKS`; none: those that are there. With onnxruntime, each file is run once and compared with
+    the network. Raises LibraryMissing without onnx or onnxscript, StageNotReady if a network is not trained, UserError
+    for one that cannot be exported; then nothing is written.
+    """
+    check_libraries()
+    trained = [name for name in NETWORKS if _path(config, name).is_file()]
+    for name in only or ([] if trained else NETWORKS[:1]):
+        if name not in trained:
+            raise StageNotReady(f"{config.folder} holds no {name}. Run: cam-pipeline {STAGES[name]}")
+    use_threads(config.run.threads)
+    config = Pipeline(config).made_with()
+    run = config.run.model_copy(update={"device": "cpu", "precision": "float32"})
+    config = config.model_copy(update={"run": run})
+    return [_exported(config, name, (folder or config.folder / "export") / f"{name}.onnx") for name in only or trained]
+
+
+def check_libraries() -> None:
+    """Raise LibraryMissing unless the libraries that write ONNX files are installed."""
+    lacking = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if lacking:
+        raise LibraryMissing(
+            f"{' and '.join(lacking)}, which export needs, cannot be imported; pip install 'cam-pipeline[onnx]'"
+        )
+
+
+def _path(config: Config, name: str) -> Path:
+    return config.folder / f"{name}.safetensors"
+
+
+@torch.inference_mode(False)
+def _exported(config: Config, name: str, path: Path) -> Exported:
+    stored = load_model(_path(config, name))
+    classes = tuple(stored.metadata["classes"])
+    if name == "segmenter":
+        segmenter = load_segmenter(config.segmenter, _path(config, name), classes)
+        network = _segmenter(segmenter, config, classes)
+    else:
+        classifier = load_classifier(config.classifier, _path(config, name), classes)
+        network = _classifier(classifier, config, classes)
+    facts = {"fingerprint": str(stored.metadata.get("fingerprint", "")), "cam-pipeline": __version__}
+    model = _model(network, network.metadata | facts)
+    content = model.SerializeToString()
+    difference = None
+    if find_spec("onnxruntime") is not None:
+        pixels = np.random.default_rng(0).integers(0, 256, (*TRIED, 3), np.uint8)
+        expected = (
+            [Predictor(segmenter, config).probabilities(pixels)[None].numpy()]
+            if name == "segmenter"
+            else _on_grid(network, pixels)
+        )
+        difference = _difference(content, pixels, expected)
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{network.key} '{network.name}' cannot be exported to ONNX: the file's answer differs from the "
+                f"network's by {difference:.1g}"
+            )
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
+    return Exported(path, difference)
+
+
+def _segmenter(segmenter: Segmenter, config: Config, classes: Sequence[str]) -> _Network:
+    settings = config.segmenter
+    return _Network(
+        segmenter,
+        ("logits",),
+        segmenter.multiple,
+        settings.max_side,
+        "segmenter.encoder",
+        settings.encoder,
+        _facts(segmenter, settings.weights, ("background", *classes)),
+    )
+
+
+def _classifier(classifier: Classifier, config: Config, classes: Sequence[str]) -> _Network:
+    settings = config.classifier
+    if config.cam.source != "classifier_weights":
+        logger.warning(
+            "cam.source = '%s' needs gradients, which an ONNX file has not: its maps are those by classifier weights",
+            config.cam.source,
+        )
+    facts = _facts(classifier, settings.weights, classes)
+    return _Network(
+        _Maps(classifier),
+        ("probabilities", "maps"),
+        classifier.stride,
+        config.cam.max_side,
+        "classifier.backbone",
+        settings.backbone,
+        facts | {"stride": str(classifier.stride), "offset": str(classifier.offset)},
+    )
+
+
+def _facts(network: PretrainedHalf, weights: str, names: Sequence[str]) -> dict[str, str]:
+    """What the file says about its network; `names` are those of the channels of its output."""
+    normalize: Any = network.normalize
+    start = {"pretrained": _licences(network), "none": "none"}.get(weights, Path(weights).name)
+    return {
+        "classes": json.dumps([*names], ensure_ascii=False),
+        "mean": json.dumps([round(value, 6) for value in normalize.mean.flatten().tolist()]),
+        "std": json.dumps([round(value, 6) for value in normalize.std.flatten().tolist()]),
+        "starts_from": start,
+    }
+
+
+def _licences(network: PretrainedHalf) -> str:
+    """Names of timm's weights that the network started from, with their licences as timm gives them."""
+    found = [getattr(module, "pretrained_cfg", None) for module in network.pretrained_half().modules()]
+    configs = [vars(one) if hasattr(one, "tag") else one for one in found if one]
+    said = [
+        f"{one.get('architecture', '')}.{one.get('tag', '')}".strip(".")
+        + f" (licence: {one.get('license') or 'not known'})"
+        for one in configs
+    ]
+    return ", ".join(dict.fromkeys(said))
+
+
+def _model(network: _Network, metadata: dict[str, str]) -> Any:
+    """The network with the nodes before and after it, as an onnx.ModelProto."""
+    import onnx
+
+    size = sum(value.numel() * value.element_size() for value in network.module.state_dict().values())
+    if size > LARGEST:
+        raise UserError(f"{network.key} '{network.name}' is larger than the 2 GB that an ONNX file may hold")
+    model = _core(network)
+    graph = model.graph
+    before = onnx.parser.parse_graph(
+        BEFORE.replace("MAX_SIDE", str(network.max_side)).replace("STRIDE", str(network.stride))
+    )
+    nodes, outputs = [*before.node, *graph.node], [*graph.output]
+    if "logits" in network.outputs:
+        after = onnx.parser.parse_graph(AFTER)
+        nodes, outputs = [*nodes, *after.node], [*after.output]
+    for node in nodes:  # torch notes where in its sources and in ours each node comes from, with paths of this machine
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    found = onnx.helper.make_graph(nodes, "cam-pipeline", [*before.input], outputs, [*graph.initializer])
+    whole = onnx.helper.make_model(
+        found,
+        opset_imports=model.opset_import,
+        functions=model.functions,
+        ir_version=model.ir_version,
+        producer_name="cam-pipeline",
+        producer_version=__version__,
+    )
+    onnx.helper.set_model_props(whole, metadata)
+    onnx.checker.check_model(whole)
+    return whole
+
+
+def _core(network: _Network) -> Any:
+    """The network alone, from `resized`, as an onnx.ModelProto. Raises UserError if torch cannot export it."""
+    batch, rows, columns = (torch.export.Dim(name, min=1) for name in ("batch", "rows", "columns"))
+    shapes = ({0: batch, 2: network.stride * rows, 3: network.stride * columns},)
+    example = torch.zeros(2, 3, 2 * network.stride, 3 * network.stride)
+    try:
+        with _silent():
+            program = torch.onnx.export(
+                network.module,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=["resized"],
+                output_names=[*network.outputs],
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:  # of any kind: the code of hundreds of models
+        if is_memory_error(error):
+            raise
+        raise UserError(
+            f"{network.key} '{network.name}' cannot be exported to ONNX by torch {torch.__version__}: "
+            f"{reason_of(error.__cause__ if isinstance(error.__cause__, Exception) else error)}"
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Inside, what torch's exporter prints, logs and warns of is dropped."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@torch.inference_mode()
+def _on_grid(network: _Network, pixels: UInt8) -> list[Any]:
+    """torch's answers to an image that is resized to the network's grid."""
+    grid = grid_size(pixels.shape[0], pixels.shape[1], network.stride, network.max_side)
+    answers = network.module(resize_to_grid(to_tensor(pixels), grid, network.stride)[None])
+    return [answer.numpy() for answer in answers]
+
+
+def _difference(content: bytes, pixels: UInt8, expected: Sequence[Any]) -> float:
+    """The largest difference of a file's answers from those expected; above 1, as a share of the largest value."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"images": np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]})
+    return max(
+        float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
+        for ours, theirs in zip(found, expected, strict=True)
+    )
