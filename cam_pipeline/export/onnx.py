@@ -5,7 +5,7 @@
 
 `images` are (B, 3, H, W) uint8 RGB of any size, as image files hold them, so that nobody can scale them wrongly. All
 that `predict` does with an image is inside: it is resized to whole cells (`data.grid`), normalised, and the answer is
-resized back. torch exports the network alone; the nodes around it are written here, as torch's exporter cannot express
+resized back. torch exports the network alone; the nodes around it are written here, as its exporter cannot express
 sizes that are rounded to whole cells.
 """
 
@@ -35,6 +35,7 @@ from cam_pipeline.machine.device import is_memory_error
 from cam_pipeline.machine.threads import use_threads
 from cam_pipeline.models.backbone import reason_of
 from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.models.hybrid import TrunkFeatures, trunk_of
 from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.ops.cam import classifier_cam
@@ -47,13 +48,13 @@ logger = logging.getLogger(__name__)
 
 NETWORKS = ("segmenter", "classifier")
 STAGES = {"segmenter": "train-seg", "classifier": "train-cls"}
-OPSET = 18  # the first in which Resize antialiases
+OPSET = 18
 LARGEST = 2**31 - 2**20
 """Bytes that a single protobuf file may hold, less some room for the graph."""
 TRIED = (97, 131)
 """Height and width of the image on which a file is compared with the network it was made from."""
 TOLERANCE = 1e-3
-"""A larger difference than this is no rounding error. Networks that were tried differ by less than 1e-5."""
+"""A larger difference than this is no rounding error: those of trained networks were below 1e-5."""
 
 BEFORE = """
 before (uint8[batch, 3, height, width] images) => (float[batch, 3, rows, columns] resized) {
@@ -62,23 +63,57 @@ before (uint8[batch, 3, height, width] images) => (float[batch, 3, rows, columns
     longest_side = ReduceMax <keepdims = 1> (image_sides)
     largest_allowed = Constant <value = double[1] {MAX_SIDE}> ()
     stride = Constant <value = double[1] {STRIDE}> ()
-    one = Constant <value = double[1] {1}> ()
+    one_cell = Constant <value = double[1] {1}> ()
     reduction = Div (largest_allowed, longest_side)
-    at_most_one = Min (one, reduction)
+    at_most_one = Min (one_cell, reduction)
     cells_for_pixel = Div (at_most_one, stride)
     exact_cells = Mul (image_sides, cells_for_pixel)
     rounded_cells = Round (exact_cells)
-    cells = Max (rounded_cells, one)
+    cells = Max (rounded_cells, one_cell)
     resized_sides = Mul (cells, stride)
-    resized_size = Cast <to = 7> (resized_sides)
+    zero = Constant <value = float {0}> ()
+    half = Constant <value = float {0.5}> ()
+    one = Constant <value = float {1}> ()
+    last_axis = Constant <value = int64[1] {1}> ()
+    HEIGHT
+    WIDTH
+    width_weights_turned = Transpose <perm = [1, 0]> (width_weights)
     of_bytes = Cast <to = 1> (images)
     white = Constant <value = float {255}> ()
     unit = Div (of_bytes, white)
-    resized = Resize <antialias = 1, exclude_outside = 1, axes = [2, 3], mode = "linear">
-        (unit, , , resized_size)
+    of_height = MatMul (height_weights, unit)
+    resized = MatMul (of_height, width_weights_turned)
 }
 """
 """`grid_size` and `resize_to_grid` as nodes; sides are doubles, as there, so that they are rounded alike."""
+
+WEIGHTS = """
+    SIDE_index = Constant <value = int64 {INDEX}> ()
+    SIDE_of_image = Gather (image_sides, SIDE_index)
+    SIDE_of_resized = Gather (resized_sides, SIDE_index)
+    SIDE_before = Cast <to = 1> (SIDE_of_image)
+    SIDE_after = Cast <to = 1> (SIDE_of_resized)
+    SIDE_scale = Div (SIDE_before, SIDE_after)
+    SIDE_reach = Max (SIDE_scale, one)
+    SIDE_new = Range (zero, SIDE_after, one)
+    SIDE_middles = Add (SIDE_new, half)
+    SIDE_centres = Mul (SIDE_middles, SIDE_scale)
+    SIDE_centres_in_column = Unsqueeze (SIDE_centres, last_axis)
+    SIDE_old = Range (zero, SIDE_before, one)
+    SIDE_corner_apart = Sub (SIDE_old, SIDE_centres_in_column)
+    SIDE_apart = Add (SIDE_corner_apart, half)
+    SIDE_distance = Abs (SIDE_apart)
+    SIDE_share = Div (SIDE_distance, SIDE_reach)
+    SIDE_closeness = Sub (one, SIDE_share)
+    SIDE_raw_weights = Relu (SIDE_closeness)
+    SIDE_total = ReduceSum <keepdims = 1> (SIDE_raw_weights, last_axis)
+    SIDE_weights = Div (SIDE_raw_weights, SIDE_total)
+"""
+"""Antialiased bilinear resizing of one side, as a matrix (new, old) in float32, computed as torch does.
+
+Not by ONNX's Resize: few runtimes can antialias, and onnxruntime rounds positions otherwise than torch, by which noise
+of 375 x 500 pixels changed probabilities by 1.6e-4.
+"""
 
 AFTER = """
 after (float[batch, labels, rows, columns] logits, int64[2] image_size)
@@ -139,6 +174,8 @@ def export_onnx(config: Config, folder: Path | None = None, only: Sequence[str] 
     for name in only or ([] if trained else NETWORKS[:1]):
         if name not in trained:
             raise StageNotReady(f"{config.folder} holds no {name}. Run: cam-pipeline {STAGES[name]}")
+    for name in () if only else (name for name in NETWORKS if name not in trained):
+        logger.info("%s holds no %s, so that is not exported", config.folder, name)
     use_threads(config.run.threads)
     config = Pipeline(config).made_with()
     run = config.run.model_copy(update={"device": "cpu", "precision": "float32"})
@@ -193,6 +230,7 @@ def _exported(config: Config, name: str, path: Path) -> Exported:
 
 def _segmenter(segmenter: Segmenter, config: Config, classes: Sequence[str]) -> _Network:
     settings = config.segmenter
+    facts = _facts(segmenter, ("background", *classes))
     return _Network(
         segmenter,
         ("logits",),
@@ -200,7 +238,7 @@ def _segmenter(segmenter: Segmenter, config: Config, classes: Sequence[str]) -> 
         settings.max_side,
         "segmenter.encoder",
         settings.encoder,
-        _facts(segmenter, settings.weights, ("background", *classes)),
+        facts | {"starts_from": _start(segmenter.pretrained_half(), settings.weights)},
     )
 
 
@@ -208,10 +246,14 @@ def _classifier(classifier: Classifier, config: Config, classes: Sequence[str]) 
     settings = config.classifier
     if config.cam.source != "classifier_weights":
         logger.warning(
-            "cam.source = '%s' needs gradients, which an ONNX file has not: its maps are those by classifier weights",
+            "cam.source = '%s' needs gradients, which an ONNX file does not have: its maps are those by classifier "
+            "weights",
             config.cam.source,
         )
-    facts = _facts(classifier, settings.weights, classes)
+    start = _start(classifier.backbone, settings.weights)
+    if isinstance(trunk := trunk_of(classifier.backbone), TrunkFeatures):
+        start += f"; trunk: {_start(trunk.network, settings.trunk_weights)}"
+    own = {"starts_from": start, "stride": str(classifier.stride), "offset": str(classifier.offset)}
     return _Network(
         _Maps(classifier),
         ("probabilities", "maps"),
@@ -219,32 +261,27 @@ def _classifier(classifier: Classifier, config: Config, classes: Sequence[str]) 
         config.cam.max_side,
         "classifier.backbone",
         settings.backbone,
-        facts | {"stride": str(classifier.stride), "offset": str(classifier.offset)},
+        _facts(classifier, classes) | own,
     )
 
 
-def _facts(network: PretrainedHalf, weights: str, names: Sequence[str]) -> dict[str, str]:
-    """What the file says about its network; `names` are those of the channels of its output."""
+def _facts(network: PretrainedHalf, names: Sequence[str]) -> dict[str, str]:
+    """What a file says about its network's input and output; `names` are those of the output's channels."""
     normalize: Any = network.normalize
-    start = {"pretrained": _licences(network), "none": "none"}.get(weights, Path(weights).name)
     return {
         "classes": json.dumps([*names], ensure_ascii=False),
         "mean": json.dumps([round(value, 6) for value in normalize.mean.flatten().tolist()]),
         "std": json.dumps([round(value, 6) for value in normalize.std.flatten().tolist()]),
-        "starts_from": start,
     }
 
 
-def _licences(network: PretrainedHalf) -> str:
-    """Names of timm's weights that the network started from, with their licences as timm gives them."""
-    found = [getattr(module, "pretrained_cfg", None) for module in network.pretrained_half().modules()]
-    configs = [vars(one) if hasattr(one, "tag") else one for one in found if one]
-    said = [
-        f"{one.get('architecture', '')}.{one.get('tag', '')}".strip(".")
-        + f" (licence: {one.get('license') or 'not known'})"
-        for one in configs
-    ]
-    return ", ".join(dict.fromkeys(said))
+def _start(network: Any, weights: str) -> str:
+    """The weights that training started from: a file's name, "none", or timm's name for them and their licence."""
+    if weights != "pretrained":
+        return Path(weights).name
+    facts = network.pretrained_cfg
+    name = f"{facts.get('architecture', '')}.{facts.get('tag', '')}".strip(".")
+    return f"{name} (licence: {facts.get('license') or 'not known'})"
 
 
 def _model(network: _Network, metadata: dict[str, str]) -> Any:
@@ -253,11 +290,16 @@ def _model(network: _Network, metadata: dict[str, str]) -> Any:
 
     size = sum(value.numel() * value.element_size() for value in network.module.state_dict().values())
     if size > LARGEST:
-        raise UserError(f"{network.key} '{network.name}' is larger than the 2 GB that an ONNX file may hold")
+        raise UserError(
+            f"{network.key} '{network.name}' cannot be exported to ONNX: it is larger than the 2 GB of an ONNX file"
+        )
     model = _core(network)
     graph = model.graph
     before = onnx.parser.parse_graph(
-        BEFORE.replace("MAX_SIDE", str(network.max_side)).replace("STRIDE", str(network.stride))
+        BEFORE.replace("MAX_SIDE", str(network.max_side))
+        .replace("STRIDE", str(network.stride))
+        .replace("HEIGHT", WEIGHTS.replace("SIDE", "height").replace("INDEX", "0"))
+        .replace("WIDTH", WEIGHTS.replace("SIDE", "width").replace("INDEX", "1"))
     )
     nodes, outputs = [*before.node, *graph.node], [*graph.output]
     if "logits" in network.outputs:

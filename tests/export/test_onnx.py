@@ -1,8 +1,10 @@
 """What an ONNX file answers is what torch answers, for images of any size."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,16 @@ backbone = "convnext_atto"
 backbone_args = { depths = [1, 1, 1, 1], dims = [8, 16, 24, 32] }
 weights = "none"
 stride = 16
+"""
+MOBILENET = """[classifier]
+backbone = "mobilenetv2_050"
+weights = "none"
+stride = 16
+"""
+SWIN = """[classifier]
+backbone = "swin_tiny_patch4_window7_224"
+backbone_args = { embed_dim = 24, depths = [1, 1, 2, 1], num_heads = [1, 2, 4, 8] }
+weights = "none"
 """
 HYBRID = """[classifier]
 backbone = "vit_tiny_patch16_224"
@@ -154,7 +166,16 @@ def test_a_file_says_what_it_is(exported: tuple[Config, Path]) -> None:
     assert not [*folder.glob(".*")]
 
 
-@pytest.mark.parametrize("settings", [VIT, CONVNEXT, HYBRID], ids=["vit", "convnext", "hybrid"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(VIT, id="vit"),
+        pytest.param(CONVNEXT, id="convnext", marks=pytest.mark.slow),
+        pytest.param(HYBRID, id="hybrid", marks=pytest.mark.slow),
+        pytest.param(MOBILENET, id="mobilenet", marks=pytest.mark.slow),
+        pytest.param(SWIN, id="swin", marks=pytest.mark.slow),
+    ],
+)
 def test_other_classifiers(tmp_path: Path, settings: str) -> None:
     from cam_pipeline.export.onnx import export_onnx
 
@@ -167,6 +188,7 @@ def test_other_classifiers(tmp_path: Path, settings: str) -> None:
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_deeplabv2(tmp_path: Path) -> None:
     from cam_pipeline.export.onnx import export_onnx
 
@@ -208,3 +230,98 @@ def test_a_network_that_torch_cannot_export_is_one_line(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match=r"segmenter.encoder 'resnet10t' cannot .*: RuntimeError: no such operator$"):
         export_onnx(config)
     assert not (config.folder / "export").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["label map", "class maps"])
+def test_the_page_shows_what_works(
+    exported: tuple[Config, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+) -> None:
+    from PIL import Image
+
+    config, folder = exported
+    program = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(), flags=re.DOTALL)[number]
+    assert len(program.strip().splitlines()) <= 12 and "cam_pipeline" not in program
+    Image.fromarray(image(33, 47)).save(tmp_path / "photo.jpg")
+    for file in folder.glob("*.onnx"):
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    if number == 0:
+        from cam_pipeline.api import stored_segmenter
+        from cam_pipeline.data.images import read_image
+        from cam_pipeline.prediction.predictor import Predictor
+
+        labels = Predictor(stored_segmenter(config, CLASSES), config).labels(read_image(tmp_path / "photo.jpg"))[0]
+        with Image.open("labels.png") as found:
+            assert np.array_equal(np.asarray(found), labels.numpy())
+        assert capsys.readouterr().out.startswith("It shows: ")
+    else:
+        assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [*CLASSES]
+        with Image.open(f"map {CLASSES[2]}.png") as found:
+            assert found.size == (47, 33)
+
+
+def test_command(exported: tuple[Config, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from cam_pipeline.cli import main
+    from cam_pipeline.export import onnx
+
+    config, folder = exported
+    asked: list[Any] = []
+
+    def export_onnx(config: Config, *more: Any) -> list[Any]:
+        asked.append((config.folder, *more))
+        return [onnx.Exported(folder / "segmenter.onnx", 1e-6), onnx.Exported(folder / "classifier.onnx", None)]
+
+    monkeypatch.setattr(onnx, "export_onnx", export_onnx)
+    file = str(config.folder.parent / "my.toml")
+    ended = CliRunner().invoke(main, ["export", "-c", file, "--to", "onnx", "-o", "models", "--only", "segmenter"])
+    assert ended.exit_code == 0, ended.output
+    assert asked == [(config.folder, Path("models"), ["segmenter"])]
+    first, second = ended.output.splitlines()
+    assert first.endswith("MB, differs from torch's answer by at most 1.0e-06")
+    assert second.endswith("MB, not compared with torch's answer, as onnxruntime is not installed")
+
+
+def test_without_onnxruntime_and_for_maps_by_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from cam_pipeline.export import onnx
+
+    real: Callable[[str], Any] = onnx.find_spec
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    monkeypatch.setattr(onnx, "_model", lambda network, metadata: SimpleNamespace(SerializeToString=lambda: b"model"))
+    config = stored(tmp_path, VIT + '[cam]\nsource = "class_token_gradient"\n', "classifier")
+    with caplog.at_level("INFO", logger="cam_pipeline"):
+        [found] = onnx.export_onnx(config)
+    assert found.difference is None and found.path.read_bytes() == b"model"
+    none, gradients = (record.getMessage() for record in caplog.records)
+    assert none == f"{config.folder} holds no segmenter, so that is not exported"
+    assert gradients.startswith("cam.source = 'class_token_gradient' needs gradients")
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cam_pipeline.export import onnx
+
+    monkeypatch.setattr(onnx, "_model", lambda network, metadata: SimpleNamespace(SerializeToString=lambda: b"model"))
+    monkeypatch.setattr(onnx, "_difference", lambda *_: 0.02)
+    config = stored(tmp_path, VIT, "classifier")
+    with pytest.raises(UserError, match=r"the file's answer differs from the network's by 0\.02$"):
+        onnx.export_onnx(config)
+    assert not (config.folder / "export").exists()
+
+
+def test_weights_are_named_with_their_licence() -> None:
+    from cam_pipeline.export.onnx import _start
+
+    facts = {"architecture": "resnet50", "tag": "a1_in1k", "license": "apache-2.0"}
+    network = SimpleNamespace(pretrained_cfg=facts)
+    assert _start(network, "pretrained") == "resnet50.a1_in1k (licence: apache-2.0)"
+    assert _start(SimpleNamespace(pretrained_cfg={"architecture": "x"}), "pretrained") == "x (licence: not known)"
+    assert _start(network, "none") == "none"
+    assert _start(network, "/home/me/weights/own.safetensors") == "own.safetensors"
