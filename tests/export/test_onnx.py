@@ -305,13 +305,24 @@ def test_without_onnxruntime_and_for_maps_by_gradient(
     assert gradients.startswith("cam.source = 'class_token_gradient' needs gradients")
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("difference", "line"),
+    [
+        (0.02, r"the file's answer differs from the network's by 0\.02$"),
+        (float("nan"), "the file's answer differs from the network's by nan$"),
+        (None, "onnxruntime cannot run the file: Invalid"),
+    ],
+)
+def test_a_file_that_answers_otherwise_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: float | None, line: str
+) -> None:
     from cam_pipeline.export import onnx
 
     monkeypatch.setattr(onnx, "_model", lambda network, metadata: SimpleNamespace(SerializeToString=lambda: b"model"))
-    monkeypatch.setattr(onnx, "_difference", lambda *_: 0.02)
+    if difference is not None:
+        monkeypatch.setattr(onnx, "_difference", lambda *_: difference)
     config = stored(tmp_path, VIT, "classifier")
-    with pytest.raises(UserError, match=r"the file's answer differs from the network's by 0\.02$"):
+    with pytest.raises(UserError, match=r"^classifier.backbone 'vit_tiny_patch16_224' cannot be .*ONNX: " + line):
         onnx.export_onnx(config)
     assert not (config.folder / "export").exists()
 
