@@ -54,7 +54,7 @@ LARGEST = 2**31 - 2**20
 TRIED = ((97, 131), (33, 40), (300, 420))
 """Heights and widths of the images on which a file is compared with the network it was made from."""
 TOLERANCE = 1e-3
-"""A larger difference than this is no rounding error: those of trained networks were below 1e-5."""
+"""A larger difference than this is no rounding error: those of networks that were tried were below 1e-4."""
 
 BEFORE = """
 before (uint8[batch, 3, height, width] images) => (float[batch, 3, rows, columns] resized) {
@@ -165,9 +165,9 @@ class Exported:
 def export_onnx(config: Config, folder: Path | None = None, only: Sequence[str] = ()) -> list[Exported]:
     """Write the trained networks of the config's run folder as `<name>.onnx` into `folder` (None: its `export`).
 
-    `only`: names of `NETWORKS`; none: those that are there. With onnxruntime, each file is run once and compared with
-    the network. Raises LibraryMissing without onnx or onnxscript, StageNotReady if a network is not trained, UserError
-    for one that cannot be exported; then nothing is written.
+    `only`: names of `NETWORKS`; none: those that are there. With onnxruntime, each file's answers are compared with the
+    network's. Raises LibraryMissing without onnx or onnxscript, StageNotReady if a network is not trained, UserError
+    for one that cannot be exported, of which nothing is written.
     """
     check_libraries()
     trained = [name for name in NETWORKS if _path(config, name).is_file()]
