@@ -1,4 +1,4 @@
-"""Dense CRF: the backend torch against pydensecrf, time and memory of one image, and of a batch.
+"""Dense CRF: the backend torch against pydensecrf, time and memory of one image.
 
 Drawn scenes with a smooth change of light, so that neighbouring pixels differ as in photographs. Scores are smooth
 random fields. The sides alternate, so that both meet the same machine; a time is the least of ROUNDS. Memory is the
