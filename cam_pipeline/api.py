@@ -92,7 +92,7 @@ class TrainedRun:
         self.classifier = self._own.classifier
         self.config = _settled(config)
         self.classes = self._own.classes
-        self._others = [MapReader(made_with(path.parent, config.run.device)) for path in config.refine.merge_with]
+        self._others = [MapReader(_made_with(path.parent, config.run.device)) for path in config.refine.merge_with]
         for other in self._others:
             if other.classes != self.classes or other.config.cam.calibration != "none":
                 changed = f"{other.config.folder} has changed since it was merged with {config.folder}"
@@ -156,20 +156,25 @@ def stored_segmenter(config: Config, classes: tuple[str, ...]) -> Segmenter:
 
     Raises StageNotReady if there is none, and a UserError if it was trained for other classes.
     """
-    path = config.folder / "segmenter.safetensors"
-    if not path.is_file():
-        raise StageNotReady(f"{config.folder} holds no segmenter. Run: cam-pipeline train-seg")
-    segmenter = load_segmenter(config.segmenter, path, classes)
+    segmenter = load_segmenter(config.segmenter, segmenter_file(config), classes)
     place(segmenter, pick_device(config.run))
     return segmenter
 
 
+def segmenter_file(config: Config) -> Path:
+    """The trained segmenter's file. Raises StageNotReady if there is none."""
+    path = config.folder / "segmenter.safetensors"
+    if not path.is_file():
+        raise StageNotReady(f"{config.folder} holds no segmenter. Run: cam-pipeline train-seg")
+    return path
+
+
 def open_run(folder: Path | str, device: str = "auto") -> TrainedRun:
     """Open a run folder, such as `outputs/demo`. Raises ConfigError or StageNotReady if nothing was trained there."""
-    return TrainedRun(made_with(Path(folder), device))
+    return TrainedRun(_made_with(Path(folder), device))
 
 
-def made_with(folder: Path, device: str) -> Config:
+def _made_with(folder: Path, device: str) -> Config:
     """The config that the results in a run folder were made with."""
     path = folder / "config.toml"
     if not path.is_file():

@@ -50,7 +50,7 @@ def placed(settings: RefineSettings, run: RunSettings, threads: int = 0) -> tupl
     if not settings.crf:
         return settings, device
     backend = crf_backend(settings.crf_backend, device.type, threads or threads_per_image(run))
-    logger.info("refine_cams: the CRF is computed by %s (%s)", backend.name, backend.why)
+    logger.info("the CRF is computed by %s (%s)", backend.name, backend.why)
     settings = settings.model_copy(update={"crf_backend": backend.name})
     return settings, CPU if backend.name == "pydensecrf" else device
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from cam_pipeline.api import stored_segmenter
+import torch
+
+from cam_pipeline.api import segmenter_file, stored_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.digest import content_digest
-from cam_pipeline.errors import StageNotReady
+from cam_pipeline.machine.device import memory_errors_named
 from cam_pipeline.machine.threads import use_threads
 from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.prediction.image_files import ImageFile
@@ -30,13 +32,12 @@ def predict_with(
 ) -> tuple[list[Prediction], list[str]]:
     """`report.predictions.predict_files` with the segmenter in the config's run folder, as that was trained.
 
-    The CRF is that of the config's `[refine]`. Raises StageNotReady if there is no segmenter.
+    The CRF is that of the config's `[refine]`. Raises StageNotReady if there is no segmenter, OutOfMemory
+    for an image that is too large.
     """
-    path = config.folder / "segmenter.safetensors"
-    if not path.is_file():
-        raise StageNotReady(f"{config.folder} holds no segmenter. Run: cam-pipeline train-seg")
+    path = segmenter_file(config)
     use_threads(config.run.threads)
-    settings = placed(config.refine, config.run)[0] if crf else config.refine
+    settings = placed(config.refine, config.run, torch.get_num_threads())[0] if crf else config.refine
     config = Pipeline(config).made_with()
     classes = tuple(load_model(path).metadata["classes"])
     refine = partial(crf_of, settings=settings) if crf else None
@@ -49,13 +50,14 @@ def predict_with(
         "max_side": config.segmenter.max_side,
         "precision": config.run.precision,
     }
-    return predict_files(
-        predictor,
-        files,
-        folder,
-        ("background", *classes),
-        made_by=repr(used),
-        overlays=overlays,
-        force=force,
-        max_pixels=config.data.max_pixels,
-    )
+    with memory_errors_named("predict", "segmenter.max_side", config.segmenter.max_side):
+        return predict_files(
+            predictor,
+            files,
+            folder,
+            ("background", *classes),
+            made_by=repr(used),
+            overlays=overlays,
+            force=force,
+            max_pixels=config.data.max_pixels,
+        )

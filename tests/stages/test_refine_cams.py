@@ -116,7 +116,7 @@ def test_the_crf_in_use_is_told_and_noted(sample, stage, monkeypatch, caplog, mi
     wanted = "auto" if missing else "torch"
     assert stage("a", crf_backend=wanted).notes == {"crf_backend": "torch"}
     why = "pydensecrf is not installed" if missing else "refine.crf_backend = 'torch'"
-    assert f"refine_cams: the CRF is computed by torch ({why})" in caplog.text
+    assert f"the CRF is computed by torch ({why})" in caplog.text
     assert stage("a", crf=False).notes == {}
 
 
