@@ -14,7 +14,10 @@ from cam_pipeline.data.images import UInt8
 from cam_pipeline.machine.device import autocast
 from cam_pipeline.models.placing import image_batch
 from cam_pipeline.models.segmenter import Segmenter
+from cam_pipeline.ops.image_classes import with_image_classes
 
+Presence = Callable[[UInt8], Tensor]
+"""Takes an image (H, W, 3) and gives how much each class counts in it: (C,) in 0..1, as `with_image_classes` does."""
 Refine = Callable[[UInt8, Tensor], Tensor]
 """Takes an image (H, W, 3) and probabilities (1 + C, H, W), and gives better ones."""
 
@@ -24,7 +27,7 @@ class Predictor:
     """Probabilities and labels of images.
 
     `scales`: sizes at which the image is seen; `flip`: also its mirror image. The probabilities of all views are
-    averaged, then `refine`, if there is one, changes them.
+    averaged; then `presence`, if there is one, says which classes the image shows, and `refine` has the last word.
     """
 
     segmenter: Segmenter
@@ -32,6 +35,7 @@ class Predictor:
     scales: Sequence[float] = (1.0,)
     flip: bool = False
     refine: Refine | None = None
+    presence: Presence | None = None
 
     @torch.inference_mode()
     def probabilities(self, pixels: UInt8) -> Tensor:
@@ -43,13 +47,14 @@ class Predictor:
         """The complete label map (H, W) uint8 on the CPU, and the mean probability of its labels, 0..1."""
         answers = [*self._answers(pixels)]
         probabilities = self._mean(answers, pixels)
-        alone = len(answers) == 1 and self.refine is None
+        alone = len(answers) == 1 and self.refine is None and self.presence is None
         best = (answers[0] if alone else probabilities).max(dim=0).indices  # softmax may make equals of two logits
         return best.to(torch.uint8).cpu(), float(probabilities.amax(dim=0).mean())
 
     def _mean(self, answers: Iterable[Tensor], pixels: UInt8) -> Tensor:
-        """The mean probabilities of all views, refined."""
+        """The mean probabilities of all views, of the classes that the image shows, refined."""
         mean = reduce(torch.add, (logits.softmax(dim=0) for logits in answers)) / (len(self.scales) * (1 + self.flip))
+        mean = mean if self.presence is None else with_image_classes(mean, self.presence(pixels))
         return mean if self.refine is None else self.refine(pixels, mean)
 
     def _answers(self, pixels: UInt8) -> Iterator[Tensor]:

@@ -5,9 +5,11 @@ from PIL import Image
 from torch import nn
 
 from cam_pipeline.config import Config
+from cam_pipeline.data.images import sample_image
 from cam_pipeline.data.table import Sample
-from cam_pipeline.models.segmenter import Segmenter
-from cam_pipeline.prediction.label_maps import predict_labels
+from cam_pipeline.models.segmenter import Segmenter, build_segmenter
+from cam_pipeline.prediction.label_maps import predict_labels, predict_variants
+from cam_pipeline.prediction.predictor import Predictor
 
 SIZES = [(40, 100), (33, 31), (40, 100), (20, 200)]  # (height, width): none is a multiple of 32
 
@@ -59,3 +61,28 @@ def test_no_graph_is_kept(samples):
     segmenter = Segmenter(network, nn.Conv2d(3, 3, 1), (0, 0, 0), (1, 1, 1))
     config = Config.model_validate({"run": {"workers": 1}})
     assert not any(labels.requires_grad for _, labels in predict_labels(segmenter, samples[:1], config))
+
+
+def test_variants_share_the_forward_pass(samples):
+    network = Channels()
+    segmenter = Segmenter(network, network, (0, 0, 0), (1, 1, 1))
+    config = Config.model_validate({"run": {"workers": 1}})
+    none_of_1 = {sample.id: torch.tensor([0.0, 1.0]) for sample in samples}
+    for _, (plain, without) in predict_variants(segmenter, samples, config, [None, none_of_1]):
+        assert set(plain.unique().tolist()) == {0, 1, 2}
+        assert torch.equal(without, torch.where(plain == 1, 0, plain)), "0.5 and 0 are left where 1 was strong"
+        assert without.dtype == torch.uint8 and without.shape == plain.shape
+    forward_passes = len(network.seen)
+    [(_, alone), *_] = predict_labels(segmenter, samples, config, none_of_1)
+    assert not (alone == 1).any() and len(network.seen) == 2 * forward_passes
+
+
+def test_a_file_and_its_pixels_have_the_same_labels(samples):
+    torch.manual_seed(0)
+    segmenter = build_segmenter("deeplabv3plus", "resnet18", 3).eval()
+    config = Config.model_validate({"run": {"workers": 1, "device": "cpu"}, "cam": {"batch_size": 1}})
+    presence = torch.tensor([0.6, 1.0])
+    presences = {sample.id: presence for sample in samples}
+    predictor = Predictor(segmenter, config, presence=lambda _: presence)
+    for sample, labels in predict_labels(segmenter, samples, config, presences):
+        assert torch.equal(labels, predictor.labels(sample_image(sample))[0])

@@ -4,6 +4,7 @@ import torch
 
 from cam_pipeline.config import Config
 from cam_pipeline.models.segmenter import build_segmenter
+from cam_pipeline.ops.image_classes import with_image_classes
 from cam_pipeline.prediction.label_maps import predict_image
 from cam_pipeline.prediction.predictor import Predictor
 
@@ -62,3 +63,28 @@ def test_refinement_has_the_last_word(segmenter, pixels):
     labels, confidence = predictor(segmenter, refine=refine).labels(pixels)
     assert seen == [((*SIZE, 3), (4, *SIZE))]
     assert (labels == 2).all() and confidence == 1
+
+
+def test_classes_that_the_image_does_not_show_are_taken_out(segmenter, pixels):
+    plain, seen = predictor(segmenter, flip=True), []
+
+    def presence(image):
+        seen.append(image.shape)
+        return torch.tensor([1.0, 0.5, 0.0])
+
+    given = predictor(segmenter, flip=True, presence=presence)
+    expected = with_image_classes(plain.probabilities(pixels), presence(pixels))
+    torch.testing.assert_close(given.probabilities(pixels), expected)
+    labels, confidence = given.labels(pixels)
+    assert torch.equal(labels.long(), expected.argmax(0)) and not (labels == 3).any()
+    assert confidence == pytest.approx(float(expected.amax(0).mean()))
+    assert set(seen) == {(*SIZE, 3)}
+
+
+def test_refinement_sees_the_classes_of_the_image(segmenter, pixels):
+    taken = []
+    given = predictor(
+        segmenter, refine=lambda _, found: taken.append(found) or found, presence=lambda _: torch.zeros(3)
+    )
+    labels, confidence = given.labels(pixels)
+    assert not labels.any() and confidence == 1 and not taken[0][1:].any()
