@@ -21,12 +21,16 @@ from torch import Tensor
 from cam_pipeline.assembly.classifier import load_classifier
 from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.cams.extraction import CamExtractor
+from cam_pipeline.cams.image_classes import ImageClasses, classifier_file, with_threshold
 from cam_pipeline.config import Config, RefineSettings, load_config, toml_value
+from cam_pipeline.data.dataset import Dataset
+from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, read_image
 from cam_pipeline.data.table import unknown_class
 from cam_pipeline.errors import ConfigError, DataError, StageNotReady
 from cam_pipeline.machine.device import pick_device
+from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.placing import image_batch, place
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.pipeline import Pipeline
@@ -128,8 +132,9 @@ class TrainedRun:
     def segment(self, image: Path | str | UInt8, probabilities: bool = False) -> UInt8 | NDArray[np.float32]:
         """Complete label map (H, W) uint8 of the trained segmenter, for an image as in `annotate`.
 
-        With `probabilities` those of all labels (1 + C, H, W) float32, background first, summing to 1. Raises
-        StageNotReady if there is no segmenter.
+        With `probabilities` those of all labels (1 + C, H, W) float32, background first, summing to 1. `[predict]` of
+        the folder's config.toml says whether the classifier has a say. Raises StageNotReady if there is no segmenter,
+        and errors of `cams.image_classes.with_threshold`.
         """
         pixels = _pixels(image, self.config.data.max_pixels)
         if probabilities:
@@ -138,7 +143,9 @@ class TrainedRun:
 
     @cached_property
     def _predictor(self) -> Predictor:
-        return Predictor(stored_segmenter(self.config, self.classes), self.config)
+        found = image_classes(self.config, self.classes, self.classifier)
+        segmenter = stored_segmenter(self.config, self.classes)
+        return Predictor(segmenter, self.config, presence=found.presence if found else None)
 
     @cached_property
     def _placed(self) -> tuple[RefineSettings, torch.device]:
@@ -159,6 +166,23 @@ def stored_segmenter(config: Config, classes: tuple[str, ...]) -> Segmenter:
     segmenter = load_segmenter(config.segmenter, segmenter_file(config), classes)
     place(segmenter, pick_device(config.run))
     return segmenter
+
+
+def image_classes(
+    config: Config, classes: tuple[str, ...], classifier: Classifier | None = None
+) -> ImageClasses | None:
+    """Which classes an image shows, by the classifier in the config's run folder; None with `predict.classes = "all"`.
+
+    `classifier`: the same, if it is loaded already. Raises StageNotReady if there is none, and errors of
+    `cams.image_classes.with_threshold`.
+    """
+    if config.predict.classes == "all":
+        return None
+    path = classifier_file(config)
+    found = load_classifier(config.classifier, path, classes) if classifier is None else classifier
+    place(found, pick_device(config.run))
+    dataset = Dataset(config.data, FileDigests(config.folder / "digests.json"))
+    return ImageClasses(found, with_threshold(config, dataset, lambda: found))
 
 
 def segmenter_file(config: Config) -> Path:

@@ -55,7 +55,12 @@ def classes_before_maps(
     """
     if class_ids is not None and None not in class_ids:
         return [ids or () for ids in class_ids], None
+    probabilities = class_probabilities(classifier, views)
+    return shown_classes(class_ids, probabilities, threshold, at_least_one), probabilities
+
+
+def class_probabilities(classifier: Classifier, views: Sequence[View]) -> Tensor:
+    """Probabilities (B, C) of the classes in B images, float32: the mean over their views."""
     with evaluating(classifier):
         logits = [classifier(view.images).logits for view in views]
-    probabilities = torch.stack([own.float().sigmoid() for own in logits]).mean(dim=0)
-    return shown_classes(class_ids, probabilities, threshold, at_least_one), probabilities
+    return torch.stack([own.float().sigmoid() for own in logits]).mean(dim=0)

@@ -5,6 +5,7 @@ from cam_pipeline.config.cams import CamSettings
 from cam_pipeline.config.classifier import ClassifierSettings, ObjectiveSettings
 from cam_pipeline.config.data import Colour, DataSettings, shown_colour
 from cam_pipeline.config.loading import default_config, load_config, shipped_configs, to_toml
+from cam_pipeline.config.prediction import PredictSettings
 from cam_pipeline.config.refinement import LabelSettings, RefineSettings
 from cam_pipeline.config.run import OutputSettings, RunSettings
 from cam_pipeline.config.section import FILES
@@ -25,6 +26,7 @@ __all__ = [
     "LabelSettings",
     "ObjectiveSettings",
     "OutputSettings",
+    "PredictSettings",
     "RefineSettings",
     "RunSettings",
     "SegmenterSettings",

@@ -11,6 +11,7 @@ from cam_pipeline.config.cams import CamSettings
 from cam_pipeline.config.classifier import ClassifierSettings, ObjectiveSettings
 from cam_pipeline.config.conditions import If, conditions_of
 from cam_pipeline.config.data import DataSettings
+from cam_pipeline.config.prediction import PredictSettings
 from cam_pipeline.config.refinement import LabelSettings, RefineSettings
 from cam_pipeline.config.run import OutputSettings, RunSettings
 from cam_pipeline.config.section import FILES, Section
@@ -37,6 +38,7 @@ class Config(Section):
     segmenter: SegmenterSettings = SegmenterSettings()
     self_regulation: Annotated[SelfRegulationSettings, If("segmenter.self_regulation", True)] = SelfRegulationSettings()
     train_seg: TrainSegSettings = TrainSegSettings()
+    predict: PredictSettings = PredictSettings()
     run: RunSettings = RunSettings()
     output: OutputSettings = OutputSettings()
 

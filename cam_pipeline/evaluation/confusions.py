@@ -1,6 +1,6 @@
 """Confusion matrices of maps, scores, labels and predictions."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from cam_pipeline.ops.metrics import (
     confusions_from_histogram,
     threshold_histogram,
 )
-from cam_pipeline.prediction.label_maps import predict_labels
+from cam_pipeline.prediction.label_maps import Presences, predict_variants
 from cam_pipeline.refinement.scores import THRESHOLDS, best_class
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore
@@ -135,14 +135,25 @@ def labels_confusion(
         return _confusion_of("labels", table, samples, predict, each)
 
 
-def segmenter_confusion(
-    segmenter: Segmenter, table: Table, samples: Sequence[Sample], config: Config, each: Each = None
-) -> Tensor:
-    """Confusion of a segmenter's predictions; `each` takes those of the images."""
+def segmenter_confusions(
+    segmenter: Segmenter,
+    table: Table,
+    samples: Sequence[Sample],
+    config: Config,
+    variants: Mapping[str, tuple[Presences | None, Each]],
+) -> dict[str, Tensor]:
+    """Confusions of a segmenter's predictions, one for each of the variants, all from one forward pass.
+
+    A variant is how much each class counts in each image (None: all alike; `prediction.label_maps`), and the list that
+    takes the confusions of the images.
+    """
     num_labels = 1 + len(table.classes)
-    total = torch.zeros(num_labels, num_labels, dtype=torch.int64)
+    totals = {name: torch.zeros(num_labels, num_labels, dtype=torch.int64) for name in variants}
+    presences = [presences for presences, _ in variants.values()]
     with track("evaluate segmenter", len(samples)) as progress:
-        for sample, labels in predict_labels(segmenter, samples, config):
-            _add(total, confusion_matrix(labels, target_labels(sample, table), num_labels), each)
+        for sample, found in predict_variants(segmenter, samples, config, presences):
+            target = target_labels(sample, table)
+            for (name, (_, each)), labels in zip(variants.items(), found, strict=True):
+                _add(totals[name], confusion_matrix(labels, target, num_labels), each)
             progress.advance()
-    return total
+    return totals

@@ -17,6 +17,7 @@ from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.check.masks import warn_if_unseen
 from cam_pipeline.data.table import Sample, Table
+from cam_pipeline.data.views import image_labels
 from cam_pipeline.errors import DataError
 from cam_pipeline.evaluation.confusions import (
     Each,
@@ -24,7 +25,7 @@ from cam_pipeline.evaluation.confusions import (
     labels_confusion,
     nearest_threshold,
     scores_confusion,
-    segmenter_confusion,
+    segmenter_confusions,
     with_masks,
 )
 from cam_pipeline.machine.device import pick_device
@@ -38,10 +39,16 @@ from cam_pipeline.ops.metrics import (
     precision_per_class,
     recall_per_class,
 )
+from cam_pipeline.prediction.label_maps import Presences, PresencesOf
 from cam_pipeline.refinement.background import background_score
 
 TITLES = {"refine_cams": "refined", "make_labels": "pseudo-label", "train_seg": "segmenter"}
 """Titles of a report's rows, by the stage that made the result; the CAM goes before them, see `titles_of`."""
+
+BY_CLASSIFIER = "segmenter + classifier"
+TRUE_CLASSES = "segmenter, true classes"
+"""Titles of two more rows of the segmenter: its answer with the classes that the classifier sees in an image, and with
+those that the image's labels name."""
 
 FEW = 200
 """Number of images up to which the mIoU is told with an interval; of many, single images hardly matter."""
@@ -137,13 +144,15 @@ def evaluate(
     split: str = "",
     every: int = 1,
     oracle: bool = False,
+    presences: PresencesOf | None = None,
 ) -> list[Row]:
     """Rows for all `results` (stage name -> file) that can be compared: CAM, refined, pseudo-label, segmenter.
 
     Without `split`, CAMs, scores and labels are compared on the training split and the segmenter on the validation
-    split. `every` = N keeps the first of every N images. `oracle` adds the CAM at its best background score.
-    `left_out` says why rows are missing. Logs classes that labels name and no mask shows. Raises DataError if no image
-    is in `split`.
+    split. `every` = N keeps the first of every N images. `oracle` adds the CAM at its best background score, and the
+    segmenter's answer with the true classes of each image. `presences`, with `predict.classes = "classifier"`, gives
+    those that the classifier sees; they add a row. `left_out` says why rows are missing. Logs classes that labels name
+    and no mask shows. Raises DataError if no image is in `split`.
     """
     rows: list[Row] = []
     of_labels, of_segmenter = _compared_splits(config, table, split)
@@ -167,15 +176,54 @@ def evaluate(
             rows.append(Row("pseudo-label", confusion=total, coverage=coverage, interval=_interval(each), **facts))
     samples = _samples_of(table, of_segmenter, every)
     if "train_seg" in results and samples:
-        segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
-        place(segmenter, pick_device(config.run))
-        facts = {"split": of_segmenter, "images": len(samples)}
-        facts["used"] = "masks" if config.train_seg.supervision == "masks" else "image labels"
-        each = _each(samples)
-        total = segmenter_confusion(segmenter, table, samples, config, each)
-        warn_if_unseen(of_segmenter, samples, table.classes, total.sum(dim=1).tolist())
-        rows.append(Row("segmenter", confusion=total, interval=_interval(each), **facts))
+        rows += _segmenter_rows(config, table, results["train_seg"], samples, of_segmenter, oracle, presences)
     return rows
+
+
+def _segmenter_rows(
+    config: Config,
+    table: Table,
+    path: Path,
+    samples: Sequence[Sample],
+    split: str,
+    oracle: bool,
+    presences: PresencesOf | None,
+) -> list[Row]:
+    """The segmenter's row, and those with the classes of each image that the classifier sees and that are true."""
+    segmenter = load_segmenter(config.segmenter, path, table.classes)
+    place(segmenter, pick_device(config.run))
+    variants: dict[str, tuple[Presences | None, Each]] = {"segmenter": (None, _each(samples))}
+    used = {"segmenter": "masks" if config.train_seg.supervision == "masks" else "image labels"}
+    if presences is not None:
+        variants[BY_CLASSIFIER] = (presences(samples), _each(samples))
+        used[BY_CLASSIFIER] = f"{used['segmenter']}; {_by_classifier(config)}"
+    if oracle and not _unlabelled(samples):
+        variants[TRUE_CLASSES] = (_true_classes(samples, table), _each(samples))
+        used[TRUE_CLASSES] = f"{used['segmenter']}; classes of each image from its labels (oracle)"
+    totals = segmenter_confusions(segmenter, table, samples, config, variants)
+    warn_if_unseen(split, samples, table.classes, totals["segmenter"].sum(dim=1).tolist())
+    return [
+        Row(name, split, len(samples), used[name], totals[name], interval=_interval(each))
+        for name, (_, each) in variants.items()
+    ]
+
+
+def _by_classifier(config: Config) -> str:
+    """How the classifier changed the segmenter's answer, in words."""
+    threshold = config.predict.fixed_threshold
+    how = "probabilities multiplied" if threshold is None else f"those under {threshold:.3g} taken out"
+    return f"classes of each image by the classifier, {how}"
+
+
+def _true_classes(samples: Sequence[Sample], table: Table) -> Presences:
+    """1 for the classes that each image's labels name, 0 for the others."""
+    shown = image_labels(samples, len(table.classes))
+    return {sample.id: own for sample, own in zip(samples, shown, strict=True)}
+
+
+def _unlabelled(samples: Sequence[Sample]) -> int:
+    """The number of images whose labels are unknown."""
+    return sum(sample.class_ids is None for sample in samples)
 
 
 def _each(samples: Sequence[Sample]) -> Each:
@@ -195,6 +243,7 @@ def left_out(
     *,
     split: str = "",
     every: int = 1,
+    oracle: bool = False,
 ) -> list[str]:
     """Why rows are missing from the result of `evaluate`, one line each.
 
@@ -209,8 +258,14 @@ def left_out(
         lines.append(f"{titles}: no maps are made for split '{of_labels}'; name it in cam.splits")
     elif titles and not _samples_of(table, of_labels, every):
         lines.append(f"{titles}: {_no_mask(of_labels, every)}")
-    if "train_seg" in ready and not _samples_of(table, of_segmenter, every):
-        lines.append(f"{TITLES['train_seg']}: {_no_mask(of_segmenter, every)}")
+    if "train_seg" in ready:
+        samples = _samples_of(table, of_segmenter, every)
+        if not samples:
+            lines.append(f"{TITLES['train_seg']}: {_no_mask(of_segmenter, every)}")
+        elif oracle and (count := _unlabelled(samples)):
+            lines.append(
+                f"{TRUE_CLASSES}: {count:,} of {len(samples):,} images of split '{of_segmenter}' have no labels"
+            )
     return lines
 
 

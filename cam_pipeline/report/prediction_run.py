@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cam_pipeline.api import segmenter_file, stored_segmenter
+from cam_pipeline.api import image_classes, segmenter_file, stored_segmenter
+from cam_pipeline.cams.image_classes import SEEN, classifier_file
 from cam_pipeline.config import Config
 from cam_pipeline.data.digest import content_digest
 from cam_pipeline.machine.device import memory_errors_named
@@ -32,8 +34,8 @@ def predict_with(
 ) -> tuple[list[Prediction], list[str]]:
     """`report.predictions.predict_files` with the segmenter in the config's run folder, as that was trained.
 
-    The CRF is that of the config's `[refine]`. Raises StageNotReady if there is no segmenter, OutOfMemory
-    for an image that is too large.
+    The CRF is that of the config's `[refine]`. Raises StageNotReady if there is no segmenter (or no
+    classifier, and `predict.classes` asks for it), OutOfMemory for an image that is too large.
     """
     path = segmenter_file(config)
     use_threads(config.run.threads)
@@ -41,8 +43,11 @@ def predict_with(
     config = Pipeline(config).made_with()
     classes = tuple(load_model(path).metadata["classes"])
     refine = partial(crf_of, settings=settings) if crf else None
-    predictor = Predictor(stored_segmenter(config, classes), config, scales, flip, refine)
-    used = {
+    with memory_errors_named("predict", "cam.batch_size", config.cam.batch_size):
+        found = image_classes(config, classes)
+    presence = found.presence if found else None
+    predictor = Predictor(stored_segmenter(config, classes), config, scales, flip, refine, presence)
+    used: dict[str, Any] = {
         "segmenter": content_digest(path),
         "scales": [*scales],
         "flip": flip,
@@ -50,6 +55,9 @@ def predict_with(
         "max_side": config.segmenter.max_side,
         "precision": config.run.precision,
     }
+    if found:
+        shown_by = content_digest(classifier_file(config))
+        used["classes"] = {"classifier": shown_by, **found.config.pick(("predict", *SEEN))}
     with memory_errors_named("predict", "segmenter.max_side", config.segmenter.max_side):
         return predict_files(
             predictor,

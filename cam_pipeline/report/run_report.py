@@ -2,17 +2,24 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from cam_pipeline.assembly.classifier import load_classifier
+from cam_pipeline.cams.image_classes import SEEN, ImageClasses, classifier_file, with_threshold
+from cam_pipeline.config import Config
 from cam_pipeline.data.table import Table
 from cam_pipeline.data.views import image_labels
 from cam_pipeline.errors import StageNotReady
 from cam_pipeline.evaluation.rows import evaluate, left_out, titles_of
 from cam_pipeline.machine.atomic import read_json, write_text
-from cam_pipeline.machine.device import memory_errors_named
+from cam_pipeline.machine.device import memory_errors_named, pick_device
+from cam_pipeline.models.classifier import Classifier
+from cam_pipeline.models.placing import place
 from cam_pipeline.ops.metrics import frequency_groups
 from cam_pipeline.pipeline import Pipeline, State
+from cam_pipeline.prediction.label_maps import PresencesOf
 from cam_pipeline.report.choice import named
 from cam_pipeline.report.run_sheet import run_sheet
 
@@ -45,32 +52,57 @@ def evaluate_run(
     results = {name: pipeline.path(name) for name in states if name in titles_of(config)}
     if not results:
         raise StageNotReady(_nothing_current(pipeline, of_all))
+    by_classifier = "train_seg" in results and config.predict.classes == "classifier"
+    classifier = cache(partial(_classifier, pipeline))
+    if by_classifier:
+        classifier_file(config)
+        used = pipeline.ensure("train_cls")
+        with memory_errors_named("evaluate", "cam.batch_size", config.cam.batch_size):
+            config = with_threshold(config, pipeline.dataset, classifier, look_at_data=True)
     run_ids = {name: state.run_id for name, state in states.items()}
     settings = config.pick(("refine", "segmenter.max_side", "run.precision"))
     key: dict[str, Any] = {"split": split, "every": every, "oracle": oracle, "results": run_ids, "settings": settings}
     key["data"] = _data(pipeline, table, split)
+    if by_classifier:
+        key["classifier"] = pipeline.dataset.digests.of(used)
+        key["settings"] |= config.pick(("predict", *SEEN))
     shown = {"images": images, "ids": list(ids)}
     not_ready = {name: f"{state.kind} ({state.reason})" for name, state in of_all.items() if name not in states}
-    missing = left_out(config, table, states, not_ready, split=split, every=every)
+    missing = left_out(config, table, states, not_ready, split=split, every=every, oracle=oracle)
     told = {"left_out": missing, "next": _remedy(pipeline, of_all)}
     known = read_json(path)
     same = known.get("key") == key and not force
     if same and known.get("shown") == shown and Path(known["sheet"]).is_file():
         return known | told
-    report = known if same else _figures(pipeline, results, split, every, oracle, missing)
-    run_sheet(config, table, results, sheet, images=images, ids=ids)
+    presences = ImageClasses(classifier(), config).presences if by_classifier else None
+    report = known if same else _figures(config, table, results, split, every, oracle, presences, missing)
+    run_sheet(config, table, results, sheet, images=images, ids=ids, presences=presences)
     report = {"key": key, **report, "sheet": str(sheet), "shown": shown, "left_out": missing}
     write_text(path, json.dumps(report, indent=1))
     return report | told
 
 
+def _classifier(pipeline: Pipeline) -> Classifier:
+    """The run's classifier, on its device."""
+    config = pipeline.config
+    classifier = load_classifier(config.classifier, pipeline.path("train_cls"), pipeline.dataset.table.classes)
+    place(classifier, pick_device(config.run))
+    return classifier
+
+
 def _figures(
-    pipeline: Pipeline, results: Mapping[str, Path], split: str, every: int, oracle: bool, missing: Sequence[str]
+    config: Config,
+    table: Table,
+    results: Mapping[str, Path],
+    split: str,
+    every: int,
+    oracle: bool,
+    presences: PresencesOf | None,
+    missing: Sequence[str],
 ) -> dict[str, Any]:
     """The rows of the report, and how often the training images show each class."""
-    config, table = pipeline.config, pipeline.dataset.table
     with memory_errors_named("evaluate", "cam.batch_size", config.cam.batch_size):
-        rows = evaluate(config, table, results, split=split, every=every, oracle=oracle)
+        rows = evaluate(config, table, results, split=split, every=every, oracle=oracle, presences=presences)
     if split and not rows:
         raise StageNotReady(f"nothing can be compared on split '{split}': {'; '.join(missing)}")
     classes = ("background", *table.classes)

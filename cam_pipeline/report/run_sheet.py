@@ -13,13 +13,15 @@ from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.models.placing import place
-from cam_pipeline.prediction.label_maps import predict_labels
+from cam_pipeline.prediction.label_maps import PresencesOf, predict_labels
 from cam_pipeline.refinement.scores import class_scores
 from cam_pipeline.report.choice import Candidate, Chosen, choose, named
 from cam_pipeline.report.contact_sheet import SheetRow, contact_sheet
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.labels import LabelStore
 
+WITH_CLASSIFIER = "segmenter: classes of each image by the classifier"
+"""Behind the title of a sheet whose predictions the classifier has changed."""
 LOOKED_AT = 1000
 """Number of images, spread over the split, among which the least confident are sought: some seconds."""
 
@@ -32,12 +34,13 @@ def run_sheet(
     *,
     images: int | None = None,
     ids: Sequence[str] = (),
+    presences: PresencesOf | None = None,
 ) -> None:
     """Draw image, CAM, pseudo-label, segmenter's prediction and mask of a few images; no step needs masks.
 
     `results` maps stage names to files; steps without a file are left out. The images are `images` of the first CAM
-    split, or as many as `report.choice` takes, or those with the given `ids`, of any split. Raises DataError for an
-    unknown id.
+    split, or as many as `report.choice` takes, or those with the given `ids`, of any split. `presences` as in
+    `evaluation.rows.evaluate`; the title says so. Raises DataError for an unknown id.
     """
     classes = ("background", *table.classes)
     with ExitStack() as opened:
@@ -56,7 +59,7 @@ def run_sheet(
             samples = [by_id[name] for name in chosen.reasons]
         mapped = set(cams.names) if cams else set()
         labelled = set(labels.names) if labels else set()
-        predictions = _predictions(config, table, results, samples)
+        predictions = _predictions(config, table, results, samples, presences)
 
         def row(sample: Sample) -> SheetRow:
             stored = cams.read(sample.id) if cams and sample.id in mapped else None
@@ -71,18 +74,24 @@ def run_sheet(
                 note=chosen.reasons[sample.id],
             )
 
-        contact_sheet([row(sample) for sample in samples], classes, path, title=chosen.title)
+        title = "; ".join(filter(None, [chosen.title, WITH_CLASSIFIER if presences else ""]))
+        contact_sheet([row(sample) for sample in samples], classes, path, title=title)
 
 
 def _predictions(
-    config: Config, table: Table, results: Mapping[str, Path], samples: Sequence[Sample]
+    config: Config,
+    table: Table,
+    results: Mapping[str, Path],
+    samples: Sequence[Sample],
+    presences: PresencesOf | None,
 ) -> dict[str, np.ndarray]:
     """The segmenter's label maps (H, W) by image id; empty if there is no segmenter."""
     if "train_seg" not in results:
         return {}
     segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
     place(segmenter, pick_device(config.run))
-    return {sample.id: labels.numpy() for sample, labels in predict_labels(segmenter, samples, config)}
+    shown = presences(samples) if presences else None
+    return {sample.id: labels.numpy() for sample, labels in predict_labels(segmenter, samples, config, shown)}
 
 
 def _candidates(samples: Sequence[Sample], cams: CamStore | None, labels: LabelStore | None) -> list[Candidate]:

@@ -1,4 +1,5 @@
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,76 @@ def test_views_and_the_crf_are_other_predictions(commands: Any, finished: Path) 
         assert ended.code == 0, ended.stderr
         other = rows_of(finished)
         assert len(other) == len(plain) and other != plain
+
+
+BY_CLASSIFIER = ("--set", "predict.classes=classifier")
+BY_THRESHOLD = (*BY_CLASSIFIER, "--set", "predict.by=threshold")
+
+
+@pytest.mark.parametrize("options", [BY_CLASSIFIER, BY_THRESHOLD])
+def test_the_classifier_has_a_say(commands: Any, finished: Path, options: tuple[str, ...]) -> None:
+    """It makes nothing stale, needs the data set once, for a threshold, and gives the same from Python."""
+    assert predict(commands, finished, "data/images").code == 0
+    plain = rows_of(finished)
+    first = predict(commands, finished, "data/images", *options)
+    assert first.code == 0, first.stderr
+    by_classifier = rows_of(finished)
+    assert [row["confidence"] for row in by_classifier] != [row["confidence"] for row in plain]
+    note = finished / "run" / "class_threshold.json"
+    assert note.is_file() == (options == BY_THRESHOLD)
+    (finished / "data").rename(finished / "new")
+    (finished / "labels").rename(finished / "before")
+    again = predict(commands, finished, "new/images", *options)
+    assert again.code == 0, again.stderr
+    assert [row["confidence"] for row in rows_of(finished)] == [row["confidence"] for row in by_classifier]
+    (finished / "new").rename(finished / "data")
+    kept = commands.run("run", "-c", "tiny.toml", *options, folder=finished)
+    assert kept.stderr.count("current, nothing to do") == 5
+    run = open_run(finished / "run", device="cpu")
+    row = by_classifier[0]
+    probabilities = run.segment(finished / row["image"], probabilities=True)
+    assert float(row["confidence"]) == pytest.approx(probabilities.max(axis=0).mean(), abs=1e-3)
+    if note.is_file():
+        note.unlink()
+        (finished / "data").rename(finished / "new")
+        ended = predict(commands, finished, "new/images", *options)
+        assert ended.code == 2
+        line = "Error: predict.threshold = 'auto' is chosen on labelled images: "
+        assert ended.stderr.startswith(line) and ended.stderr.count("\n") == 1
+
+
+def test_evaluate_tells_both_answers_apart(commands: Any, finished: Path) -> None:
+    def rows(*options: str) -> list[dict[str, Any]]:
+        ended = commands.run("evaluate", "-c", "tiny.toml", *options, folder=finished)
+        assert ended.code == 0, ended.stderr
+        found = json.loads((finished / "run" / "evaluation.json").read_text())["rows"]
+        return [row for row in found if row["map"].startswith("segmenter")]
+
+    [plain] = rows()
+    same, seen = rows(*BY_THRESHOLD)
+    assert same == plain and seen["map"] == "segmenter + classifier"
+    threshold = json.loads((finished / "run" / "class_threshold.json").read_text())["threshold"]
+    assert f"those under {threshold:.3g} taken out" in seen["used"]
+    assert rows(*BY_THRESHOLD) == [plain, seen]
+    multiplied = rows(*BY_CLASSIFIER, "--oracle")
+    assert [row["map"] for row in multiplied] == ["segmenter", "segmenter + classifier", "segmenter, true classes"]
+    assert "probabilities multiplied" in multiplied[1]["used"]
+    assert [row["split"] for row in rows("--split", "train", "--oracle")] == ["train", "train"]
+    assert rows() == [plain]
+
+
+def test_a_run_on_masks_has_no_classifier_to_ask(commands: Any, finished: Path) -> None:
+    masks = ("--set", "train_seg.supervision=masks", "--set", "output.dir=masks")
+    ended = commands.run("train-seg", "-c", "tiny.toml", *masks, folder=finished)
+    assert ended.code == 0, ended.stderr
+    line = "Error: predict.classes = 'classifier', but masks holds no classifier. Run: cam-pipeline train-cls\n"
+    ended = predict(commands, finished, "data/images", *masks, *BY_CLASSIFIER)
+    assert (ended.code, ended.stderr) == (2, line)
+    ended = commands.run("evaluate", "-c", "tiny.toml", *masks, *BY_CLASSIFIER, folder=finished)
+    assert (ended.code, ended.stderr) == (2, line)
+    assert commands.run("train-cls", "-c", "tiny.toml", *masks, folder=finished).code == 0
+    ended = commands.run("evaluate", "-c", "tiny.toml", *masks, *BY_CLASSIFIER, folder=finished)
+    assert ended.code == 0 and "segmenter + classifier" in ended.stdout, ended.stderr
 
 
 def test_a_folder_with_bad_files_gives_all_the_others(commands: Any, finished: Path) -> None:

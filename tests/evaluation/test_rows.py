@@ -17,7 +17,7 @@ from cam_pipeline.evaluation.confusions import (
     cam_sweep,
     labels_confusion,
     scores_confusion,
-    segmenter_confusion,
+    segmenter_confusions,
     with_masks,
 )
 from cam_pipeline.evaluation.rows import Row, cam_rows, evaluate, left_out
@@ -232,15 +232,28 @@ def fake_segmenter(monkeypatch, predictions):
     monkeypatch.setattr(rows, "place", lambda network, device: None)
     monkeypatch.setattr(
         confusions,
-        "predict_labels",
-        lambda segmenter, samples, config: ((one, torch.tensor(predictions[one.id])) for one in reversed(samples)),
+        "predict_variants",
+        lambda segmenter, samples, config, variants: (
+            (one, [given(predictions[one.id], one.id, presences) for presences in variants])
+            for one in reversed(samples)
+        ),
     )
+
+
+def given(labels, name, presences):
+    """The labels, with background in place of the classes that the image does not show."""
+    labels = torch.tensor(labels)
+    shown = torch.ones(2) if presences is None else presences[name]
+    return torch.where(torch.cat([torch.ones(1), shown])[labels] > 0, labels, 0)
 
 
 def test_segmenter_confusion_pairs_predictions_with_their_own_masks(table, monkeypatch):
     fake_segmenter(monkeypatch, {"a": [[0, 1, 1], [2, 1, 2]], "b": [[1, 2], [0, 0], [0, 2]]})
-    confusion = segmenter_confusion(SimpleNamespace(), table, table.split("train"), CONFIG)
-    assert confusion.tolist() == [[4, 0, 1], [0, 3, 0], [0, 1, 2]]
+    each = []
+    variants = {"all": (None, each), "none": (dict.fromkeys("ab", torch.zeros(2)), None)}
+    found = segmenter_confusions(SimpleNamespace(), table, table.split("train"), CONFIG, variants)
+    assert found["all"].tolist() == [[4, 0, 1], [0, 3, 0], [0, 1, 2]] == sum(each).tolist()
+    assert found["none"].tolist() == [[5, 0, 0], [3, 0, 0], [3, 0, 0]]
 
 
 @pytest.fixture
@@ -264,8 +277,9 @@ def results(table, scores, tmp_path):
 def test_evaluate_makes_a_row_for_everything_that_exists(table, results, monkeypatch):
     fake_segmenter(monkeypatch, {"v": [[0, 1, 2], [0, 1, 1]]})
     rows = {row.map: row for row in evaluate(CONFIG, table, results, oracle=True)}
-    assert list(rows) == ["CAM", "CAM, oracle", "refined", "pseudo-label", "segmenter"]
-    assert {(row.split, row.images) for name, row in rows.items() if name != "segmenter"} == {("train", 2)}
+    of_segmenter = ["segmenter", "segmenter, true classes"]
+    assert list(rows) == ["CAM", "CAM, oracle", "refined", "pseudo-label", *of_segmenter]
+    assert {(row.split, row.images) for name, row in rows.items() if name not in of_segmenter} == {("train", 2)}
     # The CAM at background 0.4: image a is 0 1 1 / 1 0 0, image b 0.
     assert rows["CAM"].confusion.tolist() == [[5, 0, 0], [1, 2, 0], [2, 1, 0]]
     assert {rows[name].used for name in ("CAM", "refined", "pseudo-label")} == {"image labels"}
@@ -276,6 +290,41 @@ def test_evaluate_makes_a_row_for_everything_that_exists(table, results, monkeyp
     assert rows["segmenter"].confusion.tolist() == [[2, 0, 0], [0, 2, 0], [0, 1, 1]]
     assert rows["segmenter"].background is None and rows["segmenter"].used == "image labels"
     assert [row.map for row in evaluate(CONFIG, table, results)].count("CAM, oracle") == 0
+
+
+def test_evaluate_compares_the_segmenter_with_the_classes_of_each_image(table, results, monkeypatch):
+    """Those that the classifier sees are told apart from all, and true ones are an oracle."""
+    fake_segmenter(monkeypatch, {"v": [[0, 1, 2], [0, 1, 1]]})
+    config = Config.model_validate({"predict": {"classes": "classifier", "by": "threshold", "threshold": 0.25}})
+    asked = []
+
+    def presences(samples):
+        asked.append([sample.id for sample in samples])
+        return {"v": torch.tensor([1.0, 0.0])}
+
+    only = {"train_seg": results["train_seg"]}
+    plain, seen = evaluate(config, table, only, presences=presences)
+    assert asked == [["v"]] and (plain.map, seen.map) == ("segmenter", "segmenter + classifier")
+    assert (seen.split, seen.images) == ("val", 1)
+    assert plain.confusion.tolist() == [[2, 0, 0], [0, 2, 0], [0, 1, 1]]
+    assert seen.confusion.tolist() == [[2, 0, 0], [0, 2, 0], [1, 1, 0]]
+    assert seen.used == "image labels; classes of each image by the classifier, those under 0.25 taken out"
+    cats = replace(table, samples=(*table.samples[:2], replace(table.samples[2], class_ids=(1,))))
+    _, _, true = evaluate(config, cats, only, oracle=True, presences=presences)
+    assert true.map == "segmenter, true classes" and true.confusion.tolist() == seen.confusion.tolist()
+    assert true.used == "image labels; classes of each image from its labels (oracle)"
+    multiplied = Config.model_validate({"predict": {"classes": "classifier"}, "train_seg": {"supervision": "masks"}})
+    used = evaluate(multiplied, table, only, presences=presences)[1].used
+    assert used == "masks; classes of each image by the classifier, probabilities multiplied"
+
+
+def test_true_classes_need_the_labels_of_all_images(table, results, monkeypatch):
+    fake_segmenter(monkeypatch, {"v": [[0, 1, 2], [0, 1, 1]]})
+    bare = replace(table, samples=(*table.samples[:2], replace(table.samples[2], class_ids=None)))
+    only = {"train_seg": results["train_seg"]}
+    assert [row.map for row in evaluate(CONFIG, bare, only, oracle=True)] == ["segmenter"]
+    line = "segmenter, true classes: 1 of 1 images of split 'val' have no labels"
+    assert left_out(CONFIG, bare, only, {}, oracle=True) == [line] and not left_out(CONFIG, bare, only, {})
 
 
 def test_evaluate_tells_of_classes_that_no_mask_shows(table, results, monkeypatch, caplog):

@@ -87,10 +87,21 @@ def test_predictions_of_the_segmenter_are_those_of_the_image(run, drawn, tmp_pat
     monkeypatch.setattr(
         module,
         "predict_labels",
-        lambda segmenter, samples, config: ((one, torch.full(SIZE, int(one.id) % 2)) for one in reversed(samples)),
+        lambda segmenter, samples, config, shown: (
+            (one, torch.full(SIZE, int(one.id) % 2 if shown is None else shown[one.id])) for one in reversed(samples)
+        ),
     )
-    run_sheet(CONFIG, table, {**results, "train_seg": tmp_path / "s"}, tmp_path / "sheet.png", images=3)
+    results = {**results, "train_seg": tmp_path / "s"}
+    run_sheet(CONFIG, table, results, tmp_path / "sheet.png", images=3)
     assert all(row.prediction.max() == int(row.name) % 2 for row in drawn[0][0])
+    assert "classifier" not in drawn[0][3]
+
+    def presences(samples):
+        return {sample.id: 5 for sample in samples}
+
+    run_sheet(CONFIG, table, results, tmp_path / "sheet.png", ids=["1"], presences=presences)
+    rows, *_, title = drawn[1]
+    assert rows[0].prediction.max() == 5 and title == "segmenter: classes of each image by the classifier"
 
 
 def test_named_images_are_drawn_in_their_order_with_the_steps_that_they_have(run, drawn, tmp_path):
