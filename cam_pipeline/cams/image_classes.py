@@ -126,26 +126,28 @@ def with_threshold(
     noted = read_json(path)
     fits = noted.get("key") == key and isinstance(noted.get("threshold"), float)
     if not fits or look_at_data:
-        samples = _labelled(config, dataset)
-        data = dataset.digest(samples)
+        samples, data = _labelled(config, dataset)
         if not fits or noted.get("data") != data:
             noted = _chosen(ImageClasses(classifier(), config), samples, key, data)
             _note(path, noted)
     return config.model_copy(update={"predict": config.predict.at(noted["threshold"])})
 
 
-def _labelled(config: Config, dataset: Dataset) -> list[Sample]:
-    """The images of `data.val` whose labels are known. Raises ConfigError if these show no class."""
+def _labelled(config: Config, dataset: Dataset) -> tuple[list[Sample], str]:
+    """The images of `data.val` whose labels are known, and their digest.
+
+    Raises ConfigError if these show no class, DataError if they cannot be read.
+    """
     remedy = "set predict.threshold to a number, say 0.1, or predict.by to 'multiply'"
     try:
-        samples = dataset.table.validation(config.data.val)
+        samples = [one for one in dataset.table.validation(config.data.val) if one.class_ids is not None]
+        data = dataset.digest(samples)
     except DataError as error:
         raise DataError(f"predict.threshold = 'auto' is chosen on labelled images: {error}; or {remedy}") from error
-    labelled = [sample for sample in samples if sample.class_ids is not None]
-    if not any(sample.class_ids for sample in labelled):
+    if not any(sample.class_ids for sample in samples):
         split = f"no image of split '{config.data.val}' has one" if config.data.val else "data.val is empty"
         raise ConfigError(f"predict.threshold = 'auto' is chosen on image labels, but {split}; {remedy}")
-    return labelled
+    return samples, data
 
 
 def _chosen(by: ImageClasses, samples: Sequence[Sample], key: dict[str, Any], data: str) -> dict[str, Any]:

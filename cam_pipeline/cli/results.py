@@ -13,7 +13,12 @@ from cam_pipeline.errors import UserError, one_line
     help="Split to compare on; default: training split for labels, validation split for the segmenter.",
 )
 @click.option("--every", type=click.IntRange(min=1), default=1, metavar="N", help="Use the first of every N images.")
-@click.option("--oracle", is_flag=True, help="Add the CAM at the background score that is best on these masks.")
+@click.option(
+    "--oracle",
+    is_flag=True,
+    help="Add the CAM at the background score that is best on these masks, and the segmenter's answer with the classes "
+    "that each image's labels name.",
+)
 @click.option(
     "--images",
     type=click.IntRange(1, 500),
