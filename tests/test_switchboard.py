@@ -277,3 +277,30 @@ def test_exits_go_with_every_supervision_network_and_precision(
     ended = commands.run("run", *options(*SR, *chosen), folder=folder)
     assert ended.code == 0, ended.stderr
     assert "train_seg: done" in ended.stderr
+
+
+# Training that bears wrong labels
+
+BEARING = {
+    "clipped losses": ("train_seg.clip_losses=true",),
+}
+
+
+@pytest.mark.parametrize("name", BEARING)
+def test_a_killed_training_that_bears_wrong_labels_ends_as_an_undisturbed_one(
+    commands: Any, finished: Path, tmp_path: Path, differences: Callable[[Path, Path], list[str]], name: str
+) -> None:
+    undisturbed, killed = (Path(shutil.copytree(finished, tmp_path / one)) for one in ("undisturbed", "killed"))
+    chosen = options(*BEARING[name])
+    ended = commands.run("run", *chosen, folder=undisturbed)
+    assert ended.code == 0, ended.stderr
+    assert "make_labels: current" in ended.stderr and "train_seg: done" in ended.stderr
+    moment = {
+        "function": "cam_pipeline.training.trainer.save_checkpoint", "holds": "train_seg-", "call": 4,
+        "send": "SIGKILL", "group": True,
+    }  # fmt: skip
+    assert commands.run("run", *chosen, folder=killed, signal_at=moment).code == -9
+    assert commands.run("run", *chosen, folder=killed).code == 0
+    assert differences(killed / "run", undisturbed / "run") == []
+    plain, bearing = (load_file(folder / "run" / "segmenter.safetensors") for folder in (finished, undisturbed))
+    assert any(not np.array_equal(value, plain[name]) for name, value in bearing.items())

@@ -68,3 +68,8 @@ class TrainSegSettings(TrainSettings):
         description="keep a moving average of the weights, of which this share is that of the step before, such as "
         "0.999; it is what is kept at the end. 0: off",
     )
+    clip_losses: bool = Field(
+        False,
+        description="once the mean loss of a batch is below 1.2, a pixel's loss is at most this mean or that of its "
+        "patch of 120 pixels, whichever is larger (WeakTr): labels that contradict everything else teach less",
+    )

@@ -32,6 +32,54 @@ def checked_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[T
     return logits, labels
 
 
+PATCH = 120
+"""Side of the patches of `clipped_losses` in pixels. Source: WeakTr (Zhu et al., arXiv 2304.01184)."""
+CLIPPED_BELOW = 1.2
+"""Mean loss of a batch from which on its losses are clipped. Source: as `PATCH`."""
+
+
+def pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """Cross entropy (B, H, W) of every pixel, 0 at ignored ones. Arguments and errors as in `segmentation_loss`."""
+    logits, labels = checked_labels(logits, labels, ignore_index)
+    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Sum of losses times weights, divided by the sum of the weights; both (B, H, W). Weights of 0 give 0, with a
+    graph."""
+    total = weights.sum()
+    return (losses * weights).sum() / torch.where(total > 0, total, 1)
+
+
+def clipped_losses(
+    losses: Tensor, labelled: Tensor, mean: Tensor | None = None, patch: int = PATCH, below: float = CLIPPED_BELOW
+) -> Tensor:
+    """Losses (B, H, W), each at most the larger of the batch's mean and the mean of its patch.
+
+    A batch whose mean is not under `below` keeps its losses. Patches are patch x patch pixels from the top left; the
+    last row and column of them may be smaller. Means are over the pixels that are `labelled`, (B, H, W) bool, and have
+    no gradient, nor has a loss that is clipped. `mean`: that of the batch, if these are only some of its images.
+    Source: the gradient clipping of WeakTr, which decides once for the rest of the training; here every batch decides
+    for itself, so that nothing need be remembered.
+    """
+    known = torch.where(labelled, losses, 0).detach()
+    if mean is None:
+        mean = known.sum() / labelled.sum().clamp(min=1)
+    height, width = losses.shape[-2:]
+    sums, counts = _of_patches(known, patch), _of_patches(labelled.to(known.dtype), patch)
+    limits = torch.maximum(sums / counts.clamp(min=1), mean)
+    limits = limits.repeat_interleave(patch, -2).repeat_interleave(patch, -1)[..., :height, :width]
+    return torch.where((losses > limits) & (mean < below), limits, losses)
+
+
+def _of_patches(values: Tensor, patch: int) -> Tensor:
+    """Sums (B, rows, columns) over the patches of (B, H, W)."""
+    height, width = values.shape[-2:]
+    padded = F.pad(values, (0, -width % patch, 0, -height % patch))
+    _, height, width = padded.shape
+    return padded.view(-1, height // patch, patch, width // patch, patch).sum(dim=(2, 4))
+
+
 COLLISION_EPS = 1e-8
 """Added to the chance of a collision before the logarithm."""
 

@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import tensor
 
-from cam_pipeline.ops.losses import collision_cross_entropy, potts_loss, segmentation_loss
+from cam_pipeline.ops.losses import (
+    clipped_losses,
+    collision_cross_entropy,
+    pixel_losses,
+    potts_loss,
+    segmentation_loss,
+    weighted_mean,
+)
 
 # (B=2, K=2, H=1, W=2): the second channel leads by 0, log 3, log 3, -log 7.
 LOGITS = torch.zeros(2, 2, 1, 2)
@@ -77,6 +84,84 @@ def test_float64_is_not_lowered():
 def test_wrong_shapes_types_and_labels_are_refused(logits, labels, complaint):
     with pytest.raises(ValueError, match=complaint):
         segmentation_loss(logits, labels)
+
+
+def test_losses_of_pixels_and_their_weighted_mean():
+    labels = tensor([[[0, 1]], [[255, 0]]])
+    losses = pixel_losses(LOGITS, labels)
+    expected = [math.log(2), math.log(4 / 3), 0.0, math.log(8 / 7)]
+    assert losses.flatten().tolist() == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(weighted_mean(losses, (labels != 255).float()), segmentation_loss(LOGITS, labels))
+    weights = tensor([[[0.5, 2.0]], [[9.0, 0.0]]])
+    assert weighted_mean(losses, weights).item() == pytest.approx((expected[0] / 2 + 2 * expected[1]) / 11.5)
+    few = weights / 1000  # whose sum is below 1
+    torch.testing.assert_close(weighted_mean(losses, few), weighted_mean(losses, weights))
+
+
+def test_weights_of_zero_give_zero_with_a_graph():
+    logits = LOGITS.clone().requires_grad_()
+    loss = weighted_mean(pixel_losses(logits, torch.zeros(2, 1, 2).long()), torch.zeros(2, 1, 2))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+# (B=2, H=3, W=5) with patches of 2: rows 0-1 and 2, columns 0-1, 2-3 and 4. A loss of NO: not labelled.
+NO = 9.0
+LOSSES = tensor(
+    [
+        [[0.5, 1.5, 0.0, 0.0, 3.0], [NO, NO, 0.0, 4.0, 1.0], [2.0, 0.0, NO, NO, NO]],
+        [[1.0, 1.0, NO, NO, 0.0], [1.0, 1.0, NO, NO, 0.0], [1.5, 1.0, 1.5, 0.8, 0.7]],
+    ]
+)
+LABELLED = LOSSES != NO
+# 21 labelled pixels with a sum of 12 + 9.5; the batch's mean is below 1.2
+MEAN = 21.5 / 21
+CLIPPED = tensor(
+    [
+        # means of the patches: 1, 1, 2 / 1, none, none
+        [[0.5, MEAN, 0.0, 0.0, 2.0], [MEAN, MEAN, 0.0, MEAN, 1.0], [MEAN, 0.0, MEAN, MEAN, MEAN]],
+        # means of the patches: 1, none, 0 / 1.25, 1.15, 0.7
+        [[1.0, 1.0, MEAN, MEAN, 0.0], [1.0, 1.0, MEAN, MEAN, 0.0], [1.25, 1.0, 1.15, 0.8, 0.7]],
+    ]
+)
+
+
+def test_losses_are_clipped_at_the_larger_of_two_means():
+    assert LOSSES[LABELLED].mean().item() == pytest.approx(MEAN) and LABELLED.sum() == 21
+    losses = LOSSES.clone().requires_grad_()
+    clipped = clipped_losses(losses, LABELLED, patch=2)
+    torch.testing.assert_close(clipped.detach(), CLIPPED)
+    clipped.sum().backward()
+    assert torch.equal(losses.grad, (LOSSES <= CLIPPED).float()), "all or nothing: limits have no gradient"
+
+
+def test_no_loss_is_clipped_before_the_mean_is_low():
+    assert torch.equal(clipped_losses(LOSSES, LABELLED, patch=2, below=1.0), LOSSES)
+    assert torch.equal(clipped_losses(LOSSES, LABELLED, mean=tensor(1.2)), LOSSES)  # that of all processes
+
+
+def test_the_mean_of_the_batch_may_be_given():
+    expected = torch.where(LABELLED, LOSSES, tensor(1.1)).clamp(max=tensor(1.1))
+    expected[0, 0, 4], expected[1, 2, 0], expected[1, 2, 2] = 2.0, 1.25, 1.15  # whose patches have a larger mean
+    torch.testing.assert_close(clipped_losses(LOSSES, LABELLED, mean=tensor(1.1), patch=2), expected)
+
+
+def test_equal_losses_keep_their_gradient_and_nothing_labelled_is_no_fault():
+    losses = torch.full((1, 3, 200), 0.5, requires_grad=True)
+    clipped_losses(losses, torch.ones(1, 3, 200, dtype=torch.bool)).sum().backward()
+    assert (losses.grad == 1).all()
+    assert not clipped_losses(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, dtype=torch.bool)).any()
+
+
+def test_patches_have_sides_of_120_pixels():
+    losses = torch.full((1, 130, 250), 0.1)
+    losses[0, 119, 239] = 10_000.0  # the last pixel of its patch
+    losses[0, 119, 119] = losses[0, 120, 239] = 5.0  # in the patches beside it and below it
+    clipped = clipped_losses(losses, torch.ones(1, 130, 250, dtype=torch.bool))
+    assert clipped[0, 119, 239].item() == pytest.approx((10_000 + 14_399 * 0.1) / 14_400, rel=1e-4)
+    mean = (10_000 + 2 * 5 + (130 * 250 - 3) * 0.1) / (130 * 250)
+    assert clipped[0, 119, 119].item() == pytest.approx(mean, rel=1e-4)
+    assert clipped[0, 120, 239].item() == pytest.approx(mean, rel=1e-4)
 
 
 def maps(*pixels):

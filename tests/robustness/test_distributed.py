@@ -128,6 +128,8 @@ SR = (
     "train_seg.lr=1e-4",
 )
 
+CLIP = ("train_seg.clip_losses=true", "train_seg.balance=true")
+
 
 @pytest.mark.parametrize(
     ("command", "model", "chosen"),
@@ -138,6 +140,7 @@ SR = (
         ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd", *SFC)),
         ("train-seg", "segmenter.safetensors", ("train_seg.optimizer=sgd", "segmenter.architecture=deeplabv2")),
         ("train-seg", "segmenter.safetensors", ("train_seg.optimizer=sgd", "segmenter.architecture=deeplabv2", *SR)),
+        ("train-seg", "segmenter.safetensors", ("train_seg.optimizer=sgd", "segmenter.architecture=deeplabv2", *CLIP)),
     ],
 )
 def test_training_ends_as_in_one_process(

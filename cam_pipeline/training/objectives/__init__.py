@@ -32,7 +32,7 @@ def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -
     `labels` (N, C): 0/1 image-level labels of the training images, NaN for an image that nobody labelled. Raises
     ConfigError if a method is not possible with this segmenter.
     """
-    main = SegmentationObjective(balance=config.train_seg.balance)
+    main = SegmentationObjective(balance=config.train_seg.balance, clip=config.train_seg.clip_losses)
     methods: list[Objective] = [main]
     if config.segmenter.self_regulation:
         method = SelfRegulationObjective(segmenter, config, labels)

@@ -1,9 +1,11 @@
 """The segmenter's main objective: the class of every pixel."""
 
 import torch
+from torch import Tensor
 
+from cam_pipeline.machine.distributed import exchange, world_size
 from cam_pipeline.ops.ignore import IGNORE_INDEX
-from cam_pipeline.ops.losses import segmentation_loss
+from cam_pipeline.ops.losses import clipped_losses, pixel_losses, segmentation_loss, weighted_mean
 from cam_pipeline.ops.scd import balanced_halves
 from cam_pipeline.training.objectives.base import ForwardPass, Objective, Terms
 
@@ -11,17 +13,22 @@ from cam_pipeline.training.objectives.base import ForwardPass, Objective, Terms
 class SegmentationObjective(Objective):
     """Cross entropy, mean over the labelled pixels of the batch; of all pixels with `ignore_to_background`.
 
-    With `balance` it is half the mean over background pixels, and half that over pixels of classes.
+    With `balance` it is half the mean over background pixels, and half that over pixels of classes. With `clip` no
+    pixel's loss exceeds a limit (`ops.losses.clipped_losses`).
     """
 
-    def __init__(self, weight: float = 1.0, balance: bool = False, ignore_to_background: bool = False) -> None:
-        self.weight, self.balance, self.ignore_to_background = weight, balance, ignore_to_background
+    def __init__(
+        self, weight: float = 1.0, balance: bool = False, ignore_to_background: bool = False, clip: bool = False
+    ) -> None:
+        self.weight, self.balance, self.ignore_to_background, self.clip = weight, balance, ignore_to_background, clip
 
     def terms(self, seen: ForwardPass) -> list[Terms]:
         mask = seen.batch["mask"]
         if self.ignore_to_background:
             mask = torch.where(mask == IGNORE_INDEX, 0, mask)
         logits = seen.of_images(seen.output)
+        if self.clip:
+            return self._by_pixel(logits, mask)
         if self.balance:
             background, objects = balanced_halves(logits, mask)
             return [
@@ -32,3 +39,27 @@ class SegmentationObjective(Objective):
             ]
         loss = segmentation_loss(logits, mask)
         return [Terms({"segmentation": loss}, self.weight, items=(mask != IGNORE_INDEX).sum())]
+
+    def _by_pixel(self, logits: Tensor, mask: Tensor) -> list[Terms]:
+        """The terms, if pixels are not all treated alike."""
+        labelled = mask != IGNORE_INDEX
+        losses = pixel_losses(logits, mask)
+        losses = clipped_losses(losses, labelled, mean_of_batch(losses, labelled))
+        parts = {"segmentation": labelled}
+        if self.balance:
+            parts = {"segmentation.background": mask == 0, "segmentation.objects": labelled & (mask > 0)}
+        terms = []
+        for name, part in parts.items():
+            weights = part.to(losses.dtype)
+            terms.append(Terms({name: weighted_mean(losses, weights) / len(parts)}, self.weight, items=weights.sum()))
+        return terms
+
+
+@torch.no_grad()
+def mean_of_batch(losses: Tensor, labelled: Tensor) -> Tensor:
+    """The mean of `losses` (B, H, W) over the labelled pixels of all processes' images; 0 without such pixels."""
+    total, count = torch.where(labelled, losses, 0).sum(), labelled.sum()
+    if world_size() == 1:
+        return total / count.clamp(min=1)
+    totals, counts = zip(*exchange(float(total), float(count)), strict=True)
+    return torch.as_tensor(sum(totals) / max(sum(counts), 1.0), dtype=losses.dtype, device=losses.device)

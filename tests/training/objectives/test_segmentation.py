@@ -1,0 +1,70 @@
+"""The segmenter's main objective, on three pixels an image."""
+
+import pytest
+import torch
+
+from cam_pipeline.ops.losses import clipped_losses, pixel_losses
+from cam_pipeline.training.objectives import segmentation as module
+from cam_pipeline.training.objectives.base import ForwardPass
+from cam_pipeline.training.objectives.segmentation import SegmentationObjective
+
+LOGITS = torch.zeros(2, 3, 1, 3)
+LOGITS[:, 1] = torch.tensor([[[0.0, 1.0, 4.0]], [[2.0, 5.0, 0.0]]])
+MASK = torch.tensor([[[0, 1, 255]], [[0, 1, 2]]], dtype=torch.uint8)
+
+
+def terms_of(objective, mask=MASK, logits=LOGITS, **batch):
+    batch = {"mask": mask, "box": torch.tensor([[0, 0, 1, 3]] * 2), **batch}
+    groups = objective.terms(ForwardPass(batch, logits, 0.0, (2,), 0))
+    return {name: (value.item(), int(group.items)) for group in groups for name, value in group.values.items()}
+
+
+def losses(mask=MASK, logits=LOGITS):
+    return pixel_losses(logits, mask), mask != 255
+
+
+def test_clipped_losses_are_averaged_over_labelled_pixels():
+    clipped = clipped_losses(*losses())
+    assert clipped.sum() < losses()[0].sum(), "something is clipped here"
+    found = terms_of(SegmentationObjective(clip=True))
+    assert found == {"segmentation": (pytest.approx(clipped[losses()[1]].sum().item() / 5), 5)}
+
+
+def test_clipping_goes_with_balance():
+    clipped = clipped_losses(*losses())
+    background, objects = clipped[MASK == 0], clipped[(MASK > 0) & (MASK < 255)]
+    assert terms_of(SegmentationObjective(clip=True, balance=True)) == {
+        "segmentation.background": (pytest.approx(background.mean().item() / 2), 2),
+        "segmentation.objects": (pytest.approx(objects.mean().item() / 2), 3),
+    }
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_what_is_not_clipped_is_as_without(balance):
+    early = LOGITS * -3  # a mean loss of more than 1.2
+    plain = terms_of(SegmentationObjective(balance=balance), logits=early)
+    clipped = terms_of(SegmentationObjective(balance=balance, clip=True), logits=early)
+    assert {name: (pytest.approx(value), items) for name, (value, items) in plain.items()} == clipped
+
+
+def test_ignored_pixels_can_be_background():
+    as_background = torch.where(MASK == 255, 0, MASK)
+    found = terms_of(SegmentationObjective(clip=True, ignore_to_background=True))
+    assert found == terms_of(SegmentationObjective(clip=True), mask=as_background)
+    assert found["segmentation"][1] == 6
+
+
+def test_the_mean_is_that_of_all_processes(monkeypatch):
+    """The other process has losses of 3 at two pixels."""
+    each, labelled = losses()
+    monkeypatch.setattr(module, "world_size", lambda: 2)
+    monkeypatch.setattr(module, "exchange", lambda *own: [own, (6.0, 2.0)])
+    mean = module.mean_of_batch(each, labelled)
+    assert mean.item() == pytest.approx((each.sum().item() + 6) / 7)
+    assert mean > 1.2
+    assert terms_of(SegmentationObjective(clip=True)) == {"segmentation": (pytest.approx(each.sum().item() / 5), 5)}
+
+
+def test_a_batch_without_labels_gives_zero():
+    nothing = torch.full_like(MASK, 255)
+    assert terms_of(SegmentationObjective(clip=True), mask=nothing) == {"segmentation": (0.0, 0)}
