@@ -9,13 +9,13 @@ from torch import Tensor
 
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
-from cam_pipeline.data.augment import Colors
+from cam_pipeline.data.augment import Colors, PixelMap
 from cam_pipeline.data.check.data_set import too_few_images
 from cam_pipeline.data.check.masks import check_supervision
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table, check_files, masked
-from cam_pipeline.data.views import ReadMask, TrainingViews, image_labels
+from cam_pipeline.data.views import ReadMaps, ReadMask, TrainingViews, image_labels
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.device import pick_device, uncompiled
 from cam_pipeline.machine.distributed import is_first
@@ -68,6 +68,7 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
             fill=fill,
             seed=config.run.seed,
             read_mask=read_labels,
+            read_maps=beside_labels(config, inputs, train),
             colors=Colors(*settings.colors),
         ),
         report=dict,
@@ -113,6 +114,17 @@ def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample
         return partial(_indexed_mask, train, len(table.classes))
     check_coverage(inputs["make_labels"], table, train, config.labels.undecided)
     return LabelReader(inputs["make_labels"], [sample.id for sample in train])
+
+
+def beside_labels(config: Config, inputs: Inputs, train: list[Sample]) -> ReadMaps | None:
+    """What else the segmenter learns from, as maps by index into `train`; None if from the labels alone."""
+    if not config.train_seg.power:
+        return None
+    return partial(_confidence, LabelReader(inputs["make_labels"], [sample.id for sample in train]))
+
+
+def _confidence(reader: LabelReader, index: int) -> dict[str, PixelMap]:
+    return {"confidence": PixelMap(torch.from_numpy(reader.confidence(index)), fill=0)}
 
 
 def _indexed_mask(samples: list[Sample], num_classes: int, index: int) -> UInt8:

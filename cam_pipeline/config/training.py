@@ -1,10 +1,13 @@
 """Settings of optimisation and augmentation."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from cam_pipeline.config.conditions import If
 from cam_pipeline.config.section import Scale, Section
+
+PSEUDO_LABELS = If("train_seg.supervision", "pseudo-labels")
 
 
 class TrainSettings(Section):
@@ -73,3 +76,14 @@ class TrainSegSettings(TrainSettings):
         description="once the mean loss of a batch is below 1.2, a pixel's loss is at most this mean or that of its "
         "patch of 120 pixels, whichever is larger (WeakTr): labels that contradict everything else teach less",
     )
+    confidence_power: Annotated[float, PSEUDO_LABELS] = Field(
+        0.0,
+        ge=0,
+        description="a pixel counts as much as its label's confidence (0..1) to this power: 1, say, or more if the "
+        "confidence is hardly ever low. 0: all count alike",
+    )
+
+    @property
+    def power(self) -> float:
+        """`confidence_power`, if it has an effect, else 0."""
+        return self.confidence_power if self.supervision == "pseudo-labels" else 0.0

@@ -1,5 +1,6 @@
 """Random training views: scale, flip, crop. A view depends on its generator alone."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -29,20 +30,29 @@ class Colors(NamedTuple):
 AS_THEY_ARE = Colors()
 
 
+class PixelMap(NamedTuple):
+    """A map (H, W) or (C, H, W) uint8 that goes with an image through a view: resized by nearest neighbour, or
+    bilinearly if `smooth`, and `fill` outside the image."""
+
+    values: Tensor
+    smooth: bool = False
+    fill: int = IGNORE_INDEX
+
+
 def random_view(
     image: Tensor,
-    mask: Tensor | None,
+    maps: Mapping[str, PixelMap],
     crop: int,
     scale: tuple[float, float],
     fill: tuple[int, int, int],
     rng: np.random.Generator,
     colors: Colors = AS_THEY_ARE,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Resize the longer side to U(scale) * crop, flip with probability 1/2, cut or pad to crop x crop, change colours.
 
-    image (3, H, W) uint8 -> (3, crop, crop) uint8, padded with the colour `fill`; mask (H, W) uint8 ->
-    (crop, crop), resized by nearest neighbour, padded with 255 (ignore). The third result is the box of the view that
-    shows the image, (4,) int64: top, left, bottom, right in pixels.
+    image (3, H, W) uint8 -> (3, crop, crop) uint8, padded with the colour `fill`. Every map, of the image's size,
+    becomes (crop, crop) or (C, crop, crop), by name; colours do not change it. The third result is the box of the view
+    that shows the image, (4,) int64: top, left, bottom, right in pixels.
     """
     transform = transforms()
     height, width = image.shape[-2:]
@@ -54,12 +64,14 @@ def random_view(
     flipped = recolored(transform.horizontal_flip(image) if flip else image, colors, rng)
     view = _window(flipped, top, left, crop, fill)
     corners = [max(-top, 0), max(-left, 0), min(size[0] - top, crop), min(size[1] - left, crop)]
-    box = torch.tensor(corners)
-    if mask is None:
-        return view, None, box
-    mask = transform.resize(mask[None], size, interpolation=transform.InterpolationMode.NEAREST_EXACT)
-    mask = transform.horizontal_flip(mask) if flip else mask
-    return view, _window(mask, top, left, crop, (IGNORE_INDEX,))[0], box
+    moved = {}
+    for name, (values, smooth, outside) in maps.items():
+        whole = values if values.ndim == 3 else values[None]
+        way = transform.InterpolationMode.BILINEAR if smooth else transform.InterpolationMode.NEAREST_EXACT
+        whole = transform.resize(whole, size, interpolation=way, antialias=smooth)
+        whole = transform.horizontal_flip(whole) if flip else whole
+        moved[name] = _window(whole, top, left, crop, (outside,)).view(*values.shape[:-2], crop, crop)
+    return view, moved, torch.tensor(corners)
 
 
 def recolored(image: Tensor, colors: Colors, rng: np.random.Generator) -> Tensor:
@@ -80,9 +92,9 @@ def recolored(image: Tensor, colors: Colors, rng: np.random.Generator) -> Tensor
 
 
 def _window(image: Tensor, top: int, left: int, crop: int, fill: tuple[int, ...]) -> Tensor:
-    """The crop x crop window of (C, H, W) at (top, left), with `fill` (a value per channel) outside the image."""
+    """The crop x crop window of (C, H, W) at (top, left); outside it has `fill`, one for all or per channel."""
     height, width = image.shape[-2:]
-    canvas = torch.tensor(fill, dtype=image.dtype)[:, None, None].repeat(1, crop, crop)
+    canvas = torch.tensor(fill, dtype=image.dtype)[:, None, None].repeat(len(image) // len(fill), crop, crop)
     source = image[:, max(top, 0) : max(top, 0) + crop, max(left, 0) : max(left, 0) + crop]
     row, column = max(-top, 0), max(-left, 0)
     canvas[:, row : row + min(height, crop), column : column + min(width, crop)] = source

@@ -1,6 +1,6 @@
 """Images as networks see them: random views for training, whole cells for prediction."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cam_pipeline.data.augment import AS_THEY_ARE, Colors, random_view, transforms
+from cam_pipeline.data.augment import AS_THEY_ARE, Colors, PixelMap, random_view, transforms
 from cam_pipeline.data.grid import resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_image
 from cam_pipeline.data.table import Sample
@@ -18,14 +18,17 @@ Key = tuple[int, int]
 BLANK = -1
 """Stands in the place of an image's index for an empty view, which shows no class."""
 ReadMask = Callable[[int], UInt8]
+ReadMaps = Callable[[int], Mapping[str, PixelMap]]
+"""Gives the maps of the image with this index, by name, that go with it through its views."""
 
 
 class TrainingViews(Dataset[dict[str, Any]]):
     """Random views. An item is asked for by (epoch, index) and depends on (seed, epoch, index) alone.
 
     Items: `image` (3, crop, crop) uint8, `index` int and `box` (4,), the part that shows the image (top, left, bottom,
-    right). With `labels` (N, C), also `labels` (C,); with `read_mask`, also `mask` (crop, crop) uint8. The index BLANK
-    gives an empty view with labels of 0 and without a mask.
+    right). With `labels` (N, C), also `labels` (C,); with `read_mask`, also `mask` (crop, crop) uint8; with
+    `read_maps`, also each of these maps. The index BLANK gives an empty view with labels of 0 and without
+    mask and maps.
     """
 
     def __init__(
@@ -38,10 +41,11 @@ class TrainingViews(Dataset[dict[str, Any]]):
         seed: int,
         labels: Tensor | None = None,
         read_mask: ReadMask | None = None,
+        read_maps: ReadMaps | None = None,
         colors: Colors = AS_THEY_ARE,
     ) -> None:
         transforms()  # imported here once, not in every process that loads images
-        self.samples, self.labels, self.read_mask = samples, labels, read_mask
+        self.samples, self.labels, self.read_mask, self.read_maps = samples, labels, read_mask, read_maps
         self.crop, self.scale, self.fill, self.seed, self.colors = crop, scale, fill, seed, colors
 
     def __len__(self) -> int:
@@ -52,15 +56,13 @@ class TrainingViews(Dataset[dict[str, Any]]):
         if index == BLANK:
             return self._blank()
         image = to_tensor(sample_image(self.samples[index]))
-        mask = None if self.read_mask is None else torch.from_numpy(np.array(self.read_mask(index)))
+        maps = {} if self.read_maps is None else dict(self.read_maps(index))
+        if self.read_mask is not None:
+            maps["mask"] = PixelMap(torch.from_numpy(np.array(self.read_mask(index))))
         rng = np.random.default_rng([self.seed, epoch, index])
-        view, mask, box = random_view(image, mask, self.crop, self.scale, self.fill, rng, self.colors)
-        item = {"image": view, "index": index, "box": box}
-        if self.labels is not None:
-            item["labels"] = self.labels[index]
-        if mask is not None:
-            item["mask"] = mask
-        return item
+        view, moved, box = random_view(image, maps, self.crop, self.scale, self.fill, rng, self.colors)
+        item = {"image": view, "index": index, "box": box, **moved}
+        return item if self.labels is None else item | {"labels": self.labels[index]}
 
     def _blank(self) -> dict[str, Any]:
         empty = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None].repeat(1, self.crop, self.crop)

@@ -77,7 +77,7 @@ def _of_patches(values: Tensor, patch: int) -> Tensor:
     height, width = values.shape[-2:]
     padded = F.pad(values, (0, -width % patch, 0, -height % patch))
     _, height, width = padded.shape
-    return padded.view(-1, height // patch, patch, width // patch, patch).sum(dim=(2, 4))
+    return padded.reshape(-1, height // patch, patch, width // patch, patch).sum(dim=(2, 4))
 
 
 COLLISION_EPS = 1e-8

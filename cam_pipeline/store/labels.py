@@ -34,6 +34,10 @@ class LabelStore(RecordStore):
     def confidence(self, name: str) -> UInt8:
         """(H, W) uint8: the best channel's score times 255."""
         confidence: UInt8 = read_record(self.file, ["confidence"], name).arrays["confidence"]
+        where = f"{self.file.filename} at image {name}"
+        checked_shape(where, confidence, None, None)
+        if confidence.dtype != np.uint8:
+            raise DamagedFile(f"{where} has a confidence of another kind; make it again with --force")
         return confidence
 
 
@@ -52,10 +56,17 @@ class LabelReader:
         self._process = -1
 
     def __call__(self, index: int) -> UInt8:
+        return self._opened().read(self.names[index])
+
+    def confidence(self, index: int) -> UInt8:
+        """The confidence of the labels of the i-th name."""
+        return self._opened().confidence(self.names[index])
+
+    def _opened(self) -> LabelStore:
         if self._store is None or self._process != os.getpid():
             self._store = self._stack.enter_context(LabelStore.open(self.path))
             self._process = os.getpid()
-        return self._store.read(self.names[index])
+        return self._store
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "names": self.names, "_stack": ExitStack(), "_store": None, "_process": -1}

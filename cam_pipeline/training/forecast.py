@@ -14,7 +14,7 @@ from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, TrainSettings
-from cam_pipeline.data.augment import Colors
+from cam_pipeline.data.augment import Colors, PixelMap
 from cam_pipeline.data.batches import EpochBatches
 from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
@@ -130,7 +130,11 @@ def _of_segmenter(config: Config, table: Table, device: torch.device) -> dict[st
     def blank(index: int) -> UInt8:
         return np.zeros(sample_size(train[index]), np.uint8)
 
-    views = _views(config.train_seg, train, segmenter.normalize.fill, config.run.seed, read_mask=blank)
+    def sure(index: int) -> dict[str, PixelMap]:
+        return {"confidence": PixelMap(torch.from_numpy(blank(index) + 255), fill=0)}
+
+    fill, beside = segmenter.normalize.fill, sure if config.train_seg.power else None
+    views = _views(config.train_seg, train, fill, config.run.seed, read_mask=blank, read_maps=beside)
     seconds = _training_seconds(segmenter, objectives, views, config.train_seg, config, device)
     return {"train_seg": seconds}
 

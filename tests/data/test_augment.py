@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cam_pipeline.data.augment import Colors, random_view, recolored
+from cam_pipeline.data.augment import Colors, PixelMap, random_view, recolored
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 FILL = (201, 202, 203)
@@ -16,8 +16,15 @@ def coordinates(height, width, factor=1):
     return (torch.stack([rows, columns, torch.zeros_like(rows)]) * factor).to(torch.uint8)
 
 
+def view_of(image, mask, *arguments):
+    """View, mask and box; the mask is None without one."""
+    view, maps, box = random_view(image, {} if mask is None else {"mask": PixelMap(mask)}, *arguments)
+    assert maps.keys() == ({"mask"} if mask is not None else set())
+    return view, maps.get("mask"), box
+
+
 def views(image, mask, crop, scale, count=40):
-    return [random_view(image, mask, crop, (scale, scale), FILL, np.random.default_rng(seed)) for seed in range(count)]
+    return [view_of(image, mask, crop, (scale, scale), FILL, np.random.default_rng(seed)) for seed in range(count)]
 
 
 @pytest.mark.parametrize(("crop", "scale"), [(10, 1.0), (5, 2.0), (8, 1.25)])  # 6 x 10 pixels stay 6 x 10 pixels
@@ -49,6 +56,35 @@ def test_every_place_of_the_window_occurs_in_both_directions():
     assert left == set(range(6)) and top == {0, 1}
 
 
+@pytest.mark.parametrize(("crop", "scale"), [(10, 1.0), (5, 2.0), (8, 1.25), (12, 0.9)])
+def test_every_map_goes_with_the_image_in_its_own_way(crop, scale):
+    """A row and a column as smooth channels, and the number of the pixel by nearest neighbour."""
+    image = coordinates(6, 10, factor=20)
+    smooth = PixelMap(coordinates(6, 10, factor=20)[:2], smooth=True, fill=0)
+    maps = {"smooth": smooth, "number": PixelMap((torch.arange(60) + 1).view(6, 10).to(torch.uint8), fill=7)}
+    for seed in range(10):
+        view, moved, box = random_view(image, maps, crop, (scale, scale), FILL, np.random.default_rng(seed))
+        assert [(name, tuple(one.shape), one.dtype) for name, one in moved.items()] == [
+            ("smooth", (2, crop, crop), torch.uint8),
+            ("number", (crop, crop), torch.uint8),
+        ]
+        inside = torch.zeros(crop, crop, dtype=torch.bool)
+        inside[box[0] : box[2], box[1] : box[3]] = True
+        assert torch.equal(moved["smooth"][:, inside], view[:2, inside]), "as the image, which is smooth, too"
+        assert (moved["smooth"][:, ~inside] == 0).all() and (moved["number"][~inside] == 7).all()
+        number = moved["number"][inside].long() - 1
+        assert ((number // 10 - view[0][inside] / 20).abs() <= 0.75).all()
+        assert ((number % 10 - view[1][inside] / 20).abs() <= 0.75).all()
+
+
+def test_maps_change_nothing_about_the_view():
+    for seed in range(5):
+        plain, _, _ = random_view(noise(), {}, 16, (0.9, 1.6), FILL, np.random.default_rng(seed), Colors(0.3, 0.3, 0.3))
+        maps = {"a": PixelMap(noise()[0]), "b": PixelMap(noise(), smooth=True)}
+        view, *_ = random_view(noise(), maps, 16, (0.9, 1.6), FILL, np.random.default_rng(seed), Colors(0.3, 0.3, 0.3))
+        assert torch.equal(view, plain)
+
+
 @pytest.mark.parametrize("scale", [0.35, 0.7, 1.3])  # no pixel falls right between two
 def test_resized_mask_stays_on_the_resized_image(scale):
     image = coordinates(40, 60, factor=4)
@@ -72,7 +108,7 @@ def test_scale_is_drawn_from_the_range_of_the_longer_side():
     image = torch.zeros(3, 20, 40, dtype=torch.uint8)
     lengths = []
     for seed in range(60):
-        view, *_ = random_view(image, None, 50, (0.4, 0.8), FILL, np.random.default_rng(seed))
+        view, *_ = view_of(image, None, 50, (0.4, 0.8), FILL, np.random.default_rng(seed))
         shown = (view == 0).all(dim=0)
         height, width = int(shown.any(dim=1).sum()), int(shown.any(dim=0).sum())
         assert abs(width - 2 * height) <= 1
@@ -85,18 +121,18 @@ def test_a_view_follows_from_its_generator_and_leaves_its_arguments_alone():
     mask = image[0].clone()
 
     def make(seed):
-        return random_view(image, mask, 8, (0.5, 1.5), FILL, np.random.default_rng(seed))
+        return view_of(image, mask, 8, (0.5, 1.5), FILL, np.random.default_rng(seed))
 
     first, again, other = make(3), make(3), make(4)
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
     assert torch.equal(image, coordinates(6, 10)) and torch.equal(mask, image[0])
-    without_mask, nothing, _ = random_view(image, None, 8, (0.5, 1.5), FILL, np.random.default_rng(3))
+    without_mask, nothing, _ = view_of(image, None, 8, (0.5, 1.5), FILL, np.random.default_rng(3))
     assert nothing is None and torch.equal(without_mask, first[0])
 
 
 def test_a_line_of_pixels_does_not_vanish():
-    view, *_ = random_view(torch.zeros(3, 1, 500, dtype=torch.uint8), None, 16, (1, 1), FILL, np.random.default_rng(0))
+    view, *_ = view_of(torch.zeros(3, 1, 500, dtype=torch.uint8), None, 16, (1, 1), FILL, np.random.default_rng(0))
     assert int((view == 0).all(dim=0).sum()) == 16
 
 
@@ -123,9 +159,9 @@ def test_colours_stay_as_they_are_and_draw_nothing_by_default():
     assert torch.equal(recolored(noise(), Colors(), rng), noise())
     assert rng.random() == np.random.default_rng(3).random()
     mask = torch.zeros(20, 24, dtype=torch.uint8)
-    plain = random_view(noise(), mask, 16, (0.9, 1.6), FILL, np.random.default_rng(1))
+    plain = view_of(noise(), mask, 16, (0.9, 1.6), FILL, np.random.default_rng(1))
     assert all(
-        map(torch.equal, plain, random_view(noise(), mask, 16, (0.9, 1.6), FILL, np.random.default_rng(1), Colors()))
+        map(torch.equal, plain, view_of(noise(), mask, 16, (0.9, 1.6), FILL, np.random.default_rng(1), Colors()))
     )
 
 
@@ -160,8 +196,8 @@ def test_the_padding_keeps_its_colour_and_the_mask_its_labels():
     mask = (torch.arange(20 * 24) % 7).view(20, 24).to(torch.uint8)
     colors = Colors(jitter=0.5, greyscale=0.5, blur=0.5)
     for seed in range(20):
-        view, labels, box = random_view(noise(), mask, 40, (0.6, 0.6), FILL, np.random.default_rng(seed), colors)
-        _, expected, _ = random_view(noise(), mask, 40, (0.6, 0.6), FILL, np.random.default_rng(seed))
+        view, labels, box = view_of(noise(), mask, 40, (0.6, 0.6), FILL, np.random.default_rng(seed), colors)
+        _, expected, _ = view_of(noise(), mask, 40, (0.6, 0.6), FILL, np.random.default_rng(seed))
         outside = torch.ones(40, 40, dtype=torch.bool)
         top, left, bottom, right = box.tolist()
         outside[top:bottom, left:right] = False

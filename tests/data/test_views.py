@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from cam_pipeline.data.augment import PixelMap
 from cam_pipeline.data.views import BLANK, TrainingViews
 
 
@@ -34,3 +35,17 @@ def test_a_view_has_the_labels_of_its_image_and_an_empty_one_has_none(samples, m
     assert blank["image"][:, 4, 7].tolist() == [1, 2, 3] and blank["image"].shape == (3, 10, 10)
     assert blank["index"] == BLANK and not blank["box"].any() and "mask" not in blank
     assert "labels" not in make_views(samples)[0, BLANK]
+
+
+def test_maps_of_an_item_go_with_its_image(samples, make_views):
+    def read_maps(index):
+        return {"sure": PixelMap(torch.full((13, 21), 20 + index, dtype=torch.uint8), fill=0)}
+
+    views = make_views(samples, masks=True)
+    plain = views[0, 3]
+    views.read_maps = read_maps
+    item = views[0, 3]
+    assert item.keys() - plain.keys() == {"sure"}
+    assert all(torch.equal(torch.as_tensor(item[key]), torch.as_tensor(value)) for key, value in plain.items())
+    assert torch.equal(item["sure"] == 23, item["mask"] == 3) and torch.equal(item["sure"] == 0, item["mask"] == 255)
+    assert "sure" not in views[0, BLANK]

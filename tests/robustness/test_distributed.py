@@ -128,7 +128,7 @@ SR = (
     "train_seg.lr=1e-4",
 )
 
-CLIP = ("train_seg.clip_losses=true", "train_seg.balance=true")
+CLIP = ("train_seg.clip_losses=true", "train_seg.balance=true", "train_seg.confidence_power=2.0")
 
 
 @pytest.mark.parametrize(

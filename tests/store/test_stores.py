@@ -166,6 +166,7 @@ def test_reader_gives_the_labels_of_the_ith_name(labels: Path) -> None:
     reader = LabelReader(labels, ["x/1", "x/2"])
     assert np.array_equal(reader(0), labels_of(1))
     assert np.array_equal(reader(1), labels_of(0))
+    assert np.array_equal(reader.confidence(0), np.full((HEIGHT, WIDTH), 1, np.uint8))
 
 
 def test_reader_can_be_pickled_while_its_file_is_open(labels: Path) -> None:

@@ -32,14 +32,15 @@ def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -
     `labels` (N, C): 0/1 image-level labels of the training images, NaN for an image that nobody labelled. Raises
     ConfigError if a method is not possible with this segmenter.
     """
-    main = SegmentationObjective(balance=config.train_seg.balance, clip=config.train_seg.clip_losses)
+    settings = config.train_seg
+    main = SegmentationObjective(balance=settings.balance, clip=settings.clip_losses, power=settings.power)
     methods: list[Objective] = [main]
     if config.segmenter.self_regulation:
         method = SelfRegulationObjective(segmenter, config, labels)
         main.weight, main.ignore_to_background = method.main_weight, config.self_regulation.ignore_to_background
         methods.append(method)
-    if config.train_seg.average:  # last, as it averages the layers of the others, too
-        methods.append(MovingAverageObjective(segmenter, config.train_seg.average))
+    if settings.average:  # last, as it averages the layers of the others, too
+        methods.append(MovingAverageObjective(segmenter, settings.average))
     return methods
 
 

@@ -14,21 +14,28 @@ class SegmentationObjective(Objective):
     """Cross entropy, mean over the labelled pixels of the batch; of all pixels with `ignore_to_background`.
 
     With `balance` it is half the mean over background pixels, and half that over pixels of classes. With `clip` no
-    pixel's loss exceeds a limit (`ops.losses.clipped_losses`).
+    pixel's loss exceeds a limit (`ops.losses.clipped_losses`). With `power` above 0 means are weighted: by the
+    confidence (0..1) of a pixel's label to this power. Then the batch needs "confidence" (B, H, W) uint8.
     """
 
     def __init__(
-        self, weight: float = 1.0, balance: bool = False, ignore_to_background: bool = False, clip: bool = False
+        self,
+        weight: float = 1.0,
+        balance: bool = False,
+        ignore_to_background: bool = False,
+        clip: bool = False,
+        power: float = 0.0,
     ) -> None:
-        self.weight, self.balance, self.ignore_to_background, self.clip = weight, balance, ignore_to_background, clip
+        self.weight, self.balance, self.ignore_to_background = weight, balance, ignore_to_background
+        self.clip, self.power = clip, power
 
     def terms(self, seen: ForwardPass) -> list[Terms]:
         mask = seen.batch["mask"]
         if self.ignore_to_background:
             mask = torch.where(mask == IGNORE_INDEX, 0, mask)
         logits = seen.of_images(seen.output)
-        if self.clip:
-            return self._by_pixel(logits, mask)
+        if self.clip or self.power:
+            return self._by_pixel(logits, mask, seen.batch.get("confidence"))
         if self.balance:
             background, objects = balanced_halves(logits, mask)
             return [
@@ -40,17 +47,20 @@ class SegmentationObjective(Objective):
         loss = segmentation_loss(logits, mask)
         return [Terms({"segmentation": loss}, self.weight, items=(mask != IGNORE_INDEX).sum())]
 
-    def _by_pixel(self, logits: Tensor, mask: Tensor) -> list[Terms]:
+    def _by_pixel(self, logits: Tensor, mask: Tensor, confidence: Tensor | None) -> list[Terms]:
         """The terms, if pixels are not all treated alike."""
         labelled = mask != IGNORE_INDEX
         losses = pixel_losses(logits, mask)
-        losses = clipped_losses(losses, labelled, mean_of_batch(losses, labelled))
+        if self.clip:
+            losses = clipped_losses(losses, labelled, mean_of_batch(losses, labelled))
         parts = {"segmentation": labelled}
         if self.balance:
             parts = {"segmentation.background": mask == 0, "segmentation.objects": labelled & (mask > 0)}
         terms = []
         for name, part in parts.items():
             weights = part.to(losses.dtype)
+            if self.power and confidence is not None:
+                weights = weights * (confidence.to(losses.dtype) / 255) ** self.power
             terms.append(Terms({name: weighted_mean(losses, weights) / len(parts)}, self.weight, items=weights.sum()))
         return terms
 

@@ -68,3 +68,40 @@ def test_the_mean_is_that_of_all_processes(monkeypatch):
 def test_a_batch_without_labels_gives_zero():
     nothing = torch.full_like(MASK, 255)
     assert terms_of(SegmentationObjective(clip=True), mask=nothing) == {"segmentation": (0.0, 0)}
+
+
+CONFIDENCE = torch.tensor([[[255, 51, 255]], [[102, 0, 255]]], dtype=torch.uint8)  # 1, .2, 1; .4, 0, 1
+
+
+def test_a_pixel_counts_as_much_as_its_label_is_sure():
+    each, _ = losses()
+    weights = torch.tensor([1.0, 0.2, 0.0, 0.4, 0.0, 1.0])
+    expected = (each.flatten() * weights).sum().item() / 2.6
+    groups = SegmentationObjective(power=1.0).terms(
+        ForwardPass({"mask": MASK, "confidence": CONFIDENCE}, LOGITS, 0.0, (2,), 0)
+    )
+    assert groups[0].values["segmentation"].item() == pytest.approx(expected)
+    assert groups[0].items.item() == pytest.approx(2.6), "what processes share by"
+
+
+def test_a_power_makes_weights_steeper_and_goes_with_the_other_switches():
+    each = clipped_losses(*losses()).flatten()
+    found = {}
+    for group in SegmentationObjective(power=2.0, clip=True, balance=True).terms(
+        ForwardPass({"mask": MASK, "confidence": CONFIDENCE}, LOGITS, 0.0, (2,), 0)
+    ):
+        found |= {name: (value.item(), group.items.item()) for name, value in group.values.items()}
+    background = (each[0] + 0.16 * each[3]).item() / 1.16
+    objects = (0.04 * each[1] + each[5]).item() / 1.04
+    assert found == {
+        "segmentation.background": (pytest.approx(background / 2), pytest.approx(1.16)),
+        "segmentation.objects": (pytest.approx(objects / 2), pytest.approx(1.04)),
+    }
+
+
+def test_labels_that_are_all_sure_are_as_without_weights():
+    sure = torch.full_like(CONFIDENCE, 255)
+    assert terms_of(SegmentationObjective(power=3.0), confidence=sure)["segmentation"] == (
+        pytest.approx(terms_of(SegmentationObjective())["segmentation"][0]),
+        5,
+    )
