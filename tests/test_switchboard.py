@@ -284,6 +284,7 @@ def test_exits_go_with_every_supervision_network_and_precision(
 BEARING = {
     "clipped losses": ("train_seg.clip_losses=true",),
     "confidence": ("train_seg.confidence_power=2.0",),
+    "neighbours": ("train_seg.potts=0.5",),
 }
 
 

@@ -82,6 +82,11 @@ class TrainSegSettings(TrainSettings):
         description="a pixel counts as much as its label's confidence (0..1) to this power: 1, say, or more if the "
         "confidence is hardly ever low. 0: all count alike",
     )
+    potts: float = Field(
+        0.0,
+        ge=0,
+        description="weight of a term that is 0 if neighbouring pixels get the same answer, labelled or not. 0: off",
+    )
 
     @property
     def power(self) -> float:

@@ -92,7 +92,7 @@ def recolored(image: Tensor, colors: Colors, rng: np.random.Generator) -> Tensor
 
 
 def _window(image: Tensor, top: int, left: int, crop: int, fill: tuple[int, ...]) -> Tensor:
-    """The crop x crop window of (C, H, W) at (top, left); outside it has `fill`, one for all or per channel."""
+    """The crop x crop window of (C, H, W) at (top, left); `fill`, for each channel or for all, is outside."""
     height, width = image.shape[-2:]
     canvas = torch.tensor(fill, dtype=image.dtype)[:, None, None].repeat(len(image) // len(fill), crop, crop)
     source = image[:, max(top, 0) : max(top, 0) + crop, max(left, 0) : max(left, 0) + crop]

@@ -100,17 +100,16 @@ def collision_cross_entropy(logits: Tensor, targets: Tensor, ignore: Tensor | No
     each = -((targets * logits.softmax(dim=1)).sum(dim=1) + COLLISION_EPS).log()
     if ignore is None:
         return each.mean()
-    if ignore.dtype != torch.bool or ignore.shape != each.shape:
-        raise ValueError(f"ignore must be {tuple(each.shape)} bool, not {tuple(ignore.shape)} {ignore.dtype}")
+    _check_ignore(ignore, each)
     return torch.where(ignore, 0, each).sum() / (~ignore).sum().clamp(min=1)
 
 
-def potts_loss(logits: Tensor) -> Tensor:
+def potts_loss(logits: Tensor, ignore: Tensor | None = None) -> Tensor:
     """Mean of -ln(<s_i, s_j> / (|s_i| |s_j|)) over all horizontal and vertical neighbour pairs: logits (B, K, h, w).
 
     s is the softmax of the logits: neighbours with the same answer cost nothing, however unsure it is. An image of one
-    pixel has no pairs and gives 0, with a graph. Raises ValueError for another shape. Source: as
-    `collision_cross_entropy`.
+    pixel has no pairs and gives 0, with a graph. `ignore`: bool (B, h, w), True = the pixel has no neighbours. Raises
+    ValueError for another shape or type. Source: as `collision_cross_entropy`.
     """
     logits = at_least_float32(logits, "logits")
     if logits.ndim != 4:
@@ -121,4 +120,21 @@ def potts_loss(logits: Tensor) -> Tensor:
         length[:, 1:] + length[:, :-1] - (logs[:, :, 1:] + logs[:, :, :-1]).logsumexp(dim=1),
         length[..., 1:] + length[..., :-1] - (logs[..., 1:] + logs[..., :-1]).logsumexp(dim=1),
     ]
-    return torch.stack([each.sum() for each in pairs]).sum() / max(sum(each.numel() for each in pairs), 1)
+    if ignore is None:
+        return torch.stack([each.sum() for each in pairs]).sum() / max(sum(each.numel() for each in pairs), 1)
+    _check_ignore(ignore, length)
+    kept = neighbours(ignore)
+    total = torch.stack([torch.where(both, each, 0).sum() for both, each in zip(kept, pairs, strict=True)]).sum()
+    return total / torch.stack([both.sum() for both in kept]).sum().clamp(min=1)
+
+
+def neighbours(ignore: Tensor) -> tuple[Tensor, Tensor]:
+    """The pairs without an ignored pixel (B, h, w) bool: vertical (B, h - 1, w) and horizontal (B, h, w - 1) bool."""
+    kept = ~ignore
+    return kept[:, 1:] & kept[:, :-1], kept[..., 1:] & kept[..., :-1]
+
+
+def _check_ignore(ignore: Tensor, each: Tensor) -> None:
+    """Raise ValueError unless `ignore` is bool and has a value for each pixel."""
+    if ignore.dtype != torch.bool or ignore.shape != each.shape:
+        raise ValueError(f"ignore must be {tuple(each.shape)} bool, not {tuple(ignore.shape)} {ignore.dtype}")

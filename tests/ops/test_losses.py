@@ -8,6 +8,7 @@ from torch import tensor
 from cam_pipeline.ops.losses import (
     clipped_losses,
     collision_cross_entropy,
+    neighbours,
     pixel_losses,
     potts_loss,
     segmentation_loss,
@@ -225,6 +226,19 @@ def test_potts_by_hand():
     assert potts_loss(rows[None]).item() == pytest.approx(float(sum(each)) / 7, rel=1e-5)
 
 
+def test_ignored_pixels_have_no_neighbours():
+    """Of 2 x 3 pixels the last column of the first image and the whole second image are ignored."""
+    logits = torch.randn(2, 3, 2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ignore = torch.tensor([[[False, False, True]] * 2, [[True] * 3] * 2])
+    assert [both.sum().item() for both in neighbours(ignore)] == [2, 2]
+    loss = potts_loss(logits, ignore)
+    torch.testing.assert_close(loss, potts_loss(logits[:1, ..., :2]))
+    loss.backward()
+    assert not logits.grad[0, ..., 2].any() and not logits.grad[1].any() and logits.grad[0, ..., :2].any()
+    assert potts_loss(logits, torch.ones_like(ignore)).item() == 0
+    torch.testing.assert_close(potts_loss(logits, torch.zeros_like(ignore)), potts_loss(logits))
+
+
 def test_equal_neighbours_cost_nothing_however_unsure():
     logits = torch.randn(2, 4, 1, 1, generator=torch.Generator().manual_seed(0)).expand(2, 4, 3, 5)
     assert potts_loss(logits).item() == pytest.approx(0, abs=1e-6)
@@ -253,6 +267,7 @@ def test_one_pixel_has_no_neighbours():
         (lambda: collision_cross_entropy(*torch.zeros(2, 1, 2, 3, 4), torch.zeros(1, 3, 4)), "ignore must be"),
         (lambda: collision_cross_entropy(torch.zeros(1, 2, 3, 4).long(), torch.zeros(1, 2, 3, 4)), "floating"),
         (lambda: potts_loss(torch.zeros(2, 3, 4)), "logits must be"),
+        (lambda: potts_loss(torch.zeros(1, 2, 3, 4), torch.zeros(1, 3, 4)), "ignore must be"),
     ],
 )
 def test_bad_input_of_soft_losses(call, message):

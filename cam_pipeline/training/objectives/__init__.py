@@ -33,7 +33,9 @@ def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -
     ConfigError if a method is not possible with this segmenter.
     """
     settings = config.train_seg
-    main = SegmentationObjective(balance=settings.balance, clip=settings.clip_losses, power=settings.power)
+    main = SegmentationObjective(
+        balance=settings.balance, clip=settings.clip_losses, power=settings.power, potts=settings.potts
+    )
     methods: list[Objective] = [main]
     if config.segmenter.self_regulation:
         method = SelfRegulationObjective(segmenter, config, labels)

@@ -5,9 +5,17 @@ from torch import Tensor
 
 from cam_pipeline.machine.distributed import exchange, world_size
 from cam_pipeline.ops.ignore import IGNORE_INDEX
-from cam_pipeline.ops.losses import clipped_losses, pixel_losses, segmentation_loss, weighted_mean
+from cam_pipeline.ops.losses import (
+    clipped_losses,
+    neighbours,
+    pixel_losses,
+    potts_loss,
+    segmentation_loss,
+    weighted_mean,
+)
 from cam_pipeline.ops.scd import balanced_halves
-from cam_pipeline.training.objectives.base import ForwardPass, Objective, Terms
+from cam_pipeline.training.objectives.base import Batch, ForwardPass, Objective, Terms
+from cam_pipeline.training.objectives.sfc import inside
 
 
 class SegmentationObjective(Objective):
@@ -16,6 +24,8 @@ class SegmentationObjective(Objective):
     With `balance` it is half the mean over background pixels, and half that over pixels of classes. With `clip` no
     pixel's loss exceeds a limit (`ops.losses.clipped_losses`). With `power` above 0 means are weighted: by the
     confidence (0..1) of a pixel's label to this power. Then the batch needs "confidence" (B, H, W) uint8.
+    `potts` is the weight of a further term: the answers of neighbours differ (`ops.losses.potts_loss`). It is about all
+    pixels of the image, labelled or not.
     """
 
     def __init__(
@@ -25,17 +35,22 @@ class SegmentationObjective(Objective):
         ignore_to_background: bool = False,
         clip: bool = False,
         power: float = 0.0,
+        potts: float = 0.0,
     ) -> None:
         self.weight, self.balance, self.ignore_to_background = weight, balance, ignore_to_background
-        self.clip, self.power = clip, power
+        self.clip, self.power, self.potts = clip, power, potts
 
     def terms(self, seen: ForwardPass) -> list[Terms]:
-        mask = seen.batch["mask"]
+        logits = seen.of_images(seen.output)
+        terms = self._of_labels(logits, seen.batch)
+        return [*terms, self._of_neighbours(logits, seen.batch["box"])] if self.potts else terms
+
+    def _of_labels(self, logits: Tensor, batch: Batch) -> list[Terms]:
+        mask = batch["mask"]
         if self.ignore_to_background:
             mask = torch.where(mask == IGNORE_INDEX, 0, mask)
-        logits = seen.of_images(seen.output)
         if self.clip or self.power:
-            return self._by_pixel(logits, mask, seen.batch.get("confidence"))
+            return self._by_pixel(logits, mask, batch.get("confidence"))
         if self.balance:
             background, objects = balanced_halves(logits, mask)
             return [
@@ -63,6 +78,12 @@ class SegmentationObjective(Objective):
                 weights = weights * (confidence.to(losses.dtype) / 255) ** self.power
             terms.append(Terms({name: weighted_mean(losses, weights) / len(parts)}, self.weight, items=weights.sum()))
         return terms
+
+    def _of_neighbours(self, logits: Tensor, boxes: Tensor) -> Terms:
+        """The Potts term, which does not reach into what pads the images."""
+        outside = inside(boxes, logits.shape[-2:], stride=1)[:, 0] == 0
+        pairs = torch.stack([both.sum() for both in neighbours(outside)]).sum()
+        return Terms({"segmentation.potts": self.potts * potts_loss(logits, outside)}, self.weight, items=pairs)
 
 
 @torch.no_grad()

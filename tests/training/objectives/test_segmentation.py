@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cam_pipeline.ops.losses import clipped_losses, pixel_losses
+from cam_pipeline.ops.losses import clipped_losses, pixel_losses, potts_loss
 from cam_pipeline.training.objectives import segmentation as module
 from cam_pipeline.training.objectives.base import ForwardPass
 from cam_pipeline.training.objectives.segmentation import SegmentationObjective
@@ -105,3 +105,14 @@ def test_labels_that_are_all_sure_are_as_without_weights():
         pytest.approx(terms_of(SegmentationObjective())["segmentation"][0]),
         5,
     )
+
+
+@pytest.mark.parametrize("chosen", [{}, {"clip": True}, {"balance": True}])
+def test_neighbours_are_a_term_of_their_own(chosen):
+    """The second image shows two pixels only; the first has one that is ignored, which has neighbours all the same."""
+    box = torch.tensor([[0, 0, 1, 3], [0, 1, 1, 3]])
+    found = terms_of(SegmentationObjective(potts=0.5, **chosen), box=box)
+    apart = [potts_loss(LOGITS[:1]).item() * 2, potts_loss(LOGITS[1:, ..., 1:]).item()]
+    assert list(found)[-1] == "segmentation.potts"
+    assert found.pop("segmentation.potts") == (pytest.approx(0.5 * sum(apart) / 3), 3)
+    assert found == terms_of(SegmentationObjective(**chosen))
