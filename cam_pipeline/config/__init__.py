@@ -8,7 +8,7 @@ from cam_pipeline.config.loading import default_config, load_config, shipped_con
 from cam_pipeline.config.prediction import PredictSettings
 from cam_pipeline.config.refinement import LabelSettings, RefineSettings
 from cam_pipeline.config.run import OutputSettings, RunSettings
-from cam_pipeline.config.section import ADDED, FILES
+from cam_pipeline.config.section import FILES
 from cam_pipeline.config.segmenter import SegmenterSettings
 from cam_pipeline.config.settings import Config
 from cam_pipeline.config.sfc import SfcSettings
@@ -16,7 +16,6 @@ from cam_pipeline.config.toml import toml_value
 from cam_pipeline.config.training import TrainSegSettings, TrainSettings
 
 __all__ = [
-    "ADDED",
     "FILES",
     "AcrSettings",
     "CamSettings",

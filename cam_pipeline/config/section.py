@@ -19,11 +19,6 @@ FILES = {"weights", "trunk_weights", "merge_with"}
 """Settings that name files: their content makes results stale (`Stage.data`), not where they lie."""
 
 
-ADDED = {"clip_losses", "confidence_power", "potts"}
-"""Settings that came after results were made, which are off by default: results made without them are made as if they
-were off, and stay current (`pipeline.state.made_as`)."""
-
-
 class Section(BaseModel):
     """A group of settings: frozen, and an unknown key is an error, as is a number that is not finite."""
 

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cam_pipeline.config import ADDED, FILES, Config
+from cam_pipeline.config import FILES, Config
 from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.errors import ConfigError, StageNotReady
@@ -143,12 +143,25 @@ class Results:
         """The facts of a manifest without settings that have no effect now; earlier versions stored some of these."""
         idle = self.config.idle()
         params: dict[str, Any] = {}
-        for path, value in made_as(facts).items():
+        for path, value in self._made_as(facts).items():
             if isinstance(value, dict):
                 params[path] = {key: item for key, item in value.items() if f"{path}.{key}" not in idle}
             elif path not in idle:
                 params[path] = value
         return {**facts, "params": params}
+
+    def _made_as(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings among the facts of a manifest; those that an earlier version did not have as their defaults.
+
+        So the default of a new setting must be what was done before, or the version of its stages must rise.
+        """
+        params, ignores = _table(facts, "params"), self.stages[str(facts["stage"])].ignores
+        for name, value in params.items():
+            if isinstance(value, dict) and name in Config.model_fields:
+                defaults = Config.model_fields[name].default.model_dump(mode="json")
+                left_out = {key for key in defaults if key in FILES or f"{name}.{key}" in ignores}
+                params = params | {name: {key: defaults[key] for key in defaults.keys() - left_out} | value}
+        return params
 
     def _partial(self, name: str, fingerprint: str) -> Path:
         return self.folder / "partial" / f"{name}-{fingerprint}"
@@ -162,7 +175,7 @@ class Results:
         values = self.config.model_dump(mode="json")
         manifests = {name: found for name in self.stages if (found := self._manifest(name))}
         for manifest in manifests.values():
-            for path, value in made_as(manifest["facts"]).items():
+            for path, value in self._made_as(manifest["facts"]).items():
                 section, _, key = path.partition(".")
                 made = {key: value} if key else value
                 values[section] |= {key: value for key, value in made.items() if key not in FILES}
@@ -219,16 +232,6 @@ def source_of(folder: Path) -> str:
 def fingerprint_of(facts: Mapping[str, Any]) -> str:
     """The fingerprint of a result: a digest of all that it is made from."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def made_as(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings among stored facts; those that an earlier version did not have (ADDED) as their defaults."""
-    params = _table(facts, "params")
-    for path, value in params.items():
-        if isinstance(value, dict) and path in Config.model_fields:
-            defaults = Config.model_fields[path].default.model_dump(mode="json")
-            params = params | {path: {key: defaults[key] for key in ADDED & defaults.keys()} | value}
-    return params
 
 
 def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cam_pipeline.config import ADDED, Config, load_config
+from cam_pipeline.config import load_config
 from cam_pipeline.pipeline import Stage
 from cam_pipeline.pipeline.state import Results, State, explain_change, fingerprint_of
 
@@ -81,7 +81,6 @@ def test_reason_is_the_setting_that_changed_not_one_that_matters_since(folder: F
     ("change", "reason"),
     [
         (lambda facts: facts["params"]["refine"].update(erosion=2), "with the setting refine.erosion"),
-        (lambda facts: facts["params"]["refine"].pop("crf"), "without the setting refine.crf"),
         (lambda facts: facts["params"].pop("run.seed"), "without the setting run.seed"),
         (lambda facts: facts["params"].update({"run.speed": 3}), "with the setting run.speed"),
         (lambda facts: facts["params"].pop("refine"), "without the setting refine.normalize"),
@@ -108,22 +107,23 @@ def test_what_differs_in_settings_data_and_needs_comes_before_what_came_or_went(
 # Settings that came later
 
 
-def without_added(facts: Facts) -> None:
-    facts["params"]["train_seg"] = {
-        key: value for key, value in facts["params"]["train_seg"].items() if key not in ADDED
-    }
-
-
 @pytest.fixture
 def before(folder: Folder) -> Folder:
-    """A folder with the segmenter of a version that did not have the settings of ADDED."""
-    folder.stages = {"mill": Stage("mill", "flour.bin", "mill", fails, ("train_seg", "run.seed"))}
-    folder.made_with(change=without_added)
+    """A folder with the segmenter of a version that did not have two of the settings."""
+
+    def without_new(facts: Facts) -> None:
+        assert facts["params"]["train_seg"].pop("clip_losses") is False
+        assert facts["params"]["train_seg"].pop("potts") == 0
+
+    ignored = ("train_seg.checkpoint_seconds",)
+    folder.stages = {"mill": Stage("mill", "flour.bin", "mill", fails, ("train_seg", "run.seed"), ignores=ignored)}
+    folder.made_with(change=without_new)
     return folder
 
 
 def test_result_of_a_version_without_a_setting_is_as_if_it_was_off(before: Folder) -> None:
     assert before.state().kind == "current"
+    assert before.state("train_seg.checkpoint_seconds=5").kind == "current"
     state = before.state("train_seg.clip_losses=true")
     assert (state.kind, state.reason) == ("stale", "train_seg.clip_losses was False, is True")
     assert before.state("run.seed=3").reason == "run.seed was 0, is 3"
@@ -135,12 +135,6 @@ def test_config_of_such_a_result_has_the_setting_off(before: Folder) -> None:
     assert not Results(config, before.stages).made_with().train_seg.clip_losses
 
 
-@pytest.mark.parametrize("key", sorted(ADDED))
-def test_what_came_later_is_off_by_default(key: str) -> None:
-    """Else results of an earlier version would be made with another value than its default."""
-    fields = [
-        section.annotation.model_fields[key]
-        for section in Config.model_fields.values()
-        if key in section.annotation.model_fields
-    ]  # type: ignore[union-attr]
-    assert fields and all(not field.default for field in fields)
+def test_what_no_result_depends_on_is_that_of_the_present_config(before: Folder) -> None:
+    config = load_config("demo", [f"output.dir={json.dumps(str(before.path))}", "train_seg.checkpoint_seconds=5"])
+    assert Results(config, before.stages).made_with().train_seg.checkpoint_seconds == 5
