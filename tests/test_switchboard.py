@@ -306,3 +306,58 @@ def test_a_killed_training_that_bears_wrong_labels_ends_as_an_undisturbed_one(
     assert differences(killed / "run", undisturbed / "run") == []
     plain, bearing = (load_file(folder / "run" / "segmenter.safetensors") for folder in (finished, undisturbed))
     assert any(not np.array_equal(value, plain[name]) for name, value in bearing.items())
+
+
+# The EMA teacher
+
+TEACHER = ("train_seg.teacher=true", "teacher.start=0.3", "teacher.ramp=0.2", "teacher.confidence=0.3")
+
+
+@pytest.fixture(scope="module")
+def taught_run(commands: Any, new_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after a whole run whose segmenter had a teacher."""
+    folder = new_workspace(tmp_path_factory.mktemp("teacher"))
+    ended = commands.run("run", *options(*TEACHER), folder=folder)
+    assert ended.code == 0, ended.stderr
+    return folder
+
+
+def test_a_segmenter_that_had_a_teacher_is_its_own(commands: Any, taught_run: Path) -> None:
+    stored = load_file(taught_run / "run" / "segmenter.safetensors")
+    assert not [name for name in stored if "average" in name]
+    history = [json.loads(line) for line in (taught_run / "run" / "logs" / "train_seg.jsonl").read_text().splitlines()]
+    assert 0 < history[-1]["teacher.sure"] <= 1 and history[-1]["teacher"] > 0
+    again = commands.run("run", *options(*TEACHER), folder=taught_run)
+    assert again.stderr.count("current, nothing to do") == 5
+    shown = commands.run("status", *options(), folder=taught_run).stdout
+    assert "train_seg.teacher was True, is False" in " ".join(shown.split())
+
+
+def test_a_killed_run_with_a_teacher_ends_as_an_undisturbed_one(
+    commands: Any, taught_run: Path, workspace: Path, differences: Callable[[Path, Path], list[str]]
+) -> None:
+    moment = {
+        "function": "cam_pipeline.training.trainer.save_checkpoint", "holds": "train_seg-", "call": 5,
+        "send": "SIGKILL", "group": True,
+    }  # fmt: skip
+    ended = commands.run("run", *options(*TEACHER), folder=workspace, signal_at=moment)
+    assert ended.code == -9
+    assert commands.run("run", *options(*TEACHER), folder=workspace).code == 0
+    assert differences(workspace / "run", taught_run / "run") == []
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("train_seg.supervision=masks", "train_seg.average=0.9", "teacher.pixels=unsure"),
+        ("segmenter.architecture=deeplabv2", "run.precision=bfloat16", "teacher.start=0.0"),
+        ("segmenter.self_regulation=true", "self_regulation.start=0.3", "segmenter.freeze_batch_norm=true"),
+    ],
+)
+def test_a_teacher_goes_with_every_supervision_network_and_precision(
+    commands: Any, taught_run: Path, tmp_path: Path, chosen: tuple[str, ...]
+) -> None:
+    folder = Path(shutil.copytree(taught_run, tmp_path / "copy"))
+    ended = commands.run("run", *options(*TEACHER, *chosen), folder=folder)
+    assert ended.code == 0, ended.stderr
+    assert "train_seg: done" in ended.stderr

@@ -18,6 +18,7 @@ from cam_pipeline.config.section import FILES, Section
 from cam_pipeline.config.segmenter import SegmenterSettings
 from cam_pipeline.config.self_regulation import SelfRegulationSettings
 from cam_pipeline.config.sfc import SfcSettings
+from cam_pipeline.config.teacher import TeacherSettings
 from cam_pipeline.config.toml import toml_value
 from cam_pipeline.config.training import TrainSegSettings, TrainSettings
 from cam_pipeline.errors import ConfigError
@@ -38,6 +39,7 @@ class Config(Section):
     segmenter: SegmenterSettings = SegmenterSettings()
     self_regulation: Annotated[SelfRegulationSettings, If("segmenter.self_regulation", True)] = SelfRegulationSettings()
     train_seg: TrainSegSettings = TrainSegSettings()
+    teacher: Annotated[TeacherSettings, If("train_seg.teacher", True)] = TeacherSettings()
     predict: PredictSettings = PredictSettings()
     run: RunSettings = RunSettings()
     output: OutputSettings = OutputSettings()

@@ -87,6 +87,7 @@ class TrainSegSettings(TrainSettings):
         ge=0,
         description="weight of a term that is 0 if neighbouring pixels get the same answer, labelled or not. 0: off",
     )
+    teacher: bool = Field(False, description="learn from a moving average of the weights, too; `[teacher]` says how")
 
     @property
     def power(self) -> float:

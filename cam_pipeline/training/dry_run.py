@@ -78,6 +78,8 @@ def check_segmenter_crops(segmenter: Segmenter, config: Config, images: int | No
     batch = min(settings.batch_size, images or settings.batch_size)
     if config.segmenter.architecture == "deeplabv3plus":
         batch = max(batch, 2)  # what it needs `too_few_images` says
+    if config.train_seg.teacher:
+        batch *= 2  # a strong view each
     check_crop(segmenter, settings.crop, "train_seg.crop", config.segmenter.encoder, batch)
 
 

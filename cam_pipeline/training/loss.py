@@ -23,7 +23,10 @@ class Loss(nn.Module):
         self.network, self.objectives = network, objectives
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`loss`, a scalar with gradients, and every weighted term, a scalar without; `progress` as in ForwardPass."""
+        """`loss`, a scalar with gradients, and every weighted term and figure, scalars without.
+
+        `progress` as in ForwardPass.
+        """
         groups = self._terms(batch, progress)
         weights = shared_weights(groups, len(batch["index"]))
         sums: list[Tensor] = []
@@ -31,12 +34,14 @@ class Loss(nn.Module):
         for group, weight in zip(groups, weights, strict=True):
             means = {name: value.mean() if value.dim() else value for name, value in group.values.items()}
             sums.append(weight * reduce(torch.add, means.values()))
-            terms |= {name: weight * mean.detach() for name, mean in means.items()}
+            terms |= {name: weight * mean.detach() for name, mean in means.items()} | dict(group.figures)
         return {"loss": reduce(torch.add, sums), **terms}
 
     def _terms(self, batch: Batch, progress: float) -> list[Terms]:
         """The terms of all objectives after one forward pass."""
         images = image_batch(batch["image"], batch["image"].device)
+        for objective in self.objectives:
+            objective.before_pass(progress)
         added = [objective.added_views(images) for objective in self.objectives]
         draw_apart()
         views = [images, *(more for more in added if more is not None)]

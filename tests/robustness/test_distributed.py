@@ -127,6 +127,7 @@ SR = (
     "self_regulation.label_mode=pixel",
     "train_seg.lr=1e-4",
 )
+TEACHER = ("train_seg.teacher=true", "teacher.start=0.3", "teacher.confidence=0.0", "train_seg.lr=1e-4")
 
 BEARING = (
     "train_seg.clip_losses=true",
@@ -148,7 +149,7 @@ BEARING = (
         (
             "train-seg",
             "segmenter.safetensors",
-            ("train_seg.optimizer=sgd", "segmenter.architecture=deeplabv2", *BEARING),
+            ("train_seg.optimizer=sgd", "segmenter.architecture=deeplabv2", *BEARING, *TEACHER),
         ),
     ],
 )

@@ -11,13 +11,14 @@ def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
     """The steps and files of a run, in order: (name, how much)."""
     count = sum(sample.split == config.data.train for sample, _ in inspected)
     mapped = [(sample, one.size) for sample, one in inspected if sample.split in config.cam.splits and one.size]
+    strong = ", two views each" if config.train_seg.teacher else ""
     labels = sum(2 * height * width for _, (height, width) in mapped)
     scores = sum((1 + len(sample.class_ids or ())) * height * width for sample, (height, width) in mapped)
     return (
         ("train_cls", _training_cost(config.train_cls, count) + _extra_cost(config)),
         ("extract_cams", _view_cost(config.cam, len(mapped))),
         ("refine_cams", _counted(len(mapped), "image") + (" through the CRF" if config.refine.crf else "")),
-        ("train_seg", _training_cost(config.train_seg, count)),
+        ("train_seg", _training_cost(config.train_seg, count) + strong),
         ("scores.h5", f"at most {_megabytes(scores)} (before compression)"),
         ("pseudo_labels.h5", f"at most {_megabytes(labels)} (before compression)"),
     )

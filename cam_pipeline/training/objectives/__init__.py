@@ -15,6 +15,7 @@ from cam_pipeline.training.objectives.moving_average import MovingAverageObjecti
 from cam_pipeline.training.objectives.segmentation import SegmentationObjective
 from cam_pipeline.training.objectives.self_regulation import SelfRegulationObjective
 from cam_pipeline.training.objectives.sfc import sfc_objective
+from cam_pipeline.training.objectives.teacher import TeacherObjective
 
 OBJECTIVES: dict[str, Callable[[Classifier, Config, Tensor], Objective]] = {
     "sfc": sfc_objective,
@@ -27,7 +28,9 @@ Terms are added in this order, on which the last digits of a loss depend: a new 
 
 
 def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -> list[Objective]:
-    """Segmentation, then what `segmenter.self_regulation` and `train_seg.average` ask for; both give it layers.
+    """Segmentation, then what `segmenter.self_regulation`, `train_seg.teacher` and `train_seg.average` ask for.
+
+    Some of these give the segmenter layers.
 
     `labels` (N, C): 0/1 image-level labels of the training images, NaN for an image that nobody labelled. Raises
     ConfigError if a method is not possible with this segmenter.
@@ -41,8 +44,11 @@ def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -
         method = SelfRegulationObjective(segmenter, config, labels)
         main.weight, main.ignore_to_background = method.main_weight, config.self_regulation.ignore_to_background
         methods.append(method)
-    if settings.average:  # last, as it averages the layers of the others, too
-        methods.append(MovingAverageObjective(segmenter, settings.average))
+    average = settings.average
+    if settings.teacher:
+        methods.append(TeacherObjective(segmenter, config, labels))
+    if average or settings.teacher:  # last, as it averages the layers of the others, too
+        methods.append(MovingAverageObjective(segmenter, average or config.teacher.decay, kept=bool(average)))
     return methods
 
 

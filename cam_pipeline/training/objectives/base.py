@@ -16,7 +16,7 @@ in a file of its own, with a line in `OBJECTIVES` (training/objectives/__init__.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -35,12 +35,14 @@ class Terms:
     history shows `weight` times the term under this name, which begins with the method's, as in "toy.size". What weighs
     one term alone is already in its value; `weight` is for what the terms share, such as a ramp.
     `items` is the number of items, in this process, that the values are means over. Unset: the images of the batch.
+    `figures` are scalars that the history shows as they are; they are no part of the loss.
     All processes must give the same names in the same order.
     """
 
     values: Mapping[str, Tensor]
     weight: float = 1.0
     items: Tensor | None = None
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ class Objective(ABC):
     main_weight: float = 1.0
     """Weight of the classification of the images beside this objective, such as 1/2 for a mean over two scales."""
 
+    def before_pass(self, progress: float) -> None:
+        """Called before every forward pass, before `added_views`; `progress` as in ForwardPass."""
+        return None
+
     def added_views(self, images: Tensor) -> Tensor | None:
         """Views of the size of the images (B, 3, H, W) that join them in the same forward pass. None: no views.
 
@@ -108,3 +114,8 @@ class Objective(ABC):
 def rise(progress: float, ramp: float) -> float:
     """A weight's share that rises evenly from 0 to 1 over the first `ramp` of the training; 1 without a ramp."""
     return min(1.0, progress / ramp) if ramp else 1.0
+
+
+def rise_after(start: float, progress: float, ramp: float) -> float:
+    """A weight's share that is 0 up to `start` and then rises evenly to 1 over `ramp`, all shares of the training."""
+    return rise(progress - start, ramp) if progress >= start else 0.0

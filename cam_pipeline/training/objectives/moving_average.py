@@ -30,9 +30,12 @@ class Average(nn.Module):
 class MovingAverageObjective(Objective):
     """Adds no term. After every step the averages move towards the weights by 1 - `decay`, at first by more."""
 
-    def __init__(self, network: Segmenter, decay: float) -> None:
-        """Gives the network the averages as its `average`; to be made after methods that give it layers."""
-        self.network, self.decay = network, decay
+    def __init__(self, network: Segmenter, decay: float, kept: bool = True) -> None:
+        """Gives the network the averages as its `average`; to be made after methods that give it layers.
+
+        `kept`: at the end they become its weights; else they only taught it.
+        """
+        self.network, self.decay, self.kept = network, decay, kept
         network.average = Average(network)
 
     def terms(self, seen: ForwardPass) -> list[Terms]:
@@ -48,9 +51,10 @@ class MovingAverageObjective(Objective):
 
     @torch.no_grad()
     def put_in_place(self) -> None:
-        """Give the network the averages as its weights, and take the averages away."""
-        for own, value in zip(averaged(self.network), self._average.values(), strict=True):
-            own.copy_(value)
+        """Give the network the averages as its weights, if they are kept, and take the averages away."""
+        if self.kept:
+            for own, value in zip(averaged(self.network), self._average.values(), strict=True):
+                own.copy_(value)
         self.network.average = None
 
     @property
@@ -60,7 +64,19 @@ class MovingAverageObjective(Objective):
         return average
 
 
+def averages_of(network: Segmenter) -> dict[str, Tensor]:
+    """The averages in the network by the names of the weights that they are averages of."""
+    assert isinstance(network.average, Average)
+    return dict(zip(_named(network), network.average.values(), strict=True))
+
+
 def averaged(network: nn.Module) -> list[Tensor]:
     """Parameters and floating buffers of a network, such as BatchNorm's statistics, less its averages themselves."""
+    return list(_named(network).values())
+
+
+def _named(network: nn.Module) -> dict[str, Tensor]:
     named = [*network.named_parameters(), *network.named_buffers()]
-    return [value.detach() for name, value in named if value.is_floating_point() and not name.startswith("average.")]
+    return {
+        name: value.detach() for name, value in named if value.is_floating_point() and not name.startswith("average.")
+    }

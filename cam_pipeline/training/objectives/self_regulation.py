@@ -15,7 +15,7 @@ from cam_pipeline.models.self_regulation import Exit, Exits, PyramidTap, exit_le
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.ops.losses import segmentation_loss
 from cam_pipeline.ops.self_regulation import nearest, presence_loss, sr_feature_loss, sr_label_loss
-from cam_pipeline.training.objectives.base import ForwardPass, Objective, Terms
+from cam_pipeline.training.objectives.base import ForwardPass, Objective, Terms, rise_after
 
 
 class SelfRegulationObjective(Objective):
@@ -47,7 +47,8 @@ class SelfRegulationObjective(Objective):
         settings, mask = self.settings, seen.batch["mask"]
         if settings.ignore_to_background:
             mask = torch.where(mask == IGNORE_INDEX, 0, mask)
-        exits: list[Exit] = self.exits(self.tap.take(), seen.of_images(seen.output))
+        levels = [seen.of_images(level) for level in self.tap.take()]
+        exits: list[Exit] = self.exits(levels, seen.of_images(seen.output))
         terms = self._of_labels(exits, mask)
         if settings.class_weight:
             terms.append(self._of_presence(exits, seen.batch["index"], mask))
@@ -60,10 +61,7 @@ class SelfRegulationObjective(Objective):
 
     def _taught(self, progress: float) -> float:
         """The share of their weights with which exits teach each other."""
-        since = progress - self.settings.start
-        if since < 0:
-            return 0.0
-        return min(1.0, since / self.settings.ramp) if self.settings.ramp else 1.0
+        return rise_after(self.settings.start, progress, self.settings.ramp)
 
     def _of_labels(self, exits: list[Exit], mask: Tensor) -> list[Terms]:
         """Every exit but the segmenter's own answer, which is the main objective's, learns the labels of its grid."""
