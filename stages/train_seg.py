@@ -24,6 +24,7 @@ from cam_pipeline.models.placing import place
 from cam_pipeline.models.pretrained import starting_weights
 from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.ops.ignore import IGNORE_INDEX
+from cam_pipeline.ops.repeat import repeat_factors
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.prediction.label_maps import predict_image
 from cam_pipeline.refinement.summary import classes_lost, counted, nothing_to_learn, total_of
@@ -52,7 +53,8 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
     torch.manual_seed(config.run.seed)
     segmenter = new_segmenter(config.segmenter, len(table.classes))
     output.notes["starts_from"] = {"weights": config.segmenter.weights, **starting_weights(segmenter)}
-    objectives = segmenter_objectives(segmenter, config, known_labels(train, len(table.classes)))
+    labels = known_labels(train, len(table.classes))
+    objectives = segmenter_objectives(segmenter, config, labels)
     check_segmenter_crops(segmenter, config, len(train))
     place(segmenter, device)
 
@@ -75,6 +77,7 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
         settings=settings,
         run=config.run,
         folder=output.folder,
+        repeats=repeats(labels, settings.repeat),
     )
     trainer.fit()
     for objective in objectives:
@@ -92,6 +95,30 @@ def known_labels(samples: list[Sample], num_classes: int) -> Tensor:
     labels = image_labels(samples, num_classes)
     labels[[sample.class_ids is None for sample in samples]] = torch.nan
     return labels
+
+
+def repeats(labels: Tensor, threshold: float) -> list[float]:
+    """How often each image is shown beside others (`ops.repeat`); empty if `train_seg.repeat` is off.
+
+    Logs how many come more often, and a warning if none does.
+    """
+    if not threshold:
+        return []
+    factors = repeat_factors(labels, threshold)
+    more = int((factors > 1).sum())
+    if more:
+        logger.info(
+            "train_seg: %d of %d images come more often than others, up to %.1f times",
+            more,
+            len(factors),
+            factors.max(),
+        )
+    else:
+        logger.warning(
+            "train_seg.repeat = %s changes nothing: every class is shown by so large a share of the images; raise it",
+            threshold,
+        )
+    return factors.tolist()
 
 
 @torch.inference_mode()

@@ -352,12 +352,14 @@ def test_a_killed_run_with_a_teacher_ends_as_an_undisturbed_one(
         ("train_seg.supervision=masks", "train_seg.average=0.9", "teacher.pixels=unsure"),
         ("segmenter.architecture=deeplabv2", "run.precision=bfloat16", "teacher.start=0.0"),
         ("segmenter.self_regulation=true", "self_regulation.start=0.3", "segmenter.freeze_batch_norm=true"),
+        ("train_seg.repeat=1.0",),
     ],
 )
-def test_a_teacher_goes_with_every_supervision_network_and_precision(
+def test_a_teacher_goes_with_every_supervision_network_precision_and_sampling(
     commands: Any, taught_run: Path, tmp_path: Path, chosen: tuple[str, ...]
 ) -> None:
     folder = Path(shutil.copytree(taught_run, tmp_path / "copy"))
     ended = commands.run("run", *options(*TEACHER, *chosen), folder=folder)
     assert ended.code == 0, ended.stderr
     assert "train_seg: done" in ended.stderr
+    assert ("images come more often than others, up to" in ended.stderr) == (chosen == ("train_seg.repeat=1.0",))

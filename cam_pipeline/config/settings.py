@@ -89,8 +89,8 @@ class Config(Section):
     def pick(self, paths: Iterable[str], without: Iterable[str] = ()) -> dict[str, Any]:
         """The named sections or keys (`"refine"`, `"run.seed"`), less the keys `without`, as plain data.
 
-        Keys that have no effect are left out, and so is an empty list of files. A file is stated without its path, a
-        list of files by their number.
+        Keys and sections that have no effect are left out, and so is an empty list of files. A file is stated without
+        its path, a list of files by their number.
         """
         everything, left_out = self.model_dump(mode="json"), {*without, *self.idle()}
         for name, settings in everything.items():
@@ -102,7 +102,7 @@ class Config(Section):
         picked: dict[str, Any] = {}
         for path in paths:
             name, _, key = path.partition(".")
-            if path not in left_out:
+            if path not in left_out and everything[name]:
                 picked[path] = everything[name][key] if key else everything[name]
         return picked
 

@@ -88,6 +88,13 @@ class TrainSegSettings(TrainSettings):
         description="weight of a term that is 0 if neighbouring pixels get the same answer, labelled or not. 0: off",
     )
     teacher: bool = Field(False, description="learn from a moving average of the weights, too; `[teacher]` says how")
+    repeat: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="show images of classes that fewer than this share of the images show more often, by the square "
+        "root of share to share (LVIS; there 0.001, here 0.1, say); an epoch keeps its number of steps. 0: off",
+    )
 
     @property
     def power(self) -> float:

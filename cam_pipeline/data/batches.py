@@ -1,5 +1,6 @@
 """Batches for training and for prediction. Their content never depends on the number of loading processes."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,11 +14,15 @@ MoreViews = Callable[[Iterator[list[Key]], int], Iterator[list[Key]]]
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of (epoch, index) from step `start` on. Each epoch is a new permutation, drawn from (seed, epoch).
+    """Batches of keys, (epoch, index), from step `start` on. Each epoch is a new permutation, drawn from (seed, epoch).
 
     Every batch is full. The last images of a permutation are left out if they do not fill a batch; a data set smaller
     than one batch is one batch. If several `processes` share the work, the one numbered `rank` gets its part of each
     batch: together they see what one process alone would see. The views of each of `more` come behind the batch.
+
+    With `repeats`, 1 or more for each image, an epoch has as many views all the same, but an image has its part of them
+    by its number: each is rounded up or down at random, images are repeated so often, and the epoch shows the first of
+    these in random order. A further view of an image in an epoch has a key of its own.
     """
 
     def __init__(
@@ -31,9 +36,11 @@ class EpochBatches(Sampler[list[Key]]):
         rank: int = 0,
         processes: int = 1,
         more: Sequence[MoreViews] = (),
+        repeats: Sequence[float] = (),
     ) -> None:
         self.count, self.seed, self.start = count, seed, start
         self.rank, self.processes, self.more = rank, processes, more
+        self.repeats = np.asarray(repeats, dtype=np.float64)
         self.batch_size = min(batch_size, count)
         self.steps_per_epoch = count // self.batch_size
         self.steps = self.steps_per_epoch * epochs
@@ -53,8 +60,21 @@ class EpochBatches(Sampler[list[Key]]):
         for step in range(first, self.steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if batch == 0 or step == first:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.count).tolist()
-            yield [(epoch, index) for index in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+                order = self._epoch(epoch)
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def _epoch(self, epoch: int) -> list[Key]:
+        """The views of an epoch, in order; there may be some more behind its last batch."""
+        rng = np.random.default_rng([self.seed, epoch])
+        if not len(self.repeats):
+            return [(epoch, index) for index in rng.permutation(self.count).tolist()]
+        whole = np.floor(self.repeats)
+        times = (whole + (rng.random(self.count) < self.repeats - whole)).astype(np.int64)
+        seen, order = Counter[int](), list[Key]()
+        for index in rng.permutation(np.repeat(np.arange(self.count), times)).tolist():
+            order.append((epoch, index, seen[index]) if seen[index] else (epoch, index))
+            seen[index] += 1
+        return order
 
 
 def same_size_batches(keys: Sequence[Any], batch_size: int) -> list[list[int]]:

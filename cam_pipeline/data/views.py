@@ -13,8 +13,8 @@ from cam_pipeline.data.grid import resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8, sample_image
 from cam_pipeline.data.table import Sample
 
-Key = tuple[int, int]
-"""Names a view: (epoch, index)."""
+Key = tuple[int, ...]
+"""Names a view: (epoch, index), or (epoch, index, n) for the n-th further view of an image in an epoch, from 1 on."""
 BLANK = -1
 """Stands in the place of an image's index for an empty view, which shows no class."""
 ReadMask = Callable[[int], UInt8]
@@ -23,7 +23,7 @@ ReadMaps = Callable[[int], Mapping[str, PixelMap]]
 
 
 class TrainingViews(Dataset[dict[str, Any]]):
-    """Random views. An item is asked for by (epoch, index) and depends on (seed, epoch, index) alone.
+    """Random views. An item is asked for by its key, (epoch, index), and depends on the seed and the key alone.
 
     Items: `image` (3, crop, crop) uint8, `index` int and `box` (4,), the part that shows the image (top, left, bottom,
     right). With `labels` (N, C), also `labels` (C,); with `read_mask`, also `mask` (crop, crop) uint8; with
@@ -52,14 +52,14 @@ class TrainingViews(Dataset[dict[str, Any]]):
         return len(self.samples)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, index = key
+        index = key[1]
         if index == BLANK:
             return self._blank()
         image = to_tensor(sample_image(self.samples[index]))
         maps = {} if self.read_maps is None else dict(self.read_maps(index))
         if self.read_mask is not None:
             maps["mask"] = PixelMap(torch.from_numpy(np.array(self.read_mask(index))))
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.seed, *key])
         view, moved, box = random_view(image, maps, self.crop, self.scale, self.fill, rng, self.colors)
         item = {"image": view, "index": index, "box": box, **moved}
         return item if self.labels is None else item | {"labels": self.labels[index]}

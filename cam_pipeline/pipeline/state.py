@@ -145,7 +145,9 @@ class Results:
         params: dict[str, Any] = {}
         for path, value in self._made_as(facts).items():
             if isinstance(value, dict):
-                params[path] = {key: item for key, item in value.items() if f"{path}.{key}" not in idle}
+                value = {key: item for key, item in value.items() if f"{path}.{key}" not in idle}
+                if value:
+                    params[path] = value
             elif path not in idle:
                 params[path] = value
         return {**facts, "params": params}

@@ -76,9 +76,9 @@ class Trainer:
     """Trains one network for its objectives. Checkpoints are in `folder`; training goes on from the last one.
 
     `name` is the stage, for progress and messages. `report` gives figures at the end of each epoch, in the first
-    process. `history` has the figures of each epoch: the means of the loss and of its terms, and those of `report`.
-    `means` are the means of the epoch so far, and `step` is the number of steps done. Raises ConfigError if the batches
-    cannot be divided evenly over the processes.
+    process. `repeats` as in EpochBatches. `history` has the figures of each epoch: the means of the loss and of its
+    terms, and those of `report`. `means` are the means of the epoch so far, and `step` is the number of steps done.
+    Raises ConfigError if the batches cannot be divided evenly over the processes.
     """
 
     name: str
@@ -89,6 +89,7 @@ class Trainer:
     settings: TrainSettings
     run: RunSettings
     folder: Path
+    repeats: Sequence[float] = ()
     history: list[dict[str, float]] = field(default_factory=list, init=False)
     means: dict[str, Mean] = field(default_factory=dict, init=False)
     step: int = field(default=0, init=False)
@@ -152,7 +153,14 @@ class Trainer:
         size, images = self.settings.batch_size, len(self.views)
         more = [objective.more_views for objective in self.objectives if objective.more_views is not None]
         batches = EpochBatches(
-            images, size, self.settings.epochs, self.run.seed, rank=rank(), processes=world_size(), more=more
+            images,
+            size,
+            self.settings.epochs,
+            self.run.seed,
+            rank=rank(),
+            processes=world_size(),
+            more=more,
+            repeats=self.repeats,
         )
         check_shares(f"{self.name}.batch_size", size)
         if batches.batch_size % world_size():

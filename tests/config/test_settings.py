@@ -55,15 +55,4 @@ def test_pick_states_files_to_merge_with_by_their_number_and_not_at_all_without(
 
 def test_pick_leaves_out_what_has_no_effect_and_what_is_asked_to_be() -> None:
     assert Config().pick(["cam.walk_steps", "cam.flip", "cam.batch_size"], ["cam.batch_size"]) == {"cam.flip": True}
-    assert Config().pick(["acr"]) == {"acr": {}}
-
-
-def test_a_later_setting_is_stated_once_it_has_another_value() -> None:
-    """Results that were made before it was there stay current."""
-    plain, taught = (Config.model_validate({"train_seg": {"teacher": on}}) for on in (False, True))
-    stages = ["train_seg", "teacher"]
-    assert "teacher" not in plain.pick(stages)["train_seg"] and "teacher" not in plain.pick(stages)
-    picked = taught.pick(stages)
-    assert picked["train_seg"]["teacher"] is True and picked["teacher"]["decay"] == 0.99
-    assert plain.with_later(plain.pick(stages))["train_seg"]["teacher"] is False
-    assert taught.with_later(picked) == picked and plain.with_later({"run.seed": 1}) == {"run.seed": 1}
+    assert Config().pick(["acr"]) == {}

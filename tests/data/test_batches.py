@@ -67,3 +67,30 @@ def test_same_size_batches_keep_equal_keys_together():
     assert same_size_batches(keys, 2) == [[3], [0, 2], [4], [1, 5]]
     assert same_size_batches(keys, 1) == [[3], [0], [2], [4], [1], [5]]
     assert same_size_batches([], 2) == []
+
+
+REPEATS = [1.0, 1.0, 2.5, 1.0, 1.25, 1.0, 1.0]
+
+
+def test_repeated_images_have_their_part_of_epochs_as_long_as_before():
+    batches = list(EpochBatches(7, 2, epochs=400, seed=5, repeats=REPEATS))
+    assert len(batches) == len(EpochBatches(7, 2, epochs=400, seed=5)) == 1200
+    keys = flat(batches)
+    assert len(set(keys)) == len(keys), "no view comes twice"
+    counts = [sum(key[1] == index for key in keys) for index in range(7)]
+    share = [count / len(keys) * sum(REPEATS) for count in counts]
+    assert share == pytest.approx(REPEATS, abs=0.12)
+    for epoch in range(400):
+        of_epoch = [key for key in keys if key[0] == epoch]
+        assert len(of_epoch) == 6
+        for index in range(7):
+            own = [key[2:] for key in of_epoch if key[1] == index]
+            assert own == [(), (1,), (2,)][: len(own)] and len(own) <= (1, 1, 3, 1, 2, 1, 1)[index]
+
+
+def test_repeated_batches_follow_from_seed_and_step_for_any_number_of_processes():
+    everything = list(EpochBatches(7, 2, epochs=3, seed=5, repeats=REPEATS))
+    for start in range(10):
+        assert list(EpochBatches(7, 2, epochs=3, seed=5, start=start, repeats=REPEATS)) == everything[start:]
+    shares = [list(EpochBatches(7, 2, epochs=3, seed=5, rank=r, processes=2, repeats=REPEATS)) for r in range(2)]
+    assert [flat(parts) for parts in zip(*shares, strict=True)] == everything

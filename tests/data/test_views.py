@@ -20,6 +20,14 @@ def test_a_view_depends_on_seed_epoch_and_index_alone(samples, make_views):
         assert not torch.equal(other["image"], first["image"])
 
 
+def test_further_views_of_an_image_in_an_epoch_are_others(samples, make_views):
+    views = make_views(samples)
+    first, second, third = (views[key] for key in ((2, 3), (2, 3, 1), (2, 3, 2)))
+    assert first["index"] == second["index"] == 3
+    assert not torch.equal(first["image"], second["image"]) and not torch.equal(second["image"], third["image"])
+    assert torch.equal(views[2, 3, 1]["image"], second["image"])
+
+
 def test_mask_and_image_of_an_item_belong_together(samples, make_views):
     item = make_views(samples, masks=True)[0, 3]
     inside = item["mask"] != 255

@@ -12,7 +12,7 @@ from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.pipeline import Output, load_stages
 from cam_pipeline.stages import train_seg as module
-from cam_pipeline.stages.train_seg import check_coverage, supervision, warn_if_blind
+from cam_pipeline.stages.train_seg import check_coverage, repeats, supervision, warn_if_blind
 from cam_pipeline.store.hdf5 import artefact_attributes
 from cam_pipeline.store.labels import label_record
 from cam_pipeline.store.parts import PartWriter
@@ -151,3 +151,11 @@ def test_a_segmenter_that_finds_nothing_is_told_of(table, caplog, label):
     warn_if_blind(segmenter, list(table.samples), Config())
     assert segmenter.training
     assert ("finds background alone in 2 training images" in caplog.text) == (label == 0)
+
+
+def test_repeats_that_change_nothing_are_told_of(caplog):
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert repeats(labels, 0.0) == [] and not caplog.text
+    assert repeats(labels, 0.3) == [1.0, 1.0]
+    assert "train_seg.repeat = 0.3 changes nothing" in caplog.text
+    assert repeats(labels, 1.0) == pytest.approx([2**0.5] * 2)
