@@ -199,7 +199,7 @@ def _segmenter_rows(
         used[BY_CLASSIFIER] = f"{used['segmenter']}; {_by_classifier(config)}"
     if oracle and not _unlabelled(samples):
         variants[TRUE_CLASSES] = (_true_classes(samples, table), _each(samples))
-        used[TRUE_CLASSES] = f"{used['segmenter']}; classes of each image from its labels (oracle)"
+        used[TRUE_CLASSES] = f"{used['segmenter']}; with the classes of these labels (oracle)"
     totals = segmenter_confusions(segmenter, table, samples, config, variants)
     warn_if_unseen(split, samples, table.classes, totals["segmenter"].sum(dim=1).tolist())
     return [
@@ -211,8 +211,7 @@ def _segmenter_rows(
 def _by_classifier(config: Config) -> str:
     """How the classifier changed the segmenter's answer, in words."""
     threshold = config.predict.fixed_threshold
-    how = "probabilities multiplied" if threshold is None else f"those under {threshold:.3g} taken out"
-    return f"classes of each image by the classifier, {how}"
+    return "probabilities multiplied" if threshold is None else f"without classes under {threshold:.3g}"
 
 
 def _true_classes(samples: Sequence[Sample], table: Table) -> Presences:

@@ -308,14 +308,14 @@ def test_evaluate_compares_the_segmenter_with_the_classes_of_each_image(table, r
     assert (seen.split, seen.images) == ("val", 1)
     assert plain.confusion.tolist() == [[2, 0, 0], [0, 2, 0], [0, 1, 1]]
     assert seen.confusion.tolist() == [[2, 0, 0], [0, 2, 0], [1, 1, 0]]
-    assert seen.used == "image labels; classes of each image by the classifier, those under 0.25 taken out"
+    assert seen.used == "image labels; without classes under 0.25"
     cats = replace(table, samples=(*table.samples[:2], replace(table.samples[2], class_ids=(1,))))
     _, _, true = evaluate(config, cats, only, oracle=True, presences=presences)
     assert true.map == "segmenter, true classes" and true.confusion.tolist() == seen.confusion.tolist()
-    assert true.used == "image labels; classes of each image from its labels (oracle)"
+    assert true.used == "image labels; with the classes of these labels (oracle)"
     multiplied = Config.model_validate({"predict": {"classes": "classifier"}, "train_seg": {"supervision": "masks"}})
     used = evaluate(multiplied, table, only, presences=presences)[1].used
-    assert used == "masks; classes of each image by the classifier, probabilities multiplied"
+    assert used == "masks; probabilities multiplied"
 
 
 def test_true_classes_need_the_labels_of_all_images(table, results, monkeypatch):
