@@ -1,7 +1,7 @@
 """All current results -> numbers (evaluation.json) and pictures (contact sheet). No stage needs them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,13 @@ def evaluate_run(
     by_classifier = "train_seg" in results and config.predict.classes == "classifier"
     classifier = cache(partial(_classifier, pipeline))
     if by_classifier:
-        classifier_file(config)
-        used = pipeline.ensure("train_cls")
-        with memory_errors_named("evaluate", "cam.batch_size", config.cam.batch_size):
-            config = with_threshold(config, pipeline.dataset, classifier, look_at_data=True)
+        config = _settled(pipeline, classifier)
     run_ids = {name: state.run_id for name, state in states.items()}
     settings = config.pick(("refine", "segmenter.max_side", "run.precision"))
     key: dict[str, Any] = {"split": split, "every": every, "oracle": oracle, "results": run_ids, "settings": settings}
     key["data"] = _data(pipeline, table, split)
     if by_classifier:
-        key["classifier"] = pipeline.dataset.digests.of(used)
+        key["classifier"] = pipeline.dataset.digests.of(pipeline.path("train_cls"))
         key["settings"] |= config.pick(("predict", *SEEN))
     shown = {"images": images, "ids": list(ids)}
     not_ready = {name: f"{state.kind} ({state.reason})" for name, state in of_all.items() if name not in states}
@@ -80,6 +77,15 @@ def evaluate_run(
     report = {"key": key, **report, "sheet": str(sheet), "shown": shown, "left_out": missing}
     write_text(path, json.dumps(report, indent=1))
     return report | told
+
+
+def _settled(pipeline: Pipeline, classifier: Callable[[], Classifier]) -> Config:
+    """The config with a number as `predict.threshold`. Raises StageNotReady if the classifier is not current."""
+    config = pipeline.config
+    classifier_file(config)
+    pipeline.ensure("train_cls")
+    with memory_errors_named("evaluate", "cam.batch_size", config.cam.batch_size):
+        return with_threshold(config, pipeline.dataset, classifier, look_at_data=True)
 
 
 def _classifier(pipeline: Pipeline) -> Classifier:
