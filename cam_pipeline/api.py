@@ -40,7 +40,7 @@ from cam_pipeline.refinement.labels import pseudo_labels
 from cam_pipeline.refinement.merging import merged
 from cam_pipeline.refinement.scores import class_scores, placed, refined
 from cam_pipeline.store.cams import StoredCam
-from cam_pipeline.store.checkpoints import load_model
+from cam_pipeline.store.checkpoints import load_metadata
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class MapReader:
             raise StageNotReady(f"{config.folder} holds no classifier. Run: cam-pipeline train-cls")
         self.config = config
         self.device = pick_device(config.run)
-        self.classes: tuple[str, ...] = tuple(load_model(path).metadata["classes"])
+        self.classes: tuple[str, ...] = tuple(load_metadata(path)["classes"])
         self.classifier = load_classifier(config.classifier, path, self.classes)
         self._extractor = CamExtractor(self.classifier, config)
         place(self.classifier, self.device)

@@ -41,7 +41,7 @@ from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.ops.cam import classifier_cam
 from cam_pipeline.pipeline import Pipeline
 from cam_pipeline.prediction.predictor import Predictor
-from cam_pipeline.store.checkpoints import load_model
+from cam_pipeline.store.checkpoints import load_metadata
 from cam_pipeline.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -198,15 +198,15 @@ def _path(config: Config, name: str) -> Path:
 
 @torch.inference_mode(False)
 def _exported(config: Config, name: str, path: Path) -> Exported:
-    stored = load_model(_path(config, name))
-    classes = tuple(stored.metadata["classes"])
+    stored = load_metadata(_path(config, name))
+    classes = tuple(stored["classes"])
     if name == "segmenter":
         segmenter = load_segmenter(config.segmenter, _path(config, name), classes)
         network = _segmenter(segmenter, config, classes)
     else:
         classifier = load_classifier(config.classifier, _path(config, name), classes)
         network = _classifier(classifier, config, classes)
-    facts = {"fingerprint": str(stored.metadata.get("fingerprint", "")), "cam-pipeline": __version__}
+    facts = {"fingerprint": str(stored.get("fingerprint", "")), "cam-pipeline": __version__}
     content = _model(network, network.metadata | facts).SerializeToString()
     difference = None if find_spec("onnxruntime") is None else _checked(network, content, config)
     with written_aside(path) as aside:

@@ -18,7 +18,7 @@ from cam_pipeline.prediction.image_files import ImageFile
 from cam_pipeline.prediction.predictor import Predictor
 from cam_pipeline.refinement.scores import crf_of, placed
 from cam_pipeline.report.predictions import Prediction, predict_files
-from cam_pipeline.store.checkpoints import load_model
+from cam_pipeline.store.checkpoints import load_metadata
 
 
 def predict_with(
@@ -41,7 +41,7 @@ def predict_with(
     use_threads(config.run.threads)
     settings = placed(config.refine, config.run, torch.get_num_threads())[0] if crf else config.refine
     config = Pipeline(config).made_with()
-    classes = tuple(load_model(path).metadata["classes"])
+    classes = tuple(load_metadata(path)["classes"])
     refine = partial(crf_of, settings=settings) if crf else None
     with memory_errors_named("predict", "cam.batch_size", config.cam.batch_size):
         found = image_classes(config, classes)

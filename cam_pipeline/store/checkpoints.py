@@ -63,20 +63,40 @@ def checksum(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
 
 def load_model(path: Path) -> StoredModel:
     """Read a model that `save_model` wrote. Raises DamagedFile if the file is none, or has changed since."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["cam-pipeline"])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        if not isinstance(metadata, dict):
-            raise ValueError("its metadata are no table")
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        metadata = _metadata(file)
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         stated = metadata.pop(CHECKSUM, None)
         first_version = stated is None and metadata.keys() <= {"classes", "fingerprint"}  # had no checksum
         if not first_version and stated != checksum(state, metadata):
             raise ValueError("its checksum is wrong")
         return StoredModel(state, metadata)
+
+
+def load_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a model alone; tensors are neither read nor checked. Raises DamagedFile if there are none."""
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        metadata = _metadata(file)
+        metadata.pop(CHECKSUM, None)
+        return metadata
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    """What an open model file says of itself. Raises an error of any kind if it says nothing."""
+    metadata = json.loads((file.metadata() or {})["cam-pipeline"])
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata are no table")
+    return metadata
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Raise DamagedFile for whatever goes wrong inside: damaged bytes make the readers raise almost anything."""
+    try:
+        yield
     except FileNotFoundError:
         raise DamagedFile(f"there is no file {path}; make it again with --force") from None
-    except Exception as error:  # damaged bytes make the readers raise almost anything
+    except Exception as error:
         reason = str(error) or type(error).__name__
         raise DamagedFile(
             f"{path} is damaged or no cam-pipeline model ({reason}); make it again with --force"

@@ -12,7 +12,7 @@ from torch import nn
 
 from cam_pipeline.errors import DamagedFile, WeightsError
 from cam_pipeline.models.weights import read_weights
-from cam_pipeline.store.checkpoints import load_checkpoint, load_model, save_checkpoint, save_model
+from cam_pipeline.store.checkpoints import load_checkpoint, load_metadata, load_model, save_checkpoint, save_model
 
 
 def network(width: int = 3) -> nn.Module:
@@ -41,6 +41,17 @@ def test_model_comes_back_with_metadata(tmp_path: Path) -> None:
     other = network(width=3).apply(lambda module: [p.data.zero_() for p in module.parameters(recurse=False)])
     stored.restore(other, path)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+
+
+def test_metadata_are_read_without_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, network(), {"classes": ["cat", "dog"], "fingerprint": "f"})
+    assert load_metadata(path) == load_model(path).metadata == {"classes": ["cat", "dog"], "fingerprint": "f"}
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DamagedFile, match="is damaged or no cam-pipeline model"):
+        load_metadata(path)
+    with pytest.raises(DamagedFile, match="there is no file"):
+        load_metadata(tmp_path / "gone.safetensors")
 
 
 def test_model_in_channels_last_memory_is_stored_as_usual(tmp_path: Path) -> None:
