@@ -38,11 +38,15 @@ def _merged_files(config: Config, dataset: Dataset) -> str:
     return "-".join(dataset.digests.of_merged(config.refine.merge_with))
 
 
+def _images_with_maps(config: Config, dataset: Dataset) -> str:
+    return dataset.digest(dataset.table.split(*config.cam.splits), labels=False)
+
+
 def _images_and_masks_to_choose_by(config: Config, dataset: Dataset) -> str:
-    samples = dataset.table.split(*config.cam.splits)
-    digest = dataset.digest(samples, labels=False)
+    digest = _images_with_maps(config, dataset)
     if config.refine.background != "from-split":
         return digest
+    samples = dataset.table.split(*config.cam.splits)
     return f"{digest}-{dataset.digest(images_to_choose_by(config.refine, samples), labels=False, masks=True)}"
 
 
@@ -53,7 +57,9 @@ def _supervision_data(config: Config, dataset: Dataset) -> str:
 
 
 def _supervision_results(config: Config) -> tuple[str, ...]:
-    return ("make_labels",) if config.train_seg.supervision == "pseudo-labels" else ()
+    if config.train_seg.supervision == "masks":
+        return ()
+    return ("make_labels", "score_cams") if config.train_seg.soft else ("make_labels",)
 
 
 def _records(path: Path) -> str:
@@ -121,6 +127,18 @@ STAGES = (
         run=_in_file("make_labels", "make_labels"),
         params=("labels",),
         needs=lambda config: ("refine_cams",),
+        content=_records,
+    ),
+    Stage(
+        name="score_cams",
+        makes="soft_scores.h5",
+        command="make-cams",
+        run=_in_file("score_cams", "score_cams"),
+        params=("refine",),
+        ignores=("refine.merge_with", "refine.crf_backend", "refine.band"),
+        needs=lambda config: (config.refine.maps_from, "refine_cams"),
+        applies=lambda config: config.train_seg.soft,
+        data=_images_with_maps,
         content=_records,
     ),
     Stage(

@@ -30,6 +30,7 @@ from cam_pipeline.prediction.label_maps import predict_image
 from cam_pipeline.refinement.summary import classes_lost, counted, nothing_to_learn, total_of
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
+from cam_pipeline.store.scores import ScoreReader
 from cam_pipeline.training.dry_run import check_segmenter_crops, check_weights, try_segmenter
 from cam_pipeline.training.objectives import segmenter_objectives
 from cam_pipeline.training.objectives.moving_average import MovingAverageObjective
@@ -145,13 +146,21 @@ def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample
 
 def beside_labels(config: Config, inputs: Inputs, train: list[Sample]) -> ReadMaps | None:
     """What else the segmenter learns from, as maps by index into `train`; None if from the labels alone."""
-    if not config.train_seg.power:
-        return None
-    return partial(_confidence, LabelReader(inputs["make_labels"], [sample.id for sample in train]))
+    names = [sample.id for sample in train]
+    if config.train_seg.soft:
+        return partial(_scores, ScoreReader(inputs["score_cams"], names), 1 + len(inputs.table.classes))
+    if config.train_seg.power:
+        return partial(_confidence, LabelReader(inputs["make_labels"], names))
+    return None
 
 
 def _confidence(reader: LabelReader, index: int) -> dict[str, PixelMap]:
     return {"confidence": PixelMap(torch.from_numpy(reader.confidence(index)), fill=0)}
+
+
+def _scores(reader: ScoreReader, depth: int, index: int) -> dict[str, PixelMap]:
+    scores, class_ids = reader(index)
+    return {"scores": PixelMap(torch.from_numpy(scores), smooth=True, fill=0, channels=(0, *class_ids), depth=depth)}
 
 
 def _indexed_mask(samples: list[Sample], num_classes: int, index: int) -> UInt8:

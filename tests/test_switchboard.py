@@ -285,6 +285,8 @@ BEARING = {
     "clipped losses": ("train_seg.clip_losses=true",),
     "confidence": ("train_seg.confidence_power=2.0",),
     "neighbours": ("train_seg.potts=0.5",),
+    "soft labels": ("train_seg.soft_labels=true", "train_seg.potts=0.1"),
+    "soft labels beside exits": ("train_seg.soft_labels=true", *SR),
 }
 
 

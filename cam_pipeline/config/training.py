@@ -82,6 +82,11 @@ class TrainSegSettings(TrainSettings):
         description="a pixel counts as much as its label's confidence (0..1) to this power: 1, say, or more if the "
         "confidence is hardly ever low. 0: all count alike",
     )
+    soft_labels: Annotated[bool, PSEUDO_LABELS] = Field(
+        False,
+        description="in place of labels learn the scores before the CRF, at all pixels, by collision cross entropy: a "
+        "score that is undecided leaves the segmenter free",
+    )
     potts: float = Field(
         0.0,
         ge=0,
@@ -97,6 +102,20 @@ class TrainSegSettings(TrainSettings):
     )
 
     @property
+    def soft(self) -> bool:
+        """`soft_labels`, if it has an effect."""
+        return self.soft_labels and self.supervision == "pseudo-labels"
+
+    @property
     def power(self) -> float:
         """`confidence_power`, if it has an effect, else 0."""
         return self.confidence_power if self.supervision == "pseudo-labels" else 0.0
+
+    @model_validator(mode="after")
+    def of_labels(self) -> Self:
+        """Switches that are about the class of a pixel's label do not go with scores in its place."""
+        chosen = {"balance": self.balance, "clip_losses": self.clip_losses, "confidence_power": self.power > 0}
+        others = [name for name, on in chosen.items() if on]
+        if self.soft and others:
+            raise ValueError(f"soft_labels cannot be combined with {' and '.join(others)}; switch one of them off")
+        return self

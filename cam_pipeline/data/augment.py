@@ -32,11 +32,14 @@ AS_THEY_ARE = Colors()
 
 class PixelMap(NamedTuple):
     """A map (H, W) or (C, H, W) uint8 that goes with an image through a view: resized by nearest neighbour, or
-    bilinearly if `smooth`, and `fill` outside the image."""
+    bilinearly if `smooth`, and `fill` outside the image. With `channels`, its channels become these of `depth` in the
+    view, where all others are 0: only those that are there are resized."""
 
     values: Tensor
     smooth: bool = False
     fill: int = IGNORE_INDEX
+    channels: tuple[int, ...] = ()
+    depth: int = 0
 
 
 def random_view(
@@ -51,8 +54,8 @@ def random_view(
     """Resize the longer side to U(scale) * crop, flip with probability 1/2, cut or pad to crop x crop, change colours.
 
     image (3, H, W) uint8 -> (3, crop, crop) uint8, padded with the colour `fill`. Every map, of the image's size,
-    becomes (crop, crop) or (C, crop, crop), by name; colours do not change it. The third result is the box of the view
-    that shows the image, (4,) int64: top, left, bottom, right in pixels.
+    becomes (crop, crop) or (channels, crop, crop), by name; colours do not change it. The third result is the box of
+    the view that shows the image, (4,) int64: top, left, bottom, right in pixels.
     """
     transform = transforms()
     height, width = image.shape[-2:]
@@ -65,12 +68,13 @@ def random_view(
     view = _window(flipped, top, left, crop, fill)
     corners = [max(-top, 0), max(-left, 0), min(size[0] - top, crop), min(size[1] - left, crop)]
     moved = {}
-    for name, (values, smooth, outside) in maps.items():
-        whole = values if values.ndim == 3 else values[None]
-        way = transform.InterpolationMode.BILINEAR if smooth else transform.InterpolationMode.NEAREST_EXACT
-        whole = transform.resize(whole, size, interpolation=way, antialias=smooth)
+    for name, one in maps.items():
+        whole = one.values if one.values.ndim == 3 else one.values[None]
+        way = transform.InterpolationMode.BILINEAR if one.smooth else transform.InterpolationMode.NEAREST_EXACT
+        whole = transform.resize(whole, size, interpolation=way, antialias=one.smooth)
         whole = transform.horizontal_flip(whole) if flip else whole
-        moved[name] = _window(whole, top, left, crop, (outside,)).view(*values.shape[:-2], crop, crop)
+        cut = _window(whole, top, left, crop, (one.fill,)).view(*one.values.shape[:-2], crop, crop)
+        moved[name] = _spread(cut, one.channels, one.depth) if one.channels else cut
     return view, moved, torch.tensor(corners)
 
 
@@ -89,6 +93,13 @@ def recolored(image: Tensor, colors: Colors, rng: np.random.Generator) -> Tensor
         reach = min(round(3 * sigma), min(image.shape[-2:]) - 1)  # a margin is no wider than the image, less a pixel
         image = transform.gaussian_blur(image, [2 * reach + 1] * 2, [sigma] * 2)
     return image
+
+
+def _spread(values: Tensor, channels: tuple[int, ...], depth: int) -> Tensor:
+    """(C, H, W) as `channels` of (depth, H, W), where all others are 0."""
+    spread = values.new_zeros(depth, *values.shape[1:])
+    spread[list(channels)] = values
+    return spread
 
 
 def _window(image: Tensor, top: int, left: int, crop: int, fill: tuple[int, ...]) -> Tensor:

@@ -7,11 +7,12 @@ one chunk per image (shuffle, gzip, fletcher32) and per-image attributes.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import h5py
 import numpy as np
@@ -258,3 +259,31 @@ class RecordStore:
         """Open `path`. Raises UserError if it does not exist, DamagedFile if it is no such artefact."""
         with open_file(Path(path), cls.kind) as file:
             yield cls(file)
+
+
+Store = TypeVar("Store", bound=RecordStore)
+
+
+class Reader(Generic[Store]):
+    """An artefact from which records are read by place. Each process opens the file itself: handles survive no fork.
+
+    Subclasses say what is read of the i-th name.
+    """
+
+    kind: type[Store]
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self.path, self.names = path, names
+        self._stack = ExitStack()
+        self._store: Store | None = None
+        self._process = -1
+
+    def opened(self) -> Store:
+        """The artefact, opened by this process."""
+        if self._store is None or self._process != os.getpid():
+            self._store = self._stack.enter_context(self.kind.open(self.path))
+            self._process = os.getpid()
+        return self._store
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "names": self.names, "_stack": ExitStack(), "_store": None, "_process": -1}

@@ -1,17 +1,11 @@
 """pseudo_labels.h5: the labels that a segmenter trains on."""
 
-import os
-from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from cam_pipeline.errors import DamagedFile
 from cam_pipeline.ops.ignore import IGNORE_INDEX
-from cam_pipeline.store.hdf5 import Record, RecordStore, checked_shape, read_record
+from cam_pipeline.store.hdf5 import Reader, Record, RecordStore, checked_shape, read_record
 
 UInt8 = NDArray[np.uint8]
 
@@ -46,27 +40,14 @@ def label_record(name: str, labels: UInt8, confidence: UInt8) -> Record:
     return Record(name, {"labels": labels, "confidence": confidence})
 
 
-class LabelReader:
-    """The labels of the i-th name, by a call. Each loading process opens the file itself: handles survive no fork."""
+class LabelReader(Reader[LabelStore]):
+    """The labels of the i-th name, by a call."""
 
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
-        self.path, self.names = path, names
-        self._stack = ExitStack()
-        self._store: LabelStore | None = None
-        self._process = -1
+    kind = LabelStore
 
     def __call__(self, index: int) -> UInt8:
-        return self._opened().read(self.names[index])
+        return self.opened().read(self.names[index])
 
     def confidence(self, index: int) -> UInt8:
         """The confidence of the labels of the i-th name."""
-        return self._opened().confidence(self.names[index])
-
-    def _opened(self) -> LabelStore:
-        if self._store is None or self._process != os.getpid():
-            self._store = self._stack.enter_context(LabelStore.open(self.path))
-            self._process = os.getpid()
-        return self._store
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "names": self.names, "_stack": ExitStack(), "_store": None, "_process": -1}
+        return self.opened().confidence(self.names[index])

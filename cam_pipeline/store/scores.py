@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from cam_pipeline.errors import DamagedFile
 from cam_pipeline.store.hdf5 import (
+    Reader,
     Record,
     RecordStore,
     checked_class_ids,
@@ -54,6 +56,16 @@ class ScoreStore(RecordStore):
             scores = record.arrays["scores"].astype(np.float32) / np.float32(255)
             return StoredScores(name, scores, class_ids, {kind: record.arrays[kind] for kind in others})
 
+    def quantised(self, name: str) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+        """The scores of one image (1 + n, H, W) as they are stored, times 255, and its class ids. Errors as `read`."""
+        scores = read_record(self.file, ["scores"], name).arrays["scores"]
+        class_ids = self.class_ids(name)
+        where = f"{self.file.filename} at image {name}"
+        checked_shape(where, scores, 1 + len(class_ids), None, None)
+        if scores.dtype != np.uint8:
+            raise DamagedFile(f"{where} has scores of another kind; make it again with --force")
+        return scores, class_ids
+
     def class_ids(self, name: str) -> tuple[int, ...]:
         """The classes that an image shows, 1-based, without its scores. Raises DamagedFile if it is not known."""
         with damage_named(f"{self.file.filename} is damaged at image {name}"):
@@ -73,3 +85,12 @@ def score_record(found: StoredScores) -> Record:
     quantised = np.rint(np.clip(found.scores, 0, 1) * 255).astype(np.uint8)
     attributes = {"class_ids": np.array(found.class_ids, dtype=np.uint8)}
     return Record(found.name, {"scores": quantised, **found.labels}, attributes)
+
+
+class ScoreReader(Reader[ScoreStore]):
+    """The scores of the i-th name, by a call, as `ScoreStore.quantised` gives them."""
+
+    kind = ScoreStore
+
+    def __call__(self, index: int) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+        return self.opened().quantised(self.names[index])

@@ -131,10 +131,13 @@ def _of_segmenter(config: Config, table: Table, device: torch.device) -> dict[st
         return np.zeros(sample_size(train[index]), np.uint8)
 
     def sure(index: int) -> dict[str, PixelMap]:
-        return {"confidence": PixelMap(torch.from_numpy(blank(index) + 255), fill=0)}
+        full = torch.from_numpy(blank(index) + 255)
+        scores = PixelMap(full[None], smooth=True, fill=0, channels=(0,), depth=1 + len(table.classes))
+        return {"confidence": PixelMap(full, fill=0), "scores": scores}
 
-    fill, beside = segmenter.normalize.fill, sure if config.train_seg.power else None
-    views = _views(config.train_seg, train, fill, config.run.seed, read_mask=blank, read_maps=beside)
+    settings, fill = config.train_seg, segmenter.normalize.fill
+    beside = sure if settings.power or settings.soft else None
+    views = _views(settings, train, fill, config.run.seed, read_mask=blank, read_maps=beside)
     seconds = _training_seconds(segmenter, objectives, views, config.train_seg, config, device)
     return {"train_seg": seconds}
 

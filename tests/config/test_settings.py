@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from cam_pipeline.config import ClassifierSettings, Config, RefineSettings, SegmenterSettings
+from cam_pipeline.config import ClassifierSettings, Config, RefineSettings, SegmenterSettings, TrainSegSettings
 
 
 def test_pick_gives_sections_and_single_keys_as_plain_data() -> None:
@@ -56,3 +58,18 @@ def test_pick_states_files_to_merge_with_by_their_number_and_not_at_all_without(
 def test_pick_leaves_out_what_has_no_effect_and_what_is_asked_to_be() -> None:
     assert Config().pick(["cam.walk_steps", "cam.flip", "cam.batch_size"], ["cam.batch_size"]) == {"cam.flip": True}
     assert Config().pick(["acr"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ({"balance": True}, "balance"),
+        ({"clip_losses": True, "confidence_power": 1.0}, "clip_losses and confidence_power"),
+    ],
+)
+def test_scores_in_place_of_labels_do_not_go_with_what_is_about_labels(others: dict[str, Any], named: str) -> None:
+    line = f"soft_labels cannot be combined with {named}; switch one of them off"
+    with pytest.raises(ValidationError, match=line):
+        TrainSegSettings(soft_labels=True, **others)
+    assert not TrainSegSettings(soft_labels=True, supervision="masks", **others).soft  # the reference
+    assert TrainSegSettings(soft_labels=True, potts=1.0).soft

@@ -77,6 +77,19 @@ def test_every_map_goes_with_the_image_in_its_own_way(crop, scale):
         assert ((number % 10 - view[1][inside] / 20).abs() <= 0.75).all()
 
 
+def test_channels_of_a_map_find_their_places_in_the_view():
+    few = coordinates(6, 10, factor=20)[:2]
+    many = torch.zeros(5, 6, 10, dtype=torch.uint8)
+    many[0], many[3] = few
+    maps = {
+        "few": PixelMap(few, smooth=True, fill=0, channels=(0, 3), depth=5),
+        "many": PixelMap(many, smooth=True, fill=0),
+    }
+    for seed in range(5):
+        _, moved, _ = random_view(noise(6, 10), maps, 8, (0.7, 1.5), FILL, np.random.default_rng(seed))
+        assert moved["few"].shape == (5, 8, 8) and torch.equal(moved["few"], moved["many"])
+
+
 def test_maps_change_nothing_about_the_view():
     for seed in range(5):
         plain, _, _ = random_view(noise(), {}, 16, (0.9, 1.6), FILL, np.random.default_rng(seed), Colors(0.3, 0.3, 0.3))

@@ -800,6 +800,8 @@ def test_a_command_makes_the_stages_that_apply(real: Real, tmp_path: Path) -> No
     merging = real.pipeline(f"refine.merge_with=['{tmp_path / 'cams.h5'}']")
     assert merging.made_by("make-cams") == ["extract_cams", "merge_cams", "refine_cams", "make_labels"]
     assert merging.made_by("train-seg") == ["train_seg"]
+    soft = real.pipeline("train_seg.soft_labels=true")
+    assert soft.made_by("make-cams") == ["extract_cams", "refine_cams", "make_labels", "score_cams"]
 
 
 def test_validation_images_are_not_what_results_are_made_from(real: Real) -> None:
@@ -839,6 +841,18 @@ def test_scores_of_merged_maps_are_stale_when_nothing_is_merged_and_say_so(real:
     assert states["refine_cams"].reason == "it is now made from extract_cams"
 
 
+def test_scores_before_the_crf_are_made_only_if_they_are_learned(real: Real) -> None:
+    soft = "train_seg.soft_labels=true"
+    assert real.run(soft) == ["score_cams", "train_seg"]
+    assert real.run(soft) == []
+    assert real.run(soft, "labels.high=0.9") == ["make_labels", "train_seg"]
+    assert real.run(soft, "refine.crf_iterations=3") == ["refine_cams", "make_labels", "score_cams", "train_seg"]
+    assert real.run(soft, "train_seg.supervision=masks") == ["train_seg"]
+    assert list(real.pipeline().states(["train_seg"])) == list(REAL)
+    reason = real.pipeline(soft).states(["train_seg"])["train_seg"].reason
+    assert reason == "it is now made from make_labels, score_cams"
+
+
 def test_force_on_the_classifier_makes_everything_behind_it_stale(real: Real) -> None:
     real.pipeline().run(["train_cls"], force=True)
     assert real.to_make() == list(REAL[1:])
@@ -852,7 +866,7 @@ def test_segmenter_on_masks_needs_no_labels(tmp_path: Path, tiny_data: Path) -> 
 
 def test_records_agree_with_the_list_of_stages() -> None:
     stages = load_stages()
-    assert set(stages) == {*REAL, "merge_cams"}
+    assert set(stages) == {*REAL, "merge_cams", "score_cams"}
     assert [stage.name for stage in stages.values()] == list(stages)
     assert len({stage.makes for stage in stages.values()}) == len(stages)
 
@@ -905,5 +919,6 @@ def test_every_stage_names_a_setting_to_lower() -> None:
         "merge_cams": "run.workers",
         "refine_cams": "run.workers",
         "make_labels": "run.workers",
+        "score_cams": "run.workers",
         "train_seg": "train_seg.batch_size",
     }

@@ -18,7 +18,7 @@ from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import Interrupted, LibraryMissing
 from cam_pipeline.pipeline import Output
 from cam_pipeline.refinement import background as background_module
-from cam_pipeline.refinement import in_workers
+from cam_pipeline.refinement import in_parts, in_workers
 from cam_pipeline.refinement.background import explained_by_map
 from cam_pipeline.refinement.scores import refined
 from cam_pipeline.stages import refine_cams as module
@@ -87,8 +87,8 @@ def test_a_device_of_its_own_refines_whole_batches_in_this_process(sample, stage
     plain.path.unlink()
     for left in plain.path.parent.iterdir():
         left.unlink()
-    monkeypatch.setattr(module, "CPU", torch.device("cuda"))
-    monkeypatch.setattr(module, "refined_records", None)
+    monkeypatch.setattr(in_parts, "CPU", torch.device("cuda"))
+    monkeypatch.setattr(in_parts, "refined_records", None)
     output = stage("a", background=background, crf_backend="torch")
     with ScoreStore.open(output.path) as store:
         assert store.background == score
@@ -133,7 +133,7 @@ def test_a_run_that_goes_on_with_another_backend_notes_both(sample, stage, monke
 
     monkeypatch.setattr(module, "IMAGES_PER_PART", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "refined_records", stopped)
+        patch.setattr(in_parts, "refined_records", stopped)
         with pytest.raises(Interrupted) if stopped_at else nullcontext():
             stage("a", "b", crf_backend="pydensecrf")
     if not stopped_at:

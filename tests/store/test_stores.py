@@ -19,7 +19,7 @@ from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
 from cam_pipeline.store.hdf5 import Record, RecordStore, artefact_attributes
 from cam_pipeline.store.labels import LabelReader, LabelStore, label_record
 from cam_pipeline.store.parts import PartWriter
-from cam_pipeline.store.scores import ScoreStore, StoredScores, score_record
+from cam_pipeline.store.scores import ScoreReader, ScoreStore, StoredScores, score_record
 
 CLASSES = ("cat", "dog", "猫")
 CLASS_IDS = (1, 3)
@@ -136,6 +136,16 @@ def test_scores_come_back_with_ids(scores: Path) -> None:
     assert (stored.scores.shape, stored.scores.dtype, stored.class_ids) == ((3, HEIGHT, WIDTH), np.float32, CLASS_IDS)
     assert np.abs(stored.scores - expected).max() <= 0.5 / 255 + 1e-6
     assert (empty.scores.shape, empty.class_ids) == ((1, HEIGHT, WIDTH), ())
+
+
+def test_reader_gives_the_scores_of_the_ith_name_as_they_are_stored(scores: Path) -> None:
+    reader = ScoreReader(scores, ["nothing", "x/1"])
+    found, class_ids = pickle.loads(pickle.dumps(reader))(1)
+    expected = np.random.default_rng(0).random((3, HEIGHT, WIDTH), np.float32)
+    assert (found.dtype, class_ids) == (np.uint8, CLASS_IDS)
+    assert np.array_equal(found, np.rint(255 * expected))
+    found, class_ids = reader(0)
+    assert (found.shape, class_ids) == ((1, HEIGHT, WIDTH), ())
 
 
 # Labels: the contract

@@ -44,6 +44,8 @@ def table(tmp_path):
         {},
         {"refine": {"background": "auto", "background_images": 3}},
         {"objectives": {"sfc": True}, "cam": {"scales": [1.0], "calibration": "sfc"}},
+        {"train_seg": {"crop": 64, "batch_size": 4, "epochs": 5, "soft_labels": True, "potts": 0.1}},
+        {"train_seg": {"crop": 64, "batch_size": 4, "epochs": 5, "clip_losses": True, "confidence_power": 1.0}},
         {"classifier": VIT, "objectives": {"acr": True}, "cam": {"scales": [1.0], "source": "class_token_gradient"}},
     ],
 )

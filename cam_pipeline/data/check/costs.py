@@ -14,12 +14,14 @@ def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
     strong = ", two views each" if config.train_seg.teacher else ""
     labels = sum(2 * height * width for _, (height, width) in mapped)
     scores = sum((1 + len(sample.class_ids or ())) * height * width for sample, (height, width) in mapped)
+    soft = [("soft_scores.h5", f"at most {_megabytes(scores)} (before compression)")] if config.train_seg.soft else []
     return (
         ("train_cls", _training_cost(config.train_cls, count) + _extra_cost(config)),
         ("extract_cams", _view_cost(config.cam, len(mapped))),
         ("refine_cams", _counted(len(mapped), "image") + (" through the CRF" if config.refine.crf else "")),
         ("train_seg", _training_cost(config.train_seg, count) + strong),
         ("scores.h5", f"at most {_megabytes(scores)} (before compression)"),
+        *soft,
         ("pseudo_labels.h5", f"at most {_megabytes(labels)} (before compression)"),
     )
 

@@ -37,7 +37,11 @@ def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -
     """
     settings = config.train_seg
     main = SegmentationObjective(
-        balance=settings.balance, clip=settings.clip_losses, power=settings.power, potts=settings.potts
+        balance=settings.balance,
+        clip=settings.clip_losses,
+        power=settings.power,
+        potts=settings.potts,
+        soft=settings.soft,
     )
     methods: list[Objective] = [main]
     if config.segmenter.self_regulation:

@@ -7,6 +7,7 @@ from cam_pipeline.machine.distributed import exchange, world_size
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.ops.losses import (
     clipped_losses,
+    collision_cross_entropy,
     neighbours,
     pixel_losses,
     potts_loss,
@@ -26,6 +27,8 @@ class SegmentationObjective(Objective):
     confidence (0..1) of a pixel's label to this power. Then the batch needs "confidence" (B, H, W) uint8.
     `potts` is the weight of a further term: the answers of neighbours differ (`ops.losses.potts_loss`). It is about all
     pixels of the image, labelled or not.
+    With `soft` the segmenter learns scores in place of labels, by collision cross entropy. Then the batch needs
+    "scores" (B, 1 + C, H, W) uint8, of any sum, and 0 outside the image.
     """
 
     def __init__(
@@ -36,13 +39,14 @@ class SegmentationObjective(Objective):
         clip: bool = False,
         power: float = 0.0,
         potts: float = 0.0,
+        soft: bool = False,
     ) -> None:
         self.weight, self.balance, self.ignore_to_background = weight, balance, ignore_to_background
-        self.clip, self.power, self.potts = clip, power, potts
+        self.clip, self.power, self.potts, self.soft = clip, power, potts, soft
 
     def terms(self, seen: ForwardPass) -> list[Terms]:
         logits = seen.of_images(seen.output)
-        terms = self._of_labels(logits, seen.batch)
+        terms = [self._of_scores(logits, seen.batch["scores"])] if self.soft else self._of_labels(logits, seen.batch)
         return [*terms, self._of_neighbours(logits, seen.batch["box"])] if self.potts else terms
 
     def _of_labels(self, logits: Tensor, batch: Batch) -> list[Terms]:
@@ -79,11 +83,24 @@ class SegmentationObjective(Objective):
             terms.append(Terms({name: weighted_mean(losses, weights) / len(parts)}, self.weight, items=weights.sum()))
         return terms
 
+    def _of_scores(self, logits: Tensor, scores: Tensor) -> Terms:
+        """The term of soft labels; pixels without a score are left out."""
+        targets, outside = soft_targets(scores)
+        loss = collision_cross_entropy(logits, targets, outside)
+        return Terms({"segmentation": loss}, self.weight, items=(~outside).sum())
+
     def _of_neighbours(self, logits: Tensor, boxes: Tensor) -> Terms:
         """The Potts term, which does not reach into what pads the images."""
         outside = inside(boxes, logits.shape[-2:], stride=1)[:, 0] == 0
         pairs = torch.stack([both.sum() for both in neighbours(outside)]).sum()
         return Terms({"segmentation.potts": self.potts * potts_loss(logits, outside)}, self.weight, items=pairs)
+
+
+def soft_targets(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (B, K, H, W) >= 0 divided by their sum, float32, and where that is 0, bool (B, H, W)."""
+    targets = scores.float()
+    total = targets.sum(dim=1, keepdim=True)
+    return targets / total.clamp(min=1), total[:, 0] == 0
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
 """The segmenter's main objective, on three pixels an image."""
 
+import math
+
 import pytest
 import torch
 
 from cam_pipeline.ops.losses import clipped_losses, pixel_losses, potts_loss
 from cam_pipeline.training.objectives import segmentation as module
 from cam_pipeline.training.objectives.base import ForwardPass
-from cam_pipeline.training.objectives.segmentation import SegmentationObjective
+from cam_pipeline.training.objectives.segmentation import SegmentationObjective, soft_targets
 
 LOGITS = torch.zeros(2, 3, 1, 3)
 LOGITS[:, 1] = torch.tensor([[[0.0, 1.0, 4.0]], [[2.0, 5.0, 0.0]]])
@@ -116,3 +118,40 @@ def test_neighbours_are_a_term_of_their_own(chosen):
     assert list(found)[-1] == "segmentation.potts"
     assert found.pop("segmentation.potts") == (pytest.approx(0.5 * sum(apart) / 3), 3)
     assert found == terms_of(SegmentationObjective(**chosen))
+
+
+# Soft labels: one pixel is outside the second image; the others have scores of 1 and 0, 1/5 and 4/5, 1/2 and 1/2
+SCORES = torch.zeros(2, 3, 1, 3, dtype=torch.uint8)
+SCORES[0, :2, 0] = torch.tensor([[255, 20, 127], [0, 80, 127]])
+SCORES[1, :2, 0, 1:] = torch.tensor([[0, 40], [200, 160]])
+
+
+def test_scores_become_targets():
+    targets, outside = soft_targets(SCORES)
+    assert outside.tolist() == [[[False] * 3], [[True, False, False]]]
+    expected = [[1, 0.2, 0.5], [0, 0.8, 0.5], [0, 0, 0]]
+    assert torch.allclose(targets[0, :, 0], torch.tensor(expected))
+    assert not targets[1, :, 0, 0].any() and targets[1, :, 0, 2].tolist() == pytest.approx([0.2, 0.8, 0])
+
+
+def test_scores_are_learned_at_all_pixels_of_the_image():
+    """The chance that a draw from the answer is that from the score, by hand; what the labels say does not matter."""
+    e = [[1.0, 1.0, 1.0], [1.0, math.exp(1), 1.0], [1.0, math.exp(4), 1.0], [1.0, math.exp(5), 1.0], [1.0, 1.0, 1.0]]
+    y = [(1, 0), (0.2, 0.8), (0.5, 0.5), (0, 1), (0.2, 0.8)]
+    each = [-math.log((y0 * e0 + y1 * e1) / sum((e0, e1, e2))) for (e0, e1, e2), (y0, y1) in zip(e, y, strict=True)]
+    for mask in (MASK, torch.full_like(MASK, 255)):
+        found = terms_of(SegmentationObjective(soft=True), mask=mask, scores=SCORES)
+        assert found == {"segmentation": (pytest.approx(sum(each) / 5), 5)}
+
+
+def test_scores_go_with_neighbours_and_a_weight():
+    box = torch.tensor([[0, 0, 1, 3], [0, 1, 1, 3]])
+    (main, beside) = SegmentationObjective(soft=True, potts=2.0, weight=0.2).terms(
+        ForwardPass({"mask": MASK, "scores": SCORES, "box": box}, LOGITS, 0.0, (2,), 0)
+    )
+    assert list(main.values) + list(beside.values) == ["segmentation", "segmentation.potts"]
+    assert (main.weight, beside.weight, int(beside.items)) == (0.2, 0.2, 3)
+
+
+def test_a_batch_without_scores_gives_zero():
+    assert terms_of(SegmentationObjective(soft=True), scores=torch.zeros_like(SCORES)) == {"segmentation": (0.0, 0)}

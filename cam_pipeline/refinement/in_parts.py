@@ -1,0 +1,56 @@
+"""Refinement of all images of a file of maps, part by part, where the settings say."""
+
+import logging
+from collections.abc import Generator, Mapping, Sequence
+
+import torch
+
+from cam_pipeline.config import RefineSettings, RunSettings
+from cam_pipeline.data.table import Sample
+from cam_pipeline.machine.parallel import Workers, worker_count
+from cam_pipeline.refinement.in_batches import refined_records_on
+from cam_pipeline.refinement.in_workers import refined_records
+from cam_pipeline.refinement.scores import CPU, reduction
+from cam_pipeline.store.cams import CamStore, StoredCam
+from cam_pipeline.store.hdf5 import Record
+from cam_pipeline.store.parts import PartWriter, write_parts
+
+logger = logging.getLogger(__name__)
+
+
+def workers_for(device: torch.device, run: RunSettings) -> Workers:
+    """The processes that refine single images; on a GPU this one, which refines whole batches."""
+    return Workers(run.backend, worker_count(run)) if device == CPU else Workers("sequential", 1)
+
+
+def write_scores(
+    title: str,
+    writer: PartWriter,
+    cams: CamStore,
+    samples: Mapping[str, Sample],
+    settings: RefineSettings,
+    run: RunSettings,
+    workers: Workers,
+    device: torch.device,
+) -> None:
+    """Write the scores of every image of `cams`; parts that an earlier run finished are kept.
+
+    `samples` by id; `title` is the stage's name; `workers` are those of `workers_for(device, run)`.
+    """
+
+    def make(number: int) -> Generator[Record, None, None]:
+        maps = [*map(cams.read, writer.chunks[number])]
+        _tell_of_large_images(title, maps, settings)
+        if device == CPU:
+            return refined_records(workers, maps, samples, settings)
+        return refined_records_on(device, maps, samples, settings, worker_count(run))
+
+    write_parts(title, writer, make)
+    writer.join(cams.names)
+
+
+def _tell_of_large_images(title: str, cams: Sequence[StoredCam], settings: RefineSettings) -> None:
+    large = [cam.name for cam in cams if reduction(cam.size, settings) < 1]
+    if large and settings.refines:
+        more = f"more than refine.max_pixels = {settings.max_pixels} pixels and are refined at that size"
+        logger.warning("%s: %d images, the first %s, have %s", title, len(large), large[0], more)
