@@ -310,6 +310,33 @@ def test_a_killed_training_that_bears_wrong_labels_ends_as_an_undisturbed_one(
     assert any(not np.array_equal(value, plain[name]) for name, value in bearing.items())
 
 
+def test_a_run_that_learned_scores_is_current_and_can_be_opened(commands: Any, finished: Path) -> None:
+    chosen = options("train_seg.soft_labels=true")
+    ended = commands.run("make-cams", *chosen, folder=finished)
+    assert ended.code == 0 and "score_cams: done" in ended.stderr and "make_labels: current" in ended.stderr
+    assert commands.run("train-seg", *chosen, folder=finished).code == 0
+    again = commands.run("run", *chosen, folder=finished)
+    assert again.stderr.count("current, nothing to do") == 6
+    run = open_run(finished / "run", device="cpu")
+    assert run.config.train_seg.soft_labels
+    assert run.segment(next((finished / "data" / "images").glob("val*"))).dtype == np.uint8
+    # left behind by another config it says nothing about the others
+    other = options("refine.background=0.5")
+    assert commands.run("run", *other, folder=finished).code == 0
+    run = open_run(finished / "run", device="cpu")
+    assert (run.config.refine.background, run.config.train_seg.soft_labels) == (0.5, False)
+
+
+def test_scores_that_were_not_made_are_asked_for(mistake: Callable[..., str]) -> None:
+    line = mistake("train-seg", "--set", "train_seg.soft_labels=true")
+    assert "soft_scores.h5 is missing (not made yet). Run: cam-pipeline make-cams" in line
+
+
+def test_scores_in_place_of_labels_are_refused_beside_what_is_about_labels(mistake: Callable[..., str]) -> None:
+    line = mistake("train-seg", "--set", "train_seg.soft_labels=true", "--set", "train_seg.balance=true")
+    assert "train_seg: soft_labels cannot be combined with balance; switch one of them off" in line
+
+
 # The EMA teacher
 
 TEACHER = ("train_seg.teacher=true", "teacher.start=0.3", "teacher.ramp=0.2", "teacher.confidence=0.3")

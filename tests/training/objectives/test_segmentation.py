@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from cam_pipeline.config import Config
 from cam_pipeline.ops.losses import clipped_losses, pixel_losses, potts_loss
 from cam_pipeline.training.objectives import segmentation as module
+from cam_pipeline.training.objectives import segmenter_objectives
 from cam_pipeline.training.objectives.base import ForwardPass
 from cam_pipeline.training.objectives.segmentation import SegmentationObjective, soft_targets
 
@@ -155,3 +157,10 @@ def test_scores_go_with_neighbours_and_a_weight():
 
 def test_a_batch_without_scores_gives_zero():
     assert terms_of(SegmentationObjective(soft=True), scores=torch.zeros_like(SCORES)) == {"segmentation": (0.0, 0)}
+
+
+def test_what_is_about_pseudo_labels_is_off_with_masks():
+    settings = {"soft_labels": True, "confidence_power": 1.0, "supervision": "masks", "potts": 0.5}
+    config = Config.model_validate({"train_seg": settings})
+    (main,) = segmenter_objectives(torch.nn.Module(), config, torch.zeros(0, 3))
+    assert terms_of(main) == terms_of(SegmentationObjective(potts=0.5))  # neither scores nor confidence are asked for
