@@ -90,7 +90,8 @@ class TrainSegSettings(TrainSettings):
     potts: float = Field(
         0.0,
         ge=0,
-        description="weight of a term that is 0 if neighbouring pixels get the same answer, labelled or not. 0: off",
+        description="weight of a term that is 0 if neighbours, 4 pixels apart, get the same answer, labelled or not. "
+        "0: off",
     )
     teacher: bool = Field(False, description="learn from a moving average of the weights, too; `[teacher]` says how")
     repeat: float = Field(

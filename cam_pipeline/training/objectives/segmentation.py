@@ -18,6 +18,10 @@ from cam_pipeline.ops.scd import balanced_halves
 from cam_pipeline.training.objectives.base import Batch, ForwardPass, Objective, Terms
 from cam_pipeline.training.objectives.sfc import inside
 
+GRID = 4
+"""Spacing, in pixels, of the grid on which neighbours are compared: that of DeepLabV3+'s own answer. Between its points
+the answer is interpolated, so all pixels say the same for 16 times the work, with differences lost in rounding."""
+
 
 class SegmentationObjective(Objective):
     """Cross entropy, mean over the labelled pixels of the batch; of all pixels with `ignore_to_background`.
@@ -25,8 +29,8 @@ class SegmentationObjective(Objective):
     With `balance` it is half the mean over background pixels, and half that over pixels of classes. With `clip` no
     pixel's loss exceeds a limit (`ops.losses.clipped_losses`). With `power` above 0 means are weighted: by the
     confidence (0..1) of a pixel's label to this power. Then the batch needs "confidence" (B, H, W) uint8.
-    `potts` is the weight of a further term: the answers of neighbours differ (`ops.losses.potts_loss`). It is about all
-    pixels of the image, labelled or not.
+    `potts` is the weight of a further term: the answers of neighbours on a grid of every 4th pixel differ
+    (`ops.losses.potts_loss`). It is about the whole image, labelled or not.
     With `soft` the segmenter learns scores in place of labels, by collision cross entropy. Then the batch needs
     "scores" (B, 1 + C, H, W) uint8, of any sum, and 0 outside the image.
     """
@@ -91,9 +95,10 @@ class SegmentationObjective(Objective):
 
     def _of_neighbours(self, logits: Tensor, boxes: Tensor) -> Terms:
         """The Potts term, which does not reach into what pads the images."""
-        outside = inside(boxes, logits.shape[-2:], stride=1)[:, 0] == 0
+        answers = logits[..., GRID // 2 :: GRID, GRID // 2 :: GRID]
+        outside = inside(boxes, answers.shape[-2:], GRID)[:, 0] == 0
         pairs = torch.stack([both.sum() for both in neighbours(outside)]).sum()
-        return Terms({"segmentation.potts": self.potts * potts_loss(logits, outside)}, self.weight, items=pairs)
+        return Terms({"segmentation.potts": self.potts * potts_loss(answers, outside)}, self.weight, items=pairs)
 
 
 def soft_targets(scores: Tensor) -> tuple[Tensor, Tensor]:

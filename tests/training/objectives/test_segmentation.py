@@ -113,13 +113,15 @@ def test_labels_that_are_all_sure_are_as_without_weights():
 
 @pytest.mark.parametrize("chosen", [{}, {"clip": True}, {"balance": True}])
 def test_neighbours_are_a_term_of_their_own(chosen):
-    """The second image shows two pixels only; the first has one that is ignored, which has neighbours all the same."""
-    box = torch.tensor([[0, 0, 1, 3], [0, 1, 1, 3]])
-    found = terms_of(SegmentationObjective(potts=0.5, **chosen), box=box)
+    """Every pixel of LOGITS and MASK stands for 4 x 4. The second image shows two columns and a quarter of the third,
+    whose middle lies outside. The first has a column that is ignored, which has neighbours all the same."""
+    logits, mask = (one.repeat_interleave(4, -1).repeat_interleave(4, -2) for one in (LOGITS, MASK))
+    box = torch.tensor([[0, 0, 4, 12], [0, 3, 4, 12]])
+    found = terms_of(SegmentationObjective(potts=0.5, **chosen), mask, logits, box=box)
     apart = [potts_loss(LOGITS[:1]).item() * 2, potts_loss(LOGITS[1:, ..., 1:]).item()]
     assert list(found)[-1] == "segmentation.potts"
     assert found.pop("segmentation.potts") == (pytest.approx(0.5 * sum(apart) / 3), 3)
-    assert found == terms_of(SegmentationObjective(**chosen))
+    assert found == terms_of(SegmentationObjective(**chosen), mask, logits)
 
 
 # Soft labels: one pixel is outside the second image; the others have scores of 1 and 0, 1/5 and 4/5, 1/2 and 1/2
@@ -152,7 +154,7 @@ def test_scores_go_with_neighbours_and_a_weight():
         ForwardPass({"mask": MASK, "scores": SCORES, "box": box}, LOGITS, 0.0, (2,), 0)
     )
     assert list(main.values) + list(beside.values) == ["segmentation", "segmentation.potts"]
-    assert (main.weight, beside.weight, int(beside.items)) == (0.2, 0.2, 3)
+    assert (main.weight, beside.weight, int(beside.items)) == (0.2, 0.2, 0)  # a view of three pixels has no grid
 
 
 def test_a_batch_without_scores_gives_zero():
@@ -163,4 +165,6 @@ def test_what_is_about_pseudo_labels_is_off_with_masks():
     settings = {"soft_labels": True, "confidence_power": 1.0, "supervision": "masks", "potts": 0.5}
     config = Config.model_validate({"train_seg": settings})
     (main,) = segmenter_objectives(torch.nn.Module(), config, torch.zeros(0, 3))
-    assert terms_of(main) == terms_of(SegmentationObjective(potts=0.5))  # neither scores nor confidence are asked for
+    assert (main.potts, main.soft, main.power) == (0.5, False, 0.0)
+    main.potts = 0.0
+    assert terms_of(main) == terms_of(SegmentationObjective())  # neither scores nor confidence are asked for
