@@ -53,6 +53,11 @@ class Config(Section):
             raise ValueError(
                 f"refine.background = 'from-split' needs maps of split '{split}': set cam.splits = {splits}"
             )
+        if self.objectives.sfc and self.sfc.draws and self.train_cls.accumulate > 1:
+            raise ValueError(
+                "train_cls.accumulate: SFC's image bank adds views to whole batches; set train_cls.accumulate = 1, or "
+                "sfc.draws = 0"
+            )
         return self
 
     @property

@@ -15,6 +15,13 @@ class TrainSettings(Section):
 
     epochs: int = Field(10, ge=1, le=1_000_000, description="passes over the training split")
     batch_size: int = Field(16, ge=1, le=1_000_000, description="images per optimiser step, in total")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=1_000_000,
+        description="a batch is seen in so many equal parts, one after the other, whose gradients add up: less memory "
+        "for the same batch. BatchNorm's statistics are those of a part",
+    )
     crop: int = Field(256, ge=16, le=16_384, description="side of the square training crop in pixels")
     scale: tuple[Scale, Scale] = Field(
         (0.9, 1.6), description="the longer image side is resized to this many crop sides, drawn evenly from the range"
@@ -47,10 +54,18 @@ class TrainSettings(Section):
         """How the colours of a view may change: `data.augment.Colors`."""
         return self.color_jitter, self.greyscale, self.blur
 
+    def at_once(self, images: int | None = None) -> int:
+        """Images of a forward pass in all processes: a batch's, or its part's; of `images` that there are, if known."""
+        return max(1, min(self.batch_size, images or self.batch_size) // self.accumulate)
+
     @model_validator(mode="after")
     def ordered(self) -> Self:
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale must be two rising numbers, not {list(self.scale)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size = {self.batch_size} cannot be divided into accumulate = {self.accumulate} equal parts"
+            )
         return self
 
 

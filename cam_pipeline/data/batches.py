@@ -18,7 +18,8 @@ class EpochBatches(Sampler[list[Key]]):
 
     Every batch is full. The last images of a permutation are left out if they do not fill a batch; a data set smaller
     than one batch is one batch. If several `processes` share the work, the one numbered `rank` gets its part of each
-    batch: together they see what one process alone would see. The views of each of `more` come behind the batch.
+    batch: together they see what one process alone would see, and so they do of each of `parts` of the batch, which
+    come one after the other. The views of each of `more` come behind the batch.
 
     With `repeats`, 1 or more for each image, an epoch has as many views all the same, but an image has its part of them
     by its number: each is rounded up or down at random, images are repeated so often, and the epoch shows the first of
@@ -37,9 +38,11 @@ class EpochBatches(Sampler[list[Key]]):
         processes: int = 1,
         more: Sequence[MoreViews] = (),
         repeats: Sequence[float] = (),
+        parts: int = 1,
     ) -> None:
         self.count, self.seed, self.start = count, seed, start
         self.rank, self.processes, self.more = rank, processes, more
+        self.parts = parts
         self.repeats = np.asarray(repeats, dtype=np.float64)
         self.batch_size = min(batch_size, count)
         self.steps_per_epoch = count // self.batch_size
@@ -50,10 +53,12 @@ class EpochBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         added = [more(self._views(0), self.start) for more in self.more]
-        share = self.batch_size // self.processes
+        size = self.batch_size // self.parts
+        share = size // self.processes
+        starts = [part * size + self.rank * share for part in range(self.parts)]
         for views, *others in zip(self._views(self.start), *added, strict=True):
             again = [key for other in others for key in other]
-            yield views[self.rank * share : (self.rank + 1) * share] + again[self.rank :: self.processes]
+            yield [key for start in starts for key in views[start : start + share]] + again[self.rank :: self.processes]
 
     def _views(self, first: int) -> Iterator[list[Key]]:
         """The views of all processes in each step, from step `first` on."""

@@ -189,11 +189,13 @@ def from_first(work: Callable[[], T], stoppable: bool = False) -> T:
     return answer  # type: ignore[no-any-return]
 
 
-def check_shares(key: str, count: int) -> None:
-    """Raise ConfigError, naming the key, if `count` images cannot be divided evenly over the processes."""
-    if count % world_size():
+def check_shares(key: str, count: int, parts: int = 1) -> None:
+    """Raise ConfigError, naming the key, if `count` images in `parts` cannot be divided evenly over the processes."""
+    if count % (world_size() * parts):
+        divided = f" in {parts} parts" if parts > 1 else ""
         raise ConfigError(
-            f"{key} = {count} cannot be divided over {world_size()} processes; make it a multiple of {world_size()}"
+            f"{key} = {count}{divided} cannot be divided over {world_size()} processes; "
+            f"make it a multiple of {world_size() * parts}"
         )
 
 

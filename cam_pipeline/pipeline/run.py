@@ -64,7 +64,8 @@ class Pipeline(Results):
     def _prepare(self, names: list[str], force: bool, announce: Callable[[str], None]) -> None:
         """Before the first stage: raise what is known to be wrong, say what is replaced, write the config down."""
         for key in (self.stages[name].divides for name in names if self.stages[name].divides):
-            check_shares(key, self.config.pick((key,))[key])
+            parts = getattr(getattr(self.config, key.partition(".")[0]), "accumulate", 1)
+            check_shares(key, self.config.pick((key,))[key], parts)
         source = self.source or source_of(self.folder)
         write_text(self.folder / "config.toml", (f"{FROM}{source}\n" if source else "") + to_toml(self.config))
         for name in (name for name in self.order(names) if name not in names):

@@ -38,10 +38,10 @@ def try_classifier(config: Config) -> None:
 def check_views(classifier: Classifier, config: Config, images: int | None = None) -> None:
     """Raise ConfigError if the classifier cannot be trained on its crops, and on what objectives make of them.
 
-    `images`: how many there are, if that is known; a batch is no larger.
+    `images`: how many there are, if that is known; a batch is no larger. A part of it must do, if it is divided.
     """
     settings, name = config.train_cls, config.classifier.backbone
-    batch = min(settings.batch_size, images or settings.batch_size)
+    batch = settings.at_once(images)
     views = batch
     if config.objectives.sfc:
         views += config.sfc.draws
@@ -75,7 +75,7 @@ def check_labels_of(config: Config) -> None:
 def check_segmenter_crops(segmenter: Segmenter, config: Config, images: int | None = None) -> None:
     """Raise ConfigError if the segmenter cannot be trained on its crops; `images` as in `check_views`."""
     settings = config.train_seg
-    batch = min(settings.batch_size, images or settings.batch_size)
+    batch = settings.at_once(images)
     if config.segmenter.architecture == "deeplabv3plus":
         batch = max(batch, 2)  # what it needs `too_few_images` says
     if config.train_seg.teacher:

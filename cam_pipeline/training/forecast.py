@@ -189,12 +189,13 @@ def _training_seconds(
         return seconds, len(keys) - images
 
     whole = EpochBatches(len(views), settings.batch_size, settings.epochs, config.run.seed)
-    few = min(FIRST, whole.batch_size)
+    once = settings.at_once(len(views))
+    few = min(FIRST, once)
     seconds, extra = step_seconds(few)
-    seconds *= (whole.batch_size + extra) / (few + extra)
-    if few < whole.batch_size and seconds < LONG:
-        seconds, _ = step_seconds(whole.batch_size)
-    return seconds * whole.steps
+    seconds *= (once + extra) / (few + extra)
+    if few < once and seconds < LONG:
+        seconds, _ = step_seconds(once)
+    return seconds * whole.steps * settings.accumulate
 
 
 def _refining_seconds(cam: StoredCam, pixels: UInt8, config: Config, samples: Sequence[Sample]) -> float:

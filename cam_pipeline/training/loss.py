@@ -22,19 +22,26 @@ class Loss(nn.Module):
         super().__init__()
         self.network, self.objectives = network, objectives
 
-    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, progress: float, images_share: float = 1.0, pixels_share: float = 1.0
+    ) -> dict[str, Tensor]:
         """`loss`, a scalar with gradients, and every weighted term and figure, scalars without.
 
-        `progress` as in ForwardPass.
+        `progress` as in ForwardPass. Of a part of a batch the shares are those of `parts.Part`: terms that are means
+        over images weigh by the first, all others by the second, so that they add up to those of the batch.
         """
         groups = self._terms(batch, progress)
-        weights = shared_weights(groups, len(batch["index"]))
+        weights = [
+            weight * (images_share if group.items is None else pixels_share)
+            for group, weight in zip(groups, shared_weights(groups, len(batch["index"])), strict=True)
+        ]
         sums: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         for group, weight in zip(groups, weights, strict=True):
             means = {name: value.mean() if value.dim() else value for name, value in group.values.items()}
             sums.append(weight * reduce(torch.add, means.values()))
-            terms |= {name: weight * mean.detach() for name, mean in means.items()} | dict(group.figures)
+            terms |= {name: weight * mean.detach() for name, mean in means.items()}
+            terms |= {name: images_share * figure for name, figure in group.figures.items()}
         return {"loss": reduce(torch.add, sums), **terms}
 
     def _terms(self, batch: Batch, progress: float) -> list[Terms]:

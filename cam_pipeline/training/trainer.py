@@ -2,7 +2,7 @@
 
 All randomness in step t follows from (seed, t) or (seed, epoch, image). A resumed run therefore sees exactly what an
 undisturbed one sees, and a checkpoint needs no state of random generators. Several processes each take their part of
-every batch; gradients, losses and decisions are those of the whole batch.
+every batch; gradients, losses and decisions are those of the whole batch. So they are if a batch is seen in parts.
 """
 
 import json
@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cam_pipeline.config import RunSettings, TrainSettings
 from cam_pipeline.data.batches import EpochBatches
-from cam_pipeline.data.check.costs import left_out
+from cam_pipeline.data.check.costs import left_out, uneven_parts
 from cam_pipeline.data.loading import training_batches
 from cam_pipeline.data.views import TrainingViews
 from cam_pipeline.errors import ConfigError, Interrupted, TrainingDiverged
@@ -49,6 +50,7 @@ from cam_pipeline.training.divergence import all_finite, has_hardly_fallen, is_f
 from cam_pipeline.training.loss import Loss, mean_over_processes
 from cam_pipeline.training.objectives.base import Batch, Objective
 from cam_pipeline.training.optimizer import learning_rate_factor, make_optimizer
+from cam_pipeline.training.parts import Part, divided
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +121,9 @@ class Trainer:
         saved = time.monotonic()
         with compiled(self.network, self.run), track(self.name, batches.steps, "steps", done=self.step) as progress:
             for loaded in loader:
-                batch = on_device(loaded, device)
-                loss = loss or self._loss(batch)
-                values = self._step(loss, batch)
+                parts = divided(on_device(loaded, device), self.settings.accumulate)
+                loss = loss or self._loss(parts[0].batch)
+                values = self._step(loss, parts)
                 if self.step == 0:
                     self.first = values[main_term(values)]
                 for name, value in values.items():
@@ -130,7 +132,7 @@ class Trainer:
                 progress.advance(note=f"loss {self.means['loss'].value:.3f}")
                 epoch_ends = self.step % batches.steps_per_epoch == 0
                 if epoch_ends:
-                    self._check_answers(batch)
+                    self._check_answers(parts[0].batch)
                     self._end_epoch()
                 stop = any(asked for (asked,) in exchange(stop_requested()))
                 due = time.monotonic() - saved > self.settings.checkpoint_seconds
@@ -161,13 +163,21 @@ class Trainer:
             processes=world_size(),
             more=more,
             repeats=self.repeats,
+            parts=self.settings.accumulate,
         )
-        check_shares(f"{self.name}.batch_size", size)
+        if more and self.settings.accumulate > 1:
+            raise ConfigError(
+                f"{self.name}.accumulate = {self.settings.accumulate}, but an objective adds views to whole batches "
+                f"(objectives.sfc: set sfc.draws = 0); set {self.name}.accumulate = 1"
+            )
+        check_shares(f"{self.name}.batch_size", size, self.settings.accumulate)
         if batches.batch_size % world_size():
             raise ConfigError(
                 f"{self.name}.batch_size = {size}, but there are only {images} images, which cannot be divided over "
                 f"{world_size()} processes; make it a multiple of {world_size()} below {images}"
             )
+        if message := uneven_parts(self.name, images, self.settings, world_size()):
+            raise ConfigError(message)
         return batches
 
     def _loss(self, batch: Batch) -> nn.Module:
@@ -190,30 +200,40 @@ class Trainer:
             total = loss(batch, self.progress)["loss"]
         return any(gradient is None for gradient in torch.autograd.grad(total, parameters, allow_unused=True))
 
-    def _step(self, loss: nn.Module, batch: Batch) -> dict[str, float]:
-        """One optimiser step; the loss and its terms over the whole batch.
+    def _step(self, loss: nn.Module, parts: Sequence[Part]) -> dict[str, float]:
+        """One optimiser step; the loss and its terms over the whole batch, whose parts are seen one after the other.
 
         Raises TrainingDiverged in all processes if the loss is not finite.
         """
         self.network.train()
-        torch.manual_seed(self.run.seed * 1_000_003 + self.step)  # for views, and for dropout (`draw_apart`)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor(self.step, self.batches.steps, self.settings)
-        with autocast(self.run, batch["image"].device):
-            terms: dict[str, Tensor] = loss(batch, self.progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            # for views, and for dropout (`draw_apart`)
+            torch.manual_seed(self.run.seed * 1_000_003 + self.step + number * 700_000_001)
+            with nullcontext() if number == len(parts) - 1 else unshared(loss):
+                for name, value in self._learn(loss, part).items():
+                    terms[name] = terms[name] + value if name in terms else value
         values = mean_over_processes(terms)
         if not math.isfinite(values["loss"]):
             per_epoch = self.batches.steps_per_epoch
             where = f"epoch {self.step // per_epoch + 1}, step {self.step % per_epoch + 1} of {per_epoch}"
             raise self._diverged(f"the loss is {values['loss']} at {where}")
-        self.optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         for objective in self.objectives:
             objective.after_step()
         return values
+
+    def _learn(self, loss: nn.Module, part: Part) -> dict[str, Tensor]:
+        """Add the gradients of a part of a batch to those that are there; its part of the loss and of its terms."""
+        with autocast(self.run, part.batch["image"].device):
+            terms: dict[str, Tensor] = loss(part.batch, self.progress, part.images, part.pixels)
+        terms["loss"].backward()
+        return {name: value.detach() for name, value in terms.items()}
 
     def _diverged(self, what: str) -> TrainingDiverged:
         return TrainingDiverged(
@@ -333,3 +353,8 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
     }
+
+
+def unshared(loss: nn.Module) -> AbstractContextManager[object]:
+    """Inside, processes keep their gradients for themselves; they share the sum when the last part is seen outside."""
+    return loss.no_sync() if isinstance(loss, DistributedDataParallel) else nullcontext()

@@ -278,7 +278,7 @@ def test_a_key_changes_fingerprints_just_if_it_matters(seed: int) -> None:
 
 def test_half_of_the_keys_with_conditions_are_idle_in_random_configs() -> None:
     """So that the test above looks at both cases."""
-    configs = [random_config(Random(seed)) for seed in range(120)]
+    configs = [random_config(Random(seed)) for seed in range(240)]
     for path in CONDITIONAL.keys() & FIELDS.keys():
         idle = sum(bool(config.why_idle(path)) for config in configs)
         assert 2 <= idle <= len(configs) - 2, f"{path}: {idle} of {len(configs)}"

@@ -203,6 +203,8 @@ def test_unknown_key_with_nothing_near_lists_the_valid_ones(config_file: Path) -
         ("run.device=cuda:x", "run.device must be `auto`, `cpu` or `cuda[:n]` (also `--device`), given 'cuda:x'"),
         ("run.seed=4294967296", "run.seed must be at most 4294967295, given 4294967296"),
         ("train_cls.scale=[2.0, 1.0]", "train_cls: scale must be two rising numbers, not [2.0, 1.0]"),
+        ("train_seg.accumulate=5", "train_seg: batch_size = 16 cannot be divided into accumulate = 5 equal parts"),
+        ("teacher.cutmix_area=[0.5, 0.1]", "teacher: cutmix_area must be two rising numbers, not [0.5, 0.1]"),
         ("train_cls.scale=[0.0, 1.0]", "train_cls.scale, item 1, must be greater than 0, given 0.0"),
         ("train_cls.scale=[1.0]", "train_cls.scale, item 2, must be given: the list is too short, given [1.0]"),
         ("train_cls.scale=[1, 2, 3]", "train_cls.scale must be a list of at most 2, given [1, 2, 3]"),

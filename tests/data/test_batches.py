@@ -17,6 +17,16 @@ def test_resumed_batches_are_the_tail_of_all_batches():
         assert list(tail) == everything[start:] and len(tail) == 9 - start
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_every_part_of_a_batch(processes):
+    whole = list(EpochBatches(26, 12, epochs=2, seed=5))
+    chosen = {"epochs": 2, "seed": 5, "processes": processes, "parts": 2}
+    shares = [list(EpochBatches(26, 12, **chosen, rank=rank)) for rank in range(processes)]
+    for batch, *own in zip(whole, *shares, strict=True):
+        half = len(own[0]) // 2
+        assert flat([one[:half] for one in own]) == batch[:6] and flat([one[half:] for one in own]) == batch[6:]
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_the_batches_of_one(processes):
     whole = list(EpochBatches(14, 6, epochs=3, seed=5, start=1))

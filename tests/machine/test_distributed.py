@@ -45,3 +45,8 @@ def test_shares_must_be_even(environment: pytest.MonkeyPatch) -> None:
         match=r"train_cls\.batch_size = 8 cannot be divided over 3 processes; make it a multiple of 3",
     ):
         distributed.check_shares("train_cls.batch_size", 8)
+    distributed.check_shares("train_seg.batch_size", 12, parts=2)
+    with pytest.raises(
+        ConfigError, match=r"train_seg\.batch_size = 15 in 3 parts cannot be divided over 3 processes; make it .* of 9"
+    ):
+        distributed.check_shares("train_seg.batch_size", 15, parts=3)

@@ -128,16 +128,16 @@ SR = (
     "train_seg.lr=1e-4",
 )
 TEACHER = ("train_seg.teacher=true", "teacher.start=0.3", "teacher.confidence=0.0", "train_seg.lr=1e-4")
+PARTS = ("train_seg.accumulate=2", "train_seg.repeat=1.0")
+V2 = ("train_seg.optimizer=sgd", "segmenter.architecture=deeplabv2")
 
 BEARING = (
-    "train_seg.optimizer=sgd",
-    "segmenter.architecture=deeplabv2",
     "train_seg.clip_losses=true",
     "train_seg.balance=true",
     "train_seg.confidence_power=2.0",
     "train_seg.potts=0.5",
 )
-SOFT = (*BEARING[:2], "train_seg.soft_labels=true", "train_seg.potts=0.5")
+SOFT = ("train_seg.soft_labels=true", "train_seg.potts=0.5")
 
 
 @pytest.mark.parametrize(
@@ -147,10 +147,11 @@ SOFT = (*BEARING[:2], "train_seg.soft_labels=true", "train_seg.potts=0.5")
         ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd", *ACR)),
         ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd", *ACR, MANY_TRANSFORMS)),
         ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd", *SFC)),
-        ("train-seg", "segmenter.safetensors", ("train_seg.optimizer=sgd", "segmenter.architecture=deeplabv2")),
-        ("train-seg", "segmenter.safetensors", ("train_seg.optimizer=sgd", "segmenter.architecture=deeplabv2", *SR)),
-        ("train-seg", "segmenter.safetensors", (*BEARING, *TEACHER)),
-        ("train-seg", "segmenter.safetensors", SOFT),
+        ("train-cls", "classifier.safetensors", ("train_cls.optimizer=sgd", "train_cls.accumulate=2")),
+        *(
+            ("train-seg", "segmenter.safetensors", (*V2, *more))
+            for more in ((), SR, BEARING, SOFT, TEACHER, PARTS, (*TEACHER, *PARTS))
+        ),
     ],
 )
 def test_training_ends_as_in_one_process(

@@ -35,6 +35,18 @@ def left_out(key: str, count: int, batch_size: int) -> str:
     return f"{why}; lower {key}.batch_size (now {batch_size})"
 
 
+def uneven_parts(key: str, count: int, settings: TrainSettings, processes: int = 1) -> str:
+    """Why the images of a batch cannot be divided over `accumulate` parts and the processes; "" if they can."""
+    images = min(count, settings.batch_size)
+    if settings.accumulate == 1 or images % (processes * settings.accumulate) == 0:
+        return ""
+    shared = f" over {processes} processes and" if processes > 1 else ""
+    return (
+        f"{key}.accumulate = {settings.accumulate}, but the {images} images of a batch cannot be divided{shared} into "
+        f"so many equal parts; change it, or {key}.batch_size"
+    )
+
+
 def _view_cost(settings: CamSettings, images: int) -> str:
     """How many views the classifier sees."""
     scales = len(settings.scales)
@@ -59,7 +71,9 @@ def _training_cost(settings: TrainSettings, count: int) -> str:
 
     batches = EpochBatches(count, settings.batch_size, settings.epochs, seed=0)
     epochs, steps = _counted(settings.epochs, "epoch"), _counted(batches.steps_per_epoch, "step")
-    return f"{_counted(len(batches), 'step')}: {epochs} of {steps}, {_counted(batches.batch_size, 'image')} in each"
+    parts = f", seen in {settings.accumulate} parts" if settings.accumulate > 1 else ""
+    images = _counted(batches.batch_size, "image")
+    return f"{_counted(len(batches), 'step')}: {epochs} of {steps}, {images} in each{parts}"
 
 
 def _counted(count: int, noun: str) -> str:

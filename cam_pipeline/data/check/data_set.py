@@ -8,7 +8,7 @@ from functools import partial
 from joblib import delayed
 
 from cam_pipeline.config import Config
-from cam_pipeline.data.check.costs import costs, left_out
+from cam_pipeline.data.check.costs import costs, left_out, uneven_parts
 from cam_pipeline.data.check.depth import told_of_dark
 from cam_pipeline.data.check.image import Inspected, Inspection, inspect
 from cam_pipeline.data.check.masks import check_denied, check_palettes, check_shown
@@ -176,17 +176,20 @@ def _check_training(config: Config, table: Table, problems: AllProblems) -> None
             problems.warn("fewer images than a batch", message)
         elif message := left_out(key, len(train), settings.batch_size):
             problems.warn("images that fill no batch", message)
+        if train and (message := uneven_parts(key, len(train), settings)):
+            problems.report("batch that cannot be divided", message)
     _check_classes(config, table, train, problems)
 
 
 def too_few_images(config: Config, count: int) -> str:
     """Why the segmenter cannot be trained on `count` images (DeepLabV3+ normalises pooled features); "" if it can."""
-    batch_size = config.train_seg.batch_size
-    if config.segmenter.architecture != "deeplabv3plus" or min(batch_size, count) >= 2:
+    settings = config.train_seg
+    if config.segmenter.architecture != "deeplabv3plus" or settings.at_once(count) >= 2:
         return ""
+    parts = f", train_seg.accumulate is {settings.accumulate}" if settings.accumulate > 1 else ""
     return (
-        f"DeepLabV3+ needs two images in a batch; there are {count}, train_seg.batch_size is {batch_size}; "
-        "raise these, or set another segmenter.architecture"
+        f"DeepLabV3+ needs two images in a batch; there are {count}, train_seg.batch_size is {settings.batch_size}"
+        f"{parts}; {'change' if parts else 'raise'} these, or set another segmenter.architecture"
     )
 
 

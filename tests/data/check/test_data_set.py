@@ -214,6 +214,19 @@ def test_fewer_images_than_a_batch(data):
     assert not check(data, segmenter={"architecture": "deeplabv2"}).errors
 
 
+def test_fewer_images_than_a_batch_that_is_seen_in_parts(data):
+    found = check(data, train_cls={"batch_size": 4, "accumulate": 2})
+    assert kinds(found.errors) == ["batch that cannot be divided"]
+    assert found.errors[0].message == (
+        "train_cls.accumulate = 2, but the 3 images of a batch cannot be divided into so many equal parts; change it, "
+        "or train_cls.batch_size"
+    )
+    assert not check(data, train_cls={"batch_size": 6, "accumulate": 3}).errors
+    found = check(data, train_seg={"batch_size": 2, "accumulate": 2})
+    assert kinds(found.errors) == ["too few images"]
+    assert "train_seg.batch_size is 2, train_seg.accumulate is 2; change these" in found.errors[0].message
+
+
 def test_classes_without_images(data):
     write(data, ["a.png,cat,,train", "c.png,,,train", "v.png,dog,,val"])
     found = check(data, data={"classes": ["cat", "dog", "eel"]})
