@@ -58,7 +58,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "exits + SR-F + SR-L": AGREEING,
     "SR as released": ("segmenter.self_regulation=true",),
     "clipped": ("train_seg.clip_losses=true",),
-    "confidence": ("train_seg.confidence_power=1.0",),
+    "confidence": ("train_seg.confidence_power=4.0",),
     "potts": ("train_seg.potts=0.5",),
     "repeat": ("train_seg.repeat=0.1",),
     "teacher": ("train_seg.teacher=true", "train_seg.average=0.99"),

@@ -87,15 +87,19 @@ class SelfRegulationObjective(Objective):
         """SR-L."""
         settings, (*students, teacher) = self.settings, exits
         weight = settings.label_weight * self._of_one(len(students))
-        terms = []
+        terms: list[Terms] = []
         for number, student in enumerate(students, start=1):
             name = f"sr.deep_to_shallow_{number}"
             if settings.label_mode == "presence":
-                terms.append(Terms({name: weight * sr_label_loss(student.presence, teacher.presence)}, taught))
+                loss = sr_label_loss(student.presence, teacher.presence)
+                least = sr_label_loss(teacher.presence, teacher.presence).detach()
+                figures = {f"{name}_apart": loss.detach() - least}
+                terms.append(Terms({name: weight * loss}, taught, figures=figures))
             else:
                 ignore = self._left_out(teacher.logits, mask, student.logits.shape[-2:])
                 loss = sr_label_loss(student.logits, teacher.logits, "pixel", settings.temperature, ignore)
-                terms.append(Terms({name: weight * loss}, taught, items=(~ignore).sum()))
+                figures = {} if terms else {"sr.deep_right": right(teacher.logits, mask, student.logits.shape[-2:])}
+                terms.append(Terms({name: weight * loss}, taught, items=(~ignore).sum(), figures=figures))
         return terms
 
     def _shallow_to_deep(self, exits: list[Exit], mask: Tensor, taught: float) -> list[Terms]:
@@ -104,14 +108,16 @@ class SelfRegulationObjective(Objective):
         weight = settings.feature_weight * self._of_one(len(students))
         soft = settings.feature_mode == "soft"
         taught_by = teacher.features if soft else teacher.logits
-        terms = []
+        terms: list[Terms] = []
         for number, student in enumerate(students, start=2):
             maps = student.features if soft else student.logits
             if maps.shape[-2] > taught_by.shape[-2]:  # the segmenter's answer, at the image's size
                 maps = F.interpolate(maps, taught_by.shape[-2:], mode="area")
             ignore = self._left_out(teacher.logits, mask, maps.shape[-2:])
             loss = sr_feature_loss(maps, taught_by, settings.feature_mode, settings.temperature, ignore)
-            terms.append(Terms({f"sr.shallow_to_deep_{number}": weight * loss}, taught, items=(~ignore).sum()))
+            figures = {} if terms else {"sr.shallow_right": right(teacher.logits, mask, teacher.logits.shape[-2:])}
+            name = f"sr.shallow_to_deep_{number}"
+            terms.append(Terms({name: weight * loss}, taught, items=(~ignore).sum(), figures=figures))
         return terms
 
     def _of_one(self, students: int) -> float:
@@ -131,6 +137,15 @@ class SelfRegulationObjective(Objective):
         if gate == "agreement":
             left_out = left_out | (nearest(teacher.argmax(dim=1), size) != labels)
         return left_out
+
+
+@torch.no_grad()
+def right(teacher: Tensor, mask: Tensor, size: torch.Size) -> Tensor:
+    """Share of the labelled pixels of a grid at which the best channel of logits (B, K, H, W) is the label."""
+    labels = nearest(mask, size)
+    best = nearest(teacher, size).argmax(dim=1)
+    labelled = labels != IGNORE_INDEX
+    return ((best == labels) & labelled).sum() / labelled.sum().clamp(min=1)
 
 
 def shown_labels(mask: Tensor, num_labels: int) -> Tensor:

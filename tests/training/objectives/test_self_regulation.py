@@ -11,7 +11,7 @@ from cam_pipeline.ops.losses import segmentation_loss
 from cam_pipeline.training.loss import Loss
 from cam_pipeline.training.objectives import segmenter_objectives
 from cam_pipeline.training.objectives import self_regulation as module
-from cam_pipeline.training.objectives.self_regulation import shown_labels
+from cam_pipeline.training.objectives.self_regulation import right, shown_labels
 
 LABELS = torch.tensor([[1.0, 0], [0, 1], [torch.nan, torch.nan]])
 
@@ -56,10 +56,10 @@ def test_terms_before_and_after_the_start():
         patch.object(module, "sr_label_loss", wraps=module.sr_label_loss) as deep,
         patch.object(module, "sr_feature_loss", wraps=module.sr_feature_loss) as shallow,
     ):
-        taught = ["sr.deep_to_shallow_1", "sr.deep_to_shallow_2", "sr.deep_to_shallow_3"]
-        taught += ["sr.shallow_to_deep_2", "sr.shallow_to_deep_3", "sr.shallow_to_deep_4"]
+        taught = [f"sr.deep_to_shallow_{exit}{what}" for exit in (1, 2, 3) for what in ("", "_apart")]
+        taught += ["sr.shallow_to_deep_2", "sr.shallow_right", "sr.shallow_to_deep_3", "sr.shallow_to_deep_4"]
         assert names(loss(batch(), 0.5)) == [*multi_exit, *taught]
-        assert deep.call_count == shallow.call_count == 3
+        assert deep.call_count == 2 * shallow.call_count == 6  # also of each teacher with itself
 
 
 def test_the_scale_of_the_release():
@@ -200,3 +200,22 @@ def test_an_encoder_without_such_levels_is_one_line(monkeypatch):
     config = Config.model_validate({"segmenter": {"self_regulation": True}})
     with pytest.raises(ConfigError, match=r"^self_regulation.shallowest_stride: no level but the last"):
         segmenter_objectives(segmenter, config, LABELS)
+
+
+def test_how_often_a_teacher_is_right():
+    best = torch.tensor([[[0, 1, 2], [1, 1, 0]], [[2, 2, 2], [0, 0, 0]]])
+    logits = F.one_hot(best, 3).movedim(-1, 1).float()
+    mask = torch.tensor([[[0, 1, 1], [255, 1, 0]], [[255, 255, 2], [1, 0, 255]]], dtype=torch.uint8)
+    assert right(logits, mask, torch.Size((2, 3))).item() == pytest.approx(6 / 8)
+    assert right(logits, torch.full_like(mask, 255), torch.Size((2, 3))).item() == 0
+    fine = logits.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert right(fine, mask, torch.Size((2, 3))).item() == pytest.approx(6 / 8)
+
+
+def test_what_a_student_learns_is_told_apart_from_its_teachers_doubt():
+    _, loss = built(start=0.0, ramp=0.0, label_weight=1.0, feature_weight=1.0)
+    terms = loss(batch(), 1.0)
+    for exit in (1, 2, 3):
+        assert 0 <= terms[f"sr.deep_to_shallow_{exit}_apart"] < terms[f"sr.deep_to_shallow_{exit}"]
+    assert 0 < terms["sr.shallow_right"] < 1 and "sr.deep_right" not in terms
+    assert 0 < built(start=0.0, ramp=0.0, label_mode="pixel")[1](batch(), 1.0)["sr.deep_right"] < 1
