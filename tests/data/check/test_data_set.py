@@ -81,6 +81,8 @@ def test_the_cost_of_a_run(data):
         "scores.h5": "at most 1 MB (before compression)",
         "pseudo_labels.h5": "at most 1 MB (before compression)",
     }
+    files = [name for name, _ in check(data, train_seg={"soft_labels": True}).costs if name.endswith(".h5")]
+    assert files == ["scores.h5", "soft_scores.h5", "pseudo_labels.h5"]
 
 
 @pytest.mark.parametrize(
