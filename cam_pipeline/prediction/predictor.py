@@ -45,11 +45,13 @@ class Predictor:
     @torch.inference_mode()
     def labels(self, pixels: UInt8) -> tuple[Tensor, float]:
         """The complete label map (H, W) uint8 on the CPU, and the mean probability of its labels, 0..1."""
-        answers = [*self._answers(pixels)]
-        probabilities = self._mean(answers, pixels)
-        alone = len(answers) == 1 and self.refine is None and self.presence is None
-        best = (answers[0] if alone else probabilities).max(dim=0).indices  # softmax may make equals of two logits
-        return best.to(torch.uint8).cpu(), float(probabilities.amax(dim=0).mean())
+        if len(self.scales) == 1 and not (self.flip or self.presence or self.refine):
+            (logits,) = self._answers(pixels)
+            largest, best = logits.max(dim=0)  # softmax may make equals of two logits, and costs more
+            confidence = (logits - largest).exp_().sum(dim=0).reciprocal()
+        else:
+            confidence, best = self._mean(self._answers(pixels), pixels).max(dim=0)
+        return best.to(torch.uint8).cpu(), float(confidence.mean())
 
     def _mean(self, answers: Iterable[Tensor], pixels: UInt8) -> Tensor:
         """The mean probabilities of all views, of the classes that the image shows, refined."""
