@@ -59,7 +59,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "SR as released": ("segmenter.self_regulation=true",),
     "clipped": ("train_seg.clip_losses=true",),
     "confidence": ("train_seg.confidence_power=4.0",),
-    "potts": ("train_seg.potts=0.5",),
+    "potts": ("train_seg.potts=0.1",),
+    "soft labels": ("train_seg.soft_labels=true",),
+    "soft labels, potts": ("train_seg.soft_labels=true", "train_seg.potts=0.1"),
     "repeat": ("train_seg.repeat=0.1",),
     "teacher": ("train_seg.teacher=true", "train_seg.average=0.99"),
 }
@@ -90,6 +92,8 @@ def train(row: str, epochs: int, seed: int, supervision: str, given: argparse.Na
         *given.set,
     ]
     words = ["-c", given.config, *(word for setting in settings for word in ("--set", setting))]
+    if "train_seg.soft_labels=true" in ROWS[row]:
+        subprocess.run([sys.executable, "-m", "cam_pipeline.cli", "make-cams", *words], check=True)
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "cam_pipeline.cli", "train-seg", *words])
     _, status, usage = os.wait4(process.pid, 0)
