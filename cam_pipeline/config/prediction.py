@@ -17,11 +17,11 @@ class PredictSettings(Section):
         description="`classifier`: the run's classifier says which classes an image shows, and this changes the "
         "segmenter's answer; `all`: it does not",
     )
-    by: Annotated[Literal["multiply", "threshold"], If("predict.classes", "classifier")] = Field(
-        "multiply",
-        description="how the classifier's probability of a class changes that of the class at every pixel. `multiply`: "
-        "both are multiplied; `threshold`: a class below `predict.threshold` is taken out. The background keeps its "
-        "probability; then all are divided by their sum",
+    by: Annotated[Literal["threshold", "multiply"], If("predict.classes", "classifier")] = Field(
+        "threshold",
+        description="how the classifier's probability of a class changes that of the class at every pixel. "
+        "`threshold`: a class below `predict.threshold` is taken out; `multiply`: both are multiplied. The background "
+        "keeps its probability; then all are divided by their sum",
     )
     threshold: Annotated[float | Literal["auto"], If("predict.by", "threshold")] = Field(
         "auto",

@@ -48,7 +48,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def config(**predict):
-    values = {"classes": "classifier", **predict}
+    values = {"classes": "classifier", "by": "multiply", **predict}
     return Config.model_validate(
         {
             "predict": values,

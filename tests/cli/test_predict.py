@@ -48,8 +48,8 @@ def test_views_and_the_crf_are_other_predictions(commands: Any, finished: Path) 
         assert len(other) == len(plain) and other != plain
 
 
-BY_CLASSIFIER = ("--set", "predict.classes=classifier")
-BY_THRESHOLD = (*BY_CLASSIFIER, "--set", "predict.by=threshold")
+BY_THRESHOLD = ("--set", "predict.classes=classifier")
+BY_FACTOR = (*BY_THRESHOLD, "--set", "predict.by=multiply")
 
 
 def test_the_classifier_has_a_say(commands: Any, finished: Path) -> None:
@@ -92,7 +92,7 @@ def test_evaluate_tells_both_answers_apart(commands: Any, finished: Path) -> Non
     threshold = json.loads((finished / "run" / "class_threshold.json").read_text())["threshold"]
     assert seen["used"] == f"image labels; without classes under {threshold:.3g}"
     assert rows(*BY_THRESHOLD) == [plain, seen]
-    multiplied = rows(*BY_CLASSIFIER, "--oracle")
+    multiplied = rows(*BY_FACTOR, "--oracle")
     assert [row["map"] for row in multiplied] == ["segmenter", "segmenter + classifier", "segmenter, true classes"]
     assert "probabilities multiplied" in multiplied[1]["used"]
     assert [row["split"] for row in rows("--split", "train", "--oracle")] == ["train", "train"]
@@ -104,12 +104,12 @@ def test_a_run_on_masks_has_no_classifier_to_ask(commands: Any, finished: Path) 
     ended = commands.run("train-seg", "-c", "tiny.toml", *masks, folder=finished)
     assert ended.code == 0, ended.stderr
     line = "Error: predict.classes = 'classifier', but masks holds no classifier. Run: cam-pipeline train-cls\n"
-    ended = predict(commands, finished, "data/images", *masks, *BY_CLASSIFIER)
+    ended = predict(commands, finished, "data/images", *masks, *BY_FACTOR)
     assert (ended.code, ended.stderr) == (2, line)
-    ended = commands.run("evaluate", "-c", "tiny.toml", *masks, *BY_CLASSIFIER, folder=finished)
+    ended = commands.run("evaluate", "-c", "tiny.toml", *masks, *BY_FACTOR, folder=finished)
     assert (ended.code, ended.stderr) == (2, line)
     assert commands.run("train-cls", "-c", "tiny.toml", *masks, folder=finished).code == 0
-    ended = commands.run("evaluate", "-c", "tiny.toml", *masks, *BY_CLASSIFIER, folder=finished)
+    ended = commands.run("evaluate", "-c", "tiny.toml", *masks, *BY_FACTOR, folder=finished)
     assert ended.code == 0 and "segmenter + classifier" in ended.stdout, ended.stderr
 
 

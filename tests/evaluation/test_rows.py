@@ -313,7 +313,9 @@ def test_evaluate_compares_the_segmenter_with_the_classes_of_each_image(table, r
     _, _, true = evaluate(config, cats, only, oracle=True, presences=presences)
     assert true.map == "segmenter, true classes" and true.confusion.tolist() == seen.confusion.tolist()
     assert true.used == "image labels; with the classes of these labels (oracle)"
-    multiplied = Config.model_validate({"predict": {"classes": "classifier"}, "train_seg": {"supervision": "masks"}})
+    multiplied = Config.model_validate(
+        {"predict": {"classes": "classifier", "by": "multiply"}, "train_seg": {"supervision": "masks"}}
+    )
     used = evaluate(multiplied, table, only, presences=presences)[1].used
     assert used == "masks; probabilities multiplied"
 
