@@ -33,6 +33,8 @@ class Dataset:
             check_negatives(self.table, self.settings, self._problems)
             self._problems.log_warnings()
 
-    def digest(self, samples: Iterable[Sample], *, labels: bool = True, masks: bool = False) -> str:
+    def digest(
+        self, samples: Iterable[Sample], *, labels: bool = True, masks: bool = False, marks: bool = False
+    ) -> str:
         """One digest over class names and samples, see `data_digest`."""
-        return data_digest(self.table.classes, samples, self.digests, labels=labels, masks=masks)
+        return data_digest(self.table.classes, samples, self.digests, labels=labels, masks=masks, marks=marks)

@@ -9,6 +9,7 @@ from typing import Any
 
 from cam_pipeline.data.coco_masks import CocoMask
 from cam_pipeline.data.nearest import did_you_mean
+from cam_pipeline.data.strokes import Strokes
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.atomic import write_text
@@ -106,9 +107,18 @@ def without_maps(path: Path) -> str:
 
 
 def data_digest(
-    classes: Iterable[str], samples: Iterable[Sample], digests: FileDigests, *, labels: bool = True, masks: bool = False
+    classes: Iterable[str],
+    samples: Iterable[Sample],
+    digests: FileDigests,
+    *,
+    labels: bool = True,
+    masks: bool = False,
+    marks: bool = False,
 ) -> str:
-    """One digest over class names, ids, image contents and, if asked for, image-level labels and masks."""
+    """One digest over class names, ids, image contents and, if asked for, image-level labels, masks and marks.
+
+    Without clicks and scribbles it is the same with `marks` and without.
+    """
     total = hashlib.sha256(json.dumps(list(classes)).encode())
     for sample in samples:
         facts: list[Any] = [sample.id, _image_digest(sample, digests)]
@@ -116,6 +126,9 @@ def data_digest(
             facts.append(sample.class_ids)
         if masks:
             facts.append(_mask_digest(sample, digests))
+        if marks and (sample.clicks or sample.scribble is not None):
+            facts.append({"clicks": [(click.x, click.y, click.label) for click in sample.clicks]})
+            facts.append({"scribble": _scribble_digest(sample, digests)})
         total.update(json.dumps(facts).encode())
     return total.hexdigest()
 
@@ -125,6 +138,15 @@ def _image_digest(sample: Sample, digests: FileDigests) -> str:
         return digests.of(sample.image, sample.named_in)
     except DataError as error:
         raise DataError(f"{error}{did_you_mean(sample.image, sample.folder, sample.mask)}") from error
+
+
+def _scribble_digest(sample: Sample, digests: FileDigests) -> str | None:
+    if isinstance(sample.scribble, Strokes):
+        return sample.scribble.digest()
+    if sample.scribble is None:
+        return None
+    of_file = digests.of(sample.scribble, sample.named_in)
+    return f"{of_file} {sample.colors}" if sample.colors else of_file
 
 
 def _mask_digest(sample: Sample, digests: FileDigests) -> str | None:

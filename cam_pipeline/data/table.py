@@ -12,6 +12,7 @@ from cam_pipeline.config import Colour, DataSettings
 from cam_pipeline.data.coco_masks import CocoMask
 from cam_pipeline.data.names import clean, fold, is_background, is_missing, is_number, joined
 from cam_pipeline.data.nearest import did_you_mean
+from cam_pipeline.data.strokes import Click, Strokes
 from cam_pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,10 @@ class Sample:
     """One image. `class_ids` are 1-based and sorted; None means that they are unknown.
 
     `mask` is a file, or outlines from COCO annotations. Files of more than `max_pixels` pixels are not decoded (see
-    `data.images`). `colors` are what colours in a mask file mean (see `data.masks`). `source` says where the data set
-    names the image (file and line), for messages; comparisons of samples ignore it.
+    `data.images`). `colors` are what colours in a mask file mean (see `data.masks`). `clicks` and `scribble` are what
+    people say about some pixels (see `data.marks`); the scribble is a file of labels in which 255 means that nobody has
+    said anything, or strokes. `source` says where the data set names the image (file and line), for messages;
+    comparisons of samples ignore it.
     """
 
     id: str
@@ -38,6 +41,8 @@ class Sample:
     mask: Path | CocoMask | None = None
     max_pixels: int = MAX_PIXELS
     colors: tuple[Colour, ...] = ()
+    clicks: tuple[Click, ...] = ()
+    scribble: Path | Strokes | None = None
     source: str = field(default="", compare=False)
 
     @property

@@ -6,6 +6,7 @@ import pytest
 
 from cam_pipeline.data import digest as digest_module
 from cam_pipeline.data.digest import FileDigests, data_digest
+from cam_pipeline.data.strokes import Click, Stroke, Strokes
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 
@@ -201,3 +202,31 @@ def test_the_meaning_of_colours_changes_the_digest_of_masks_alone(tmp_path):
     samples = [plain, replace(plain, colors=((0, 0, 0), (1, 1, 1))), replace(plain, colors=((1, 1, 1), (0, 0, 0)))]
     assert len({data_digest(("c",), [sample], digests, masks=True) for sample in samples}) == 3
     assert len({data_digest(("c",), [sample], digests) for sample in samples}) == 1
+
+
+def test_marks_count_only_where_asked_for_and_where_there_are_any(tmp_path):
+    image, scribble = tmp_path / "a.png", tmp_path / "s.png"
+    image.write_bytes(b"a")
+    scribble.write_bytes(b"s")
+    digests = FileDigests(tmp_path / "memory.json")
+
+    def digest(marks, **fields):
+        return data_digest(["cat"], [Sample("a", image, "train", (1,), **fields)], digests, marks=marks)
+
+    plain = digest(False)
+    found = {
+        digest(True, clicks=(Click(1, 2, 1),)),
+        digest(True, clicks=(Click(1, 3, 1),)),
+        digest(True, clicks=(Click(1, 2, 0),)),
+        digest(True, scribble=scribble),
+        digest(True, scribble=scribble, colors=((0, 0, 0),)),
+        digest(True, scribble=Strokes((Stroke(1, ((1, 2),)),))),
+        digest(True, scribble=Strokes((Stroke(1, ((1, 2),), filled=True),))),
+        digest(True, scribble=Strokes((Stroke(1, ((1, 2),)),), (4, 4))),
+    }
+    assert len(found | {plain}) == 9
+    assert digest(True) == plain == digest(False, clicks=(Click(1, 2, 1),), scribble=scribble)
+    assert digest(True, clicks=(Click(1, 2, 1, "b.csv"),)) == digest(True, clicks=(Click(1, 2, 1, "c.csv"),))
+    scribble.write_bytes(b"other")
+    digests.look_again()
+    assert digest(True, scribble=scribble) not in found

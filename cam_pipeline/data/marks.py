@@ -1,0 +1,98 @@
+"""The pixels of an image that people have spoken about beside its labels: its clicks and its scribble."""
+
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from cam_pipeline.data.drawing import CLICK_RADIUS, draw_clicks, draw_strokes
+from cam_pipeline.data.images import UInt8, errors_named_for, is_turned, sample_size
+from cam_pipeline.data.masks import read_mask
+from cam_pipeline.data.strokes import CLICK, CORRECTED, MASK, PSEUDO, SCRIBBLE, Click, Stroke, Strokes
+from cam_pipeline.data.table import Sample
+from cam_pipeline.errors import DataError
+from cam_pipeline.ops.ignore import IGNORE_INDEX
+
+__all__ = [
+    "CLICK", "CLICK_RADIUS", "CORRECTED", "MASK", "PSEUDO", "SCRIBBLE",
+    "Click", "Marks", "Stroke", "Strokes", "clicks_off", "has_marks", "sample_marks",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """`labels` (height, width) uint8: 0 background, 1..C, 255 where nobody has said anything.
+
+    `origin` (height, width) uint8 says who spoke: PSEUDO (0, nobody), CLICK (1), SCRIBBLE (2), MASK (3, a painted
+    region).
+    """
+
+    labels: UInt8
+    origin: UInt8
+
+
+def has_marks(sample: Sample) -> bool:
+    """Whether an image has clicks or a scribble; no file is opened."""
+    return bool(sample.clicks) or sample.scribble is not None
+
+
+def sample_marks(sample: Sample, num_classes: int) -> Marks:
+    """What people say about the pixels of the upright image; its mask (`sample.mask`) is no part of it.
+
+    Clicks win over the scribble. A click off the image is left out, and a warning says so. Raises DataError if a file
+    cannot be read, holds a number that is no label, or its size is not the image's.
+    """
+    height, width = sample_size(sample)
+    labels, origin = _scribble(sample, num_classes, height, width)
+    if clicks_off(sample, height, width):
+        _warn_of_clicks_off(sample, height, width)
+    draw_clicks(sample.clicks, labels, origin)
+    return Marks(labels, origin)
+
+
+def clicks_off(sample: Sample, height: int, width: int) -> str:
+    """The message about a sample's clicks that lie outside its image; "" if there are none."""
+    off = [click for click in sample.clicks if click.is_off(height, width)]
+    if not off:
+        return ""
+    more = f" (and {len(off) - 1} more)" if len(off) > 1 else ""
+    where = f"{off[0].source}: " if off[0].source else ""
+    return (
+        f"{where}the click at x {off[0].x:g}, y {off[0].y:g}{more} is off the image {sample.id} of {width} x {height} "
+        "pixels (width x height) and is left out; correct it, or delete it"
+    )
+
+
+@cache
+def _warn_of_clicks_off(sample: Sample, height: int, width: int) -> None:
+    """Once for each image: it is drawn in every epoch."""
+    logger.warning("%s", clicks_off(sample, height, width))
+
+
+def _scribble(sample: Sample, num_classes: int, height: int, width: int) -> tuple[UInt8, UInt8]:
+    """Labels and origins (height, width) of a sample's scribble alone, which may be changed."""
+    scribble = sample.scribble
+    if scribble is None:
+        return draw_strokes((), height, width)
+    if isinstance(scribble, Path):
+        with errors_named_for(sample):
+            labels = read_mask(scribble, num_classes, sample.max_pixels, sample.colors).copy()
+        _check_size(sample, labels.shape, height, width)
+        return labels, np.where(labels == IGNORE_INDEX, PSEUDO, SCRIBBLE).astype(np.uint8)
+    if scribble.size != (0, 0):
+        _check_size(sample, scribble.size, height, width)
+    return draw_strokes(scribble.strokes, height, width)
+
+
+def _check_size(sample: Sample, shape: tuple[int, ...], height: int, width: int) -> None:
+    """Raise DataError unless the scribble was drawn on an image of this size."""
+    if shape != (height, width):
+        turned = "; EXIF turns the image upright, so its scribble must be upright, too" * is_turned(sample)
+        raise DataError(
+            f"{sample.scribble}: the scribble is for an image of {shape}, its image is {(height, width)} "
+            f"(height, width){turned}; draw it again, or replace the image{sample.named_in}"
+        )
