@@ -38,8 +38,9 @@ class DataSettings(Section):
     root: Path = Field(Path("data"), description="folder that holds the data set")
     format: Literal["csv", "voc", "coco", "folders"] = Field(
         "csv",
-        description="`csv`: a table `image,labels[,mask,split]`; `voc`: JPEGImages/, ImageSets/, SegmentationClass/; "
-        "`coco`: a JSON file of annotations for each split; `folders`: a folder of images for each class; docs/data.md",
+        description="`csv`: a table `image,labels[,mask,split,scribble,clicks]`; `voc`: JPEGImages/, ImageSets/, "
+        "SegmentationClass/; `coco`: a JSON file of annotations for each split; `folders`: a folder of images for each "
+        "class; docs/data.md",
     )
     table: Annotated[str, If("data.format", "csv")] = Field(
         "data.csv", description="the table's file name under `root`"
@@ -49,6 +50,14 @@ class DataSettings(Section):
         description="file of lines `id class class ...` under `root`, or the folder of XML files (`Annotations`)",
     )
     masks: Annotated[str, VOC] = Field("SegmentationClass", description="the folder of masks under `root`")
+    clicks: str = Field(
+        "", description="file of clicks under `root`: a table `image,x,y,class`, or JSON; empty: none; docs/data.md"
+    )
+    scribbles: str = Field(
+        "",
+        description="folder under `root` with the scribbles of images, indexed PNG that are named by the images' ids; "
+        "empty: none, in the VOC layout `Scribbles` if there is this folder",
+    )
     annotations: Annotated[str, COCO] = Field(
         "annotations/instances_{split}.json",
         description="the JSON file of a split under `root`; `{split}` stands for the name of the split",

@@ -10,6 +10,7 @@ import numpy as np
 from cam_pipeline.data.drawing import CLICK_RADIUS, draw_clicks, draw_strokes
 from cam_pipeline.data.images import UInt8, errors_named_for, is_turned, sample_size
 from cam_pipeline.data.masks import read_mask
+from cam_pipeline.data.nearest import did_you_mean
 from cam_pipeline.data.strokes import CLICK, CORRECTED, MASK, PSEUDO, SCRIBBLE, Click, Stroke, Strokes
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
@@ -46,8 +47,8 @@ def sample_marks(sample: Sample, num_classes: int) -> Marks:
     Clicks win over the scribble. A click off the image is left out, and a warning says so. Raises DataError if a file
     cannot be read, holds a number that is no label, or its size is not the image's.
     """
-    height, width = sample_size(sample)
-    labels, origin = _scribble(sample, num_classes, height, width)
+    labels, origin = scribble_labels(sample, num_classes)
+    height, width = labels.shape
     if clicks_off(sample, height, width):
         _warn_of_clicks_off(sample, height, width)
     draw_clicks(sample.clicks, labels, origin)
@@ -73,19 +74,34 @@ def _warn_of_clicks_off(sample: Sample, height: int, width: int) -> None:
     logger.warning("%s", clicks_off(sample, height, width))
 
 
-def _scribble(sample: Sample, num_classes: int, height: int, width: int) -> tuple[UInt8, UInt8]:
-    """Labels and origins (height, width) of a sample's scribble alone, which may be changed."""
+def scribble_labels(sample: Sample, num_classes: int) -> tuple[UInt8, UInt8]:
+    """Labels and origins (height, width) of a sample's scribble alone, in arrays that may be changed.
+
+    Raises DataError as `sample_marks`.
+    """
     scribble = sample.scribble
+    height, width = sample_size(sample)
     if scribble is None:
         return draw_strokes((), height, width)
-    if isinstance(scribble, Path):
-        with errors_named_for(sample):
-            labels = read_mask(scribble, num_classes, sample.max_pixels, sample.colors).copy()
-        _check_size(sample, labels.shape, height, width)
-        return labels, np.where(labels == IGNORE_INDEX, PSEUDO, SCRIBBLE).astype(np.uint8)
-    if scribble.size != (0, 0):
-        _check_size(sample, scribble.size, height, width)
-    return draw_strokes(scribble.strokes, height, width)
+    if isinstance(scribble, Strokes):
+        if scribble.size != (0, 0):
+            _check_size(sample, scribble.size, height, width)
+        return draw_strokes(scribble.strokes, height, width)
+    if not scribble.is_file():
+        raise DataError(without_scribble(sample))
+    with errors_named_for(sample):
+        labels = read_mask(scribble, num_classes, sample.max_pixels, sample.colors).copy()
+    _check_size(sample, labels.shape, height, width)
+    return labels, np.where(labels == IGNORE_INDEX, PSEUDO, SCRIBBLE).astype(np.uint8)
+
+
+def without_scribble(sample: Sample) -> str:
+    """The message about a sample whose scribble is not there."""
+    near = did_you_mean(sample.scribble, sample.folder, sample.mask) if isinstance(sample.scribble, Path) else ""
+    return (
+        f"image {sample.id}: there is no scribble {sample.scribble}{near}{sample.named_in}; "
+        "add it, or empty the cell that names it"
+    )
 
 
 def _check_size(sample: Sample, shape: tuple[int, ...], height: int, width: int) -> None:

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 
 JOINERS = "\u200c\u200d"
 """Zero width, but letters of Persian and Indian scripts need them."""
@@ -35,6 +36,11 @@ SYSTEM_FOLDERS = {
 }  # fmt: skip
 """Small letters of folders that network disks, zip programs and notebooks make."""
 SYSTEM_FILES = {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+VOC_NAMES = (
+    {"aeroplane", "airplane", "plane"}, {"bicycle", "bike"}, {"diningtable", "table"},
+    {"motorbike", "motorcycle", "mbike"}, {"pottedplant", "plant"}, {"sofa", "couch"}, {"tvmonitor", "tv", "monitor"},
+)  # fmt: skip
+"""Names, folded, that mean one of PASCAL VOC's classes in different files."""
 
 
 def clean(text: str) -> str:
@@ -124,3 +130,27 @@ def system_part(parts: Sequence[str]) -> str:
         if small in SYSTEM_FOLDERS or small in SYSTEM_FILES or small.startswith("._"):
             return part
     return ""
+
+
+def label_of(name: str, classes: Sequence[str]) -> int | None:
+    """The label of a class name: 1..C, 0 for the background; None if there is no such class.
+
+    VOC's short names and long ones serve for each other (`plane`, `aeroplane`), as in files of scribbles.
+    """
+    exact, other = _labels(tuple(classes))
+    label = exact.get(unicodedata.normalize("NFC", name))
+    if label is None and (is_background(name) or fold(name) in ("bkg", "bg")):
+        return 0
+    return other.get(fold(name)) if label is None else label
+
+
+@lru_cache(maxsize=4)
+def _labels(classes: tuple[str, ...]) -> tuple[dict[str, int], dict[str, int]]:
+    """Labels by the class name, and by the folded other names of VOC's classes, which mean one class each."""
+    exact = {unicodedata.normalize("NFC", name): label for label, name in enumerate(classes, 1)}
+    other: dict[str, int] = {}
+    for group in VOC_NAMES:
+        labels = [label for name, label in exact.items() if fold(name) in group]
+        if len(labels) == 1:
+            other.update(dict.fromkeys(group, labels[0]))
+    return exact, other

@@ -115,3 +115,11 @@ def test_clicks_off_the_image_are_left_out_with_one_warning(sample, caplog):
     for _ in range(2):
         assert {*np.unique(sample_marks(found, 2).labels)} == {2, 255}
     assert len(caplog.records) == 1
+
+
+def test_a_scribble_that_is_not_there_is_named(sample, tmp_path):
+    (tmp_path / "scribbl.png").touch()
+    with pytest.raises(
+        DataError, match=r"^image a: there is no scribble .*scribble.png.* \(data.csv, line 2\); add it"
+    ):
+        sample_marks(sample(scribble=tmp_path / "scribble.png"), 2)

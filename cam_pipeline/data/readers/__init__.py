@@ -5,6 +5,7 @@ from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.readers.coco import read_coco
 from cam_pipeline.data.readers.csv_table import read_csv
 from cam_pipeline.data.readers.folders import read_folders
+from cam_pipeline.data.readers.marks import with_marks
 from cam_pipeline.data.readers.voc import VOC_CLASSES, read_voc
 from cam_pipeline.data.table import Table
 from cam_pipeline.errors import DataError
@@ -24,4 +25,5 @@ def load_table(settings: DataSettings, problems: Problems | None = None) -> Tabl
         tried = "" if settings.root.is_absolute() else f" (looked for {settings.root.absolute()})"
         what = "a file, not a folder:" if settings.root.is_file() else "there is no folder"
         raise DataError(f"data.root: {what} {settings.root}{tried}; set it with --set data.root=FOLDER")
-    return READERS[settings.format](settings, problems or Problems())
+    problems = problems or Problems()
+    return with_marks(READERS[settings.format](settings, problems), settings, problems)

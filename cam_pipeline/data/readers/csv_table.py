@@ -1,4 +1,4 @@
-"""CSV: a table `image,labels[,mask,split]`."""
+"""CSV: a table `image,labels[,mask,split,scribble,clicks]`."""
 
 import csv
 import difflib
@@ -12,12 +12,24 @@ from pathlib import Path, PurePosixPath
 from cam_pipeline.config import DataSettings
 from cam_pipeline.config.mistakes import shown
 from cam_pipeline.data.check.problems import Problems
-from cam_pipeline.data.names import all_joined, clean, in_brackets, in_order, is_class, is_missing, system_part
+from cam_pipeline.data.names import (
+    all_joined,
+    clean,
+    in_brackets,
+    in_order,
+    is_class,
+    is_missing,
+    is_number,
+    system_part,
+)
+from cam_pipeline.data.readers.clicks import ClickFiles
 from cam_pipeline.data.readers.listing import IMAGE_SUFFIXES, Listing, class_names, given_names, read_text
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
 
 COLUMNS = ("image", "labels", "mask", "split")
+MARKS = ("scribble", "clicks")
+"""Further columns. A name that is nearly one of them may mean something else, so that a table that has it is read."""
 OTHER_NAMES = {
     "image": ("file", "filename", "file_name", "filepath", "file_path", "path", "img", "image_path", "image_name",
               "image_file", "image_id", "name", "id", "picture", "photo"),
@@ -47,6 +59,7 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
     named = {name for cell in labels for name in wrong.get(cell, _names(cell)) if name != UNKNOWN and is_class(name)}
     otherwise = () if given else in_order(_in_one_form(named, problems))
     listing = Listing(settings, class_names(settings, otherwise, problems), problems)
+    clicked = ClickFiles(settings.root, listing.classes, problems)
     for where, row in rows:
         if _is_left_out(row) and listing.is_left_out(row["image"], where):
             continue
@@ -55,7 +68,9 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
             problems.report("row that cannot be read", f"{where}: the image cell is empty; name a file")
             continue
         image = listing.path(row["image"], where)
-        mask = _mask(row.get("mask", ""), where, listing)
+        mask = _file("mask", row, where, listing)
+        scribble = _file("scribble", row, where, listing)
+        clicks = _file("clicks", row, where, listing)
         if image is None:
             continue
         sample = Sample(
@@ -64,16 +79,26 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
             split=row.get("split") or settings.train,
             class_ids=class_ids,
             mask=settings.root / mask if mask else None,
+            scribble=settings.root / scribble if scribble else None,
         )
+        if clicks:
+            sample = clicked.added(sample, settings.root / clicks, where)
         listing.add(sample, where)
     return listing.table()
 
 
-def _mask(cell: str, where: str, listing: Listing) -> PurePosixPath | None:
-    """The path in a `mask` cell; None for an empty one, and for the name of a missing value if no file has it."""
+def _file(column: str, row: dict[str, str], where: str, listing: Listing) -> PurePosixPath | None:
+    """The path in a cell; None for an empty one, and for the name of a missing value if no file has it."""
+    cell = row.get(column, "")
     if is_missing(cell) and not (listing.root / cell).exists():
-        message = f"{where}: the mask is {shown(cell)}: taken for an empty cell"
-        listing.problems.warn("mask named like a missing value", message)
+        message = f"{where}: the {column} is {shown(cell)}: taken for an empty cell"
+        listing.problems.warn(f"{column} named like a missing value", message)
+        return None
+    if column == "clicks" and is_number(cell):
+        message = (
+            f"{where}: {shown(cell)} in the column clicks is left out; it names a file with the clicks of an image"
+        )
+        listing.problems.warn("column that is not used", message)
         return None
     return listing.path(cell, where) if cell else None
 
@@ -140,8 +165,10 @@ def _read_rows(path: Path, root: Path, problems: Problems) -> list[Row]:
         columns = [clean(name) for name in next(table, [])]
         _check_header(columns, f"{path}, line {first}")
         for name in dict.fromkeys(columns):
-            if name and name not in COLUMNS:
-                problems.warn("column that is not used", f"{path}, line {first}: {shown(name)}")
+            if name and name not in (*COLUMNS, *MARKS):
+                near = [one for one in MARKS if one not in columns and _is_like(name, one)]
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                problems.warn("column that is not used", f"{path}, line {first}: {shown(name)}{hint}")
         line = table.line_num + 1
         for cells in table:
             where = f"{path}, line {line}"
@@ -206,7 +233,7 @@ def _check_header(columns: Sequence[str], where: str) -> None:
     """
     absent = [name for name in COLUMNS if name not in columns]
     for name in columns:
-        near = [] if name in COLUMNS else difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=LIKENESS)
+        near = [] if name in (*COLUMNS, *MARKS) else [one for one in absent if _is_like(name, one)]
         if near:
             raise DataError(
                 f"{where}: unknown column {shown(name)}; did you mean '{near[0]}'? If not, give it another name"
@@ -223,6 +250,11 @@ def _check_header(columns: Sequence[str], where: str) -> None:
             f"{where}: the column {twice[0]} appears twice; keep one (join the labels of an image by "
             f"`{LABEL_SEPARATOR}`)"
         )
+
+
+def _is_like(name: str, column: str) -> bool:
+    """Whether a name is that of a column, misspelt."""
+    return bool(difflib.get_close_matches(name.casefold(), [column], cutoff=LIKENESS))
 
 
 def _hint(columns: Sequence[str], missing: Sequence[str]) -> str:

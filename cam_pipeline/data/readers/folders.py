@@ -22,7 +22,10 @@ def read_folders(settings: DataSettings, problems: Problems) -> Table:
     in two class folders are two images. Without split folders all images are in the training split.
     """
     split_folders = _split_folders(settings)
-    by_split = {split: list(_class_folders(folder)) for split, folder in split_folders.items()}
+    scribbles = settings.root / settings.scribbles if settings.scribbles else None  # no class, if it lies here
+    by_split = {
+        split: [one for one in _class_folders(folder) if one != scribbles] for split, folder in split_folders.items()
+    }
     found = {folder.name for folders in by_split.values() for folder in folders} - {settings.negatives}
     if not any(by_split.values()):
         raise DataError(

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from cam_pipeline.config import DataSettings
+from cam_pipeline.data.check.problems import AllProblems
+from cam_pipeline.data.readers import load_table
+from cam_pipeline.errors import DataError
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """A data set in the VOC layout of the images p1 and p2; reads it."""
+    for folder in ("ImageSets/Segmentation", "JPEGImages", "Scribbles", "SegmentationClass"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "image_labels.txt").write_text("p1 cat\np2 dog\n")
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("p1\np2\n")
+
+    def read(problems=None, **settings):
+        return load_table(DataSettings(root=tmp_path, format="voc", val="", **settings), problems).samples
+
+    return read
+
+
+def scribbles(samples, root):
+    return [sample.scribble and sample.scribble.relative_to(root).as_posix() for sample in samples]
+
+
+def test_the_folder_of_the_voc_layout(voc, tmp_path):
+    assert scribbles(voc(), tmp_path) == [None, None]
+    (tmp_path / "Scribbles" / "p2.png").touch()
+    assert scribbles(voc(), tmp_path) == [None, "Scribbles/p2.png"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "p1.png").touch()
+    assert scribbles(voc(scribbles="other"), tmp_path) == ["other/p1.png", None]
+    for path in (tmp_path / "Scribbles").iterdir():
+        path.unlink()
+    (tmp_path / "Scribbles").rmdir()
+    assert scribbles(voc(), tmp_path) == [None, None], "nobody has to have the folder"
+
+
+def test_a_folder_that_is_named_must_be_there(voc):
+    with pytest.raises(DataError, match=r"data.scribbles: there is no folder .*scribles; correct it"):
+        voc(scribbles="scribles")
+
+
+def test_a_folder_whose_files_have_other_names_is_warned_of(voc, tmp_path):
+    (tmp_path / "Scribbles" / "p7.png").touch()
+    problems = AllProblems()
+    voc(problems)
+    assert "has the name of an image, such as p1.png" in problems.warnings[0].message
+
+
+def test_a_scribble_that_leads_out_of_the_root_is_refused(voc, tmp_path, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "p1.png"
+    outside.touch()
+    (tmp_path / "Scribbles" / "p1.png").symlink_to(outside)
+    with pytest.raises(DataError, match="leads out of the data root"):
+        voc()
+
+
+def test_scribbles_beside_other_layouts(tmp_path):
+    for name in ("s/cat/a.png", "cat/a.jpg", "dog/b.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    table = load_table(DataSettings(root=tmp_path, format="folders", scribbles="s"))
+    assert table.classes == ("cat", "dog"), "the folder of scribbles is no class"
+    assert scribbles(table.samples, tmp_path) == ["s/cat/a.png", None]
+    (tmp_path / "data.csv").write_text("image,labels,scribble\ncat/a.jpg,cat,dog/own.png\ndog/b.jpg,dog,\n")
+    table = load_table(DataSettings(root=tmp_path, scribbles="s"))
+    assert scribbles(table.samples, tmp_path) == ["dog/own.png", None], "the table's own comes first"
+
+
+def test_neither_an_image_nor_its_mask_is_a_scribble(tmp_path):
+    for name in ("a.png", "b.jpg", "b.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "data.csv").write_text("image,labels,mask\na.png,cat,\nb.jpg,dog,b.png\n")
+    samples = load_table(DataSettings(root=tmp_path, scribbles=".")).samples
+    assert scribbles(samples, tmp_path) == [None, None]
+
+
+def test_a_class_that_is_drawn_counts_as_labelled(tmp_path):
+    for name, label in (("a", 2), ("b", 0), ("c", 9)):
+        Image.new("RGB", (5, 4)).save(tmp_path / f"{name}.jpg")
+        numbers = np.full((4, 5), 255, np.uint8)
+        numbers[1:3, 2] = label, 0
+        Image.fromarray(numbers).save(tmp_path / f"{name}-s.png")
+    rows = "a.jpg,?,a-s.png\nb.jpg,?,b-s.png\nc.jpg,?,c-s.png\nd.jpg,cat;dog,a-s.png\ne.jpg,?,none.png\n"
+    (tmp_path / "data.csv").write_text(f"image,labels,scribble\n{rows}")
+    samples = load_table(DataSettings(root=tmp_path)).samples
+    assert [sample.class_ids for sample in samples] == [(2,), None, None, (1, 2), None]
