@@ -9,7 +9,7 @@ from typing import Any
 
 from cam_pipeline.data.coco_masks import CocoMask
 from cam_pipeline.data.nearest import did_you_mean
-from cam_pipeline.data.strokes import Strokes
+from cam_pipeline.data.strokes import ScribbleXml, Strokes
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.machine.atomic import write_text
@@ -145,6 +145,8 @@ def _scribble_digest(sample: Sample, digests: FileDigests) -> str | None:
         return sample.scribble.digest()
     if sample.scribble is None:
         return None
+    if isinstance(sample.scribble, ScribbleXml):
+        return f"{digests.of(sample.scribble.path, sample.named_in)} {sample.scribble.member}"
     of_file = digests.of(sample.scribble, sample.named_in)
     return f"{of_file} {sample.colors}" if sample.colors else of_file
 

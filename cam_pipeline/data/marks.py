@@ -11,7 +11,8 @@ from cam_pipeline.data.drawing import CLICK_RADIUS, draw_clicks, draw_strokes
 from cam_pipeline.data.images import UInt8, errors_named_for, is_turned, sample_size
 from cam_pipeline.data.masks import read_mask
 from cam_pipeline.data.nearest import did_you_mean
-from cam_pipeline.data.strokes import CLICK, CORRECTED, MASK, PSEUDO, SCRIBBLE, Click, Stroke, Strokes
+from cam_pipeline.data.scribble_xml import read_strokes
+from cam_pipeline.data.strokes import CLICK, CORRECTED, MASK, PSEUDO, SCRIBBLE, Click, ScribbleXml, Stroke, Strokes
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
@@ -83,12 +84,15 @@ def scribble_labels(sample: Sample, num_classes: int) -> tuple[UInt8, UInt8]:
     height, width = sample_size(sample)
     if scribble is None:
         return draw_strokes((), height, width)
+    if message := without_scribble(sample):
+        raise DataError(message)
+    if isinstance(scribble, ScribbleXml):
+        with errors_named_for(sample):
+            scribble = read_strokes(scribble)
     if isinstance(scribble, Strokes):
         if scribble.size != (0, 0):
             _check_size(sample, scribble.size, height, width)
         return draw_strokes(scribble.strokes, height, width)
-    if not scribble.is_file():
-        raise DataError(without_scribble(sample))
     with errors_named_for(sample):
         labels = read_mask(scribble, num_classes, sample.max_pixels, sample.colors).copy()
     _check_size(sample, labels.shape, height, width)
@@ -96,11 +100,13 @@ def scribble_labels(sample: Sample, num_classes: int) -> tuple[UInt8, UInt8]:
 
 
 def without_scribble(sample: Sample) -> str:
-    """The message about a sample whose scribble is not there."""
-    near = did_you_mean(sample.scribble, sample.folder, sample.mask) if isinstance(sample.scribble, Path) else ""
+    """The message about a sample whose file of a scribble is not there; "" if it is, or none is needed."""
+    path = sample.scribble.path if isinstance(sample.scribble, ScribbleXml) else sample.scribble
+    if not isinstance(path, Path) or path.is_file():
+        return ""
     return (
-        f"image {sample.id}: there is no scribble {sample.scribble}{near}{sample.named_in}; "
-        "add it, or empty the cell that names it"
+        f"image {sample.id}: there is no scribble {path}{did_you_mean(path, sample.folder, sample.mask)}"
+        f"{sample.named_in}; add it, or empty the cell that names it"
     )
 
 

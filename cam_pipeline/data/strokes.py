@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Point = tuple[float, float]
 """x, y: pixels of the upright image from its upper left corner; pixel (0, 0) reaches from 0 to 1."""
@@ -56,3 +57,18 @@ class Strokes:
         """Hex digest of all that changes a pixel."""
         facts = [self.size, *((stroke.label, stroke.points, stroke.filled) for stroke in self.strokes)]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ScribbleXml:
+    """A file of strokes that is read when it is needed: there may be thousands (see `data.scribble_xml`).
+
+    `member` is its name in the zip file `path`, or empty. `classes` are the data set's, in label order.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.member}" if self.member else str(self.path)

@@ -12,7 +12,7 @@ from cam_pipeline.config import Colour, DataSettings
 from cam_pipeline.data.coco_masks import CocoMask
 from cam_pipeline.data.names import clean, fold, is_background, is_missing, is_number, joined
 from cam_pipeline.data.nearest import did_you_mean
-from cam_pipeline.data.strokes import Click, Strokes
+from cam_pipeline.data.strokes import Click, ScribbleXml, Strokes
 from cam_pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Sample:
     max_pixels: int = MAX_PIXELS
     colors: tuple[Colour, ...] = ()
     clicks: tuple[Click, ...] = ()
-    scribble: Path | Strokes | None = None
+    scribble: Path | Strokes | ScribbleXml | None = None
     source: str = field(default="", compare=False)
 
     @property

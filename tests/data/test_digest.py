@@ -6,7 +6,7 @@ import pytest
 
 from cam_pipeline.data import digest as digest_module
 from cam_pipeline.data.digest import FileDigests, data_digest
-from cam_pipeline.data.strokes import Click, Stroke, Strokes
+from cam_pipeline.data.strokes import Click, ScribbleXml, Stroke, Strokes
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 
@@ -224,7 +224,9 @@ def test_marks_count_only_where_asked_for_and_where_there_are_any(tmp_path):
         digest(True, scribble=Strokes((Stroke(1, ((1, 2),), filled=True),))),
         digest(True, scribble=Strokes((Stroke(1, ((1, 2),)),), (4, 4))),
     }
-    assert len(found | {plain}) == 9
+    zipped = [ScribbleXml(scribble, ("cat",), member) for member in ("a.xml", "b.xml")]
+    found |= {digest(True, scribble=one) for one in zipped}
+    assert len(found | {plain}) == 11
     assert digest(True) == plain == digest(False, clicks=(Click(1, 2, 1),), scribble=scribble)
     assert digest(True, clicks=(Click(1, 2, 1, "b.csv"),)) == digest(True, clicks=(Click(1, 2, 1, "c.csv"),))
     scribble.write_bytes(b"other")

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 from cam_pipeline.data.check.problems import Problem
 from cam_pipeline.data.coco_masks import Region
 from cam_pipeline.data.readers.coco_outlines import Outlines
-from cam_pipeline.data.readers.listing import not_decoded
+from cam_pipeline.data.xml_files import not_decoded
 from cam_pipeline.errors import DataError
 
 Key = int | str

@@ -24,6 +24,7 @@ from cam_pipeline.data.names import (
 )
 from cam_pipeline.data.readers.clicks import ClickFiles
 from cam_pipeline.data.readers.listing import IMAGE_SUFFIXES, Listing, class_names, given_names, read_text
+from cam_pipeline.data.readers.scribbles import with_scribble
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
 
@@ -79,8 +80,9 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
             split=row.get("split") or settings.train,
             class_ids=class_ids,
             mask=settings.root / mask if mask else None,
-            scribble=settings.root / scribble if scribble else None,
         )
+        if scribble:
+            sample = with_scribble(sample, settings.root / scribble, listing.classes)
         if clicks:
             sample = clicked.added(sample, settings.root / clicks, where)
         listing.add(sample, where)

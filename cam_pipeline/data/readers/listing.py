@@ -20,6 +20,7 @@ from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.names import JOINERS, clean, is_background, is_class, is_ignored, system_part
 from cam_pipeline.data.nearest import as_stored, did_you_mean
 from cam_pipeline.data.table import Sample, Table, unknown_class
+from cam_pipeline.data.xml_files import not_decoded
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
@@ -97,13 +98,6 @@ def decoded(content: bytes, path: Path) -> str:
     if "\0" in text[:100]:
         raise DataError(f"{path}, line 1: it holds zero bytes, as UTF-16 without its mark does; save it as UTF-8")
     return text
-
-
-def not_decoded(path: Path, error: UnicodeDecodeError) -> str:
-    """The message about bytes that are not in the encoding of their file: line, byte, and what to do."""
-    lines = error.object[: error.start].split(b"\n")
-    place = f"{path}, line {len(lines)}: byte {len(lines[-1]) + 1} (0x{error.object[error.start]:02x})"
-    return f"{place} is not {error.encoding.upper()}; save the file as UTF-8"
 
 
 def given_names(settings: DataSettings) -> tuple[str, tuple[str, ...]]:

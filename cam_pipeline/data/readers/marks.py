@@ -1,22 +1,25 @@
 """What people say about pixels, beside any layout: the files of `data.clicks` and `data.scribbles`."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.nearest import did_you_mean
 from cam_pipeline.data.readers.clicks import ClickFiles, form, names_of
 from cam_pipeline.data.readers.listing import check_inside
-from cam_pipeline.data.strokes import Click
+from cam_pipeline.data.readers.scribbles import with_scribble
+from cam_pipeline.data.strokes import Click, ScribbleXml
 from cam_pipeline.data.table import Sample, Table
+from cam_pipeline.data.zips import is_zip, xml_members
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 VOC_FOLDER = "Scribbles"
-ENDINGS = (".png",)
+ENDINGS = (".png", ".xml")
+"""Of files of scribbles: indexed PNG, ScribbleSup's XML."""
 
 
 def with_marks(table: Table, settings: DataSettings, problems: Problems) -> Table:
@@ -27,7 +30,7 @@ def with_marks(table: Table, settings: DataSettings, problems: Problems) -> Tabl
     """
     samples: Iterable[Sample] = table.samples
     if settings.scribbles or settings.format == "voc":
-        samples = _with_scribbles(table.samples, settings, problems)
+        samples = _with_scribbles(table, settings, problems)
     if settings.clicks:
         samples = _with_clicks(tuple(samples), table.classes, settings, problems)
     return replace(table, samples=tuple(_labelled(sample, table.classes, problems) for sample in samples))
@@ -68,26 +71,33 @@ def _by_name(samples: Iterable[Sample]) -> dict[str, Sample]:
     return {**{name: sample for name, sample in others.items() if sample is not None}, **by_id}
 
 
-def _with_scribbles(samples: Iterable[Sample], settings: DataSettings, problems: Problems) -> list[Sample]:
+def _with_scribbles(table: Table, settings: DataSettings, problems: Problems) -> list[Sample]:
     """The samples with the files of `data.scribbles` that are named by their ids. Raises DataError if it is not there.
 
     A scribble that the table itself names stays.
     """
     folder = settings.root / (settings.scribbles or VOC_FOLDER)
-    if not folder.is_dir():
+    if not folder.is_dir() and not is_zip(folder):
         if settings.scribbles:
             near = did_you_mean(folder, settings.root)
-            raise DataError(f"data.scribbles: there is no folder {folder}{near}; correct it, or set it to ''")
-        return list(samples)
+            raise DataError(
+                f"data.scribbles: there is no folder or zip file {folder}{near}; correct it, or set it to ''"
+            )
+        return list(table.samples)
     check_inside(folder, settings.root)
-    found = [_with_scribble(sample, folder, settings.root, problems) for sample in samples]
+    if folder.is_dir():
+        found = [_with_file(sample, folder, settings.root, table.classes, problems) for sample in table.samples]
+    else:
+        members = {form(name): member for name, member in xml_members(folder).items()}
+        found = [_with_member(sample, folder, members, table.classes) for sample in table.samples]
     if found and all(sample.scribble is None for sample in found):
-        message = f"{folder}: no file in it has the name of an image, such as {found[0].id}{ENDINGS[0]}"
+        example = f"{found[0].id}{ENDINGS[0] if folder.is_dir() else '.xml'}"
+        message = f"{folder}: no file in it has the name of an image, such as {example}"
         problems.warn("scribbles that are not used", message)
     return found
 
 
-def _with_scribble(sample: Sample, folder: Path, root: Path, problems: Problems) -> Sample:
+def _with_file(sample: Sample, folder: Path, root: Path, classes: tuple[str, ...], problems: Problems) -> Sample:
     """The sample with its file in the folder of scribbles, if there is one and it has none yet."""
     paths = [Path(os.path.normpath(folder / f"{sample.id}{ending}")) for ending in ENDINGS]
     files = [path for path in paths if path.is_file() and path not in (sample.image, sample.mask)]
@@ -98,7 +108,15 @@ def _with_scribble(sample: Sample, folder: Path, root: Path, problems: Problems)
         problems.report("two scribbles of one image", message)
     if files[0].is_symlink():
         check_inside(files[0], root)
-    return replace(sample, scribble=files[0])
+    return with_scribble(sample, files[0], classes)
+
+
+def _with_member(sample: Sample, archive: Path, members: Mapping[str, str], classes: tuple[str, ...]) -> Sample:
+    """The sample with its file in the zip file of scribbles, if there is one and it has none yet."""
+    member = members.get(form(sample.id)) or members.get(form(PurePosixPath(sample.id).name))
+    if sample.scribble is not None or member is None:
+        return sample
+    return replace(sample, scribble=ScribbleXml(archive, classes, member))
 
 
 def _labelled(sample: Sample, classes: tuple[str, ...], problems: Problems) -> Sample:

@@ -1,8 +1,6 @@
 """The PASCAL VOC layout: JPEGImages/, SegmentationClass/, ImageSets/Segmentation/<split>.txt, Annotations/."""
 
-import codecs
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,11 +18,11 @@ from cam_pipeline.data.readers.listing import (
     class_names,
     given_names,
     image_files,
-    not_decoded,
     read_text,
 )
 from cam_pipeline.data.table import Sample, Table
-from cam_pipeline.errors import DataError, LibraryMissing
+from cam_pipeline.data.xml_files import parsed_xml
+from cam_pipeline.errors import DataError
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -34,22 +32,6 @@ LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main", "ImageSets")
 """Where split lists are looked for, in this order."""
 RARE = 0.1
 """A name in fewer of the XML files is taken for a misspelt one, if it is like one of VOC's."""
-MULTIBYTE = {
-    name: codec
-    for codec, names in {
-        "gb18030": "gb2312 gb_2312-80 gbk x-gbk cp936 gb18030",
-        "hz": "hz-gb-2312",
-        "cp950": "big5 cp950",
-        "big5hkscs": "big5-hkscs",
-        "cp932": "shift_jis shift-jis sjis x-sjis ms932 windows-31j cp932",
-        "euc_jp": "euc-jp",
-        "iso2022_jp": "iso-2022-jp",
-        "cp949": "euc-kr ks_c_5601-1987 cp949",
-    }.items()
-    for name in names.split()
-}
-"""Encodings, as XML declares them, that its parser does not know, and what Python calls them or a larger set."""
-
 Names = dict[str, tuple[str, Sequence[str]]]  # id (in one Unicode form) -> where its labels stand, class names
 
 
@@ -241,32 +223,11 @@ def _names_in_xml(folder: Path, root: Path, ids: list[str], problems: Problems) 
 def object_names(path: Path, size: int, mtime_ns: int) -> tuple[str, ...]:
     """Names of the objects in an XML file, read again only if size or time of change differ. Raises DataError."""
     try:
-        from defusedxml.common import DefusedXmlException
-        from defusedxml.ElementTree import ParseError, fromstring
-    except ImportError as error:
-        raise LibraryMissing(
-            f"defusedxml reads the XML annotations and cannot be imported ({error}). Install it: pip install defusedxml"
-        ) from error
-    try:
-        root = fromstring(_decoded(path.read_bytes()), forbid_dtd=True)
-    except DefusedXmlException:  # entities could grow to gigabytes; VOC files have none
-        raise DataError(f"{path}: it declares a document type or entities, which are not read; delete them") from None
-    except UnicodeDecodeError as error:
-        raise DataError(not_decoded(path, error)) from error
-    except (OSError, ParseError, ValueError, LookupError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise DataError(f"{path} cannot be read as XML ({error}); save it again as UTF-8, or replace it") from error
+    root = parsed_xml(content, str(path))
     names = [clean(one.findtext("name") or "") for one in root.findall("object")]
     if root.tag != "annotation" or not all(names):
         raise DataError(f"{path}: not a VOC annotation, in which each <object> of an <annotation> has a <name>")
     return tuple(dict.fromkeys(names))
-
-
-def _decoded(content: bytes) -> bytes | str:
-    """An XML file's content: as text if it declares an encoding that the parser does not know, or UTF-8 or none."""
-    declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["']""", content[:200])
-    encoding = declared[1].decode().lower() if declared else "utf-8"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content
-    if content.startswith(codecs.BOM_UTF8) or encoding in ("utf-8", "utf8"):
-        return content.decode("utf-8-sig")
-    return content.decode(MULTIBYTE[encoding]) if encoding in MULTIBYTE else content

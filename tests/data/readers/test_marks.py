@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,6 +7,7 @@ from PIL import Image
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.data.readers import load_table
+from cam_pipeline.data.strokes import ScribbleXml
 from cam_pipeline.errors import DataError
 
 
@@ -91,3 +94,40 @@ def test_a_class_that_is_drawn_counts_as_labelled(tmp_path):
     (tmp_path / "data.csv").write_text(f"image,labels,scribble\n{rows}")
     samples = load_table(DataSettings(root=tmp_path)).samples
     assert [sample.class_ids for sample in samples] == [(2,), None, None, (1, 2), None]
+
+
+def test_files_of_strokes_in_a_folder_and_in_a_zip(voc, tmp_path):
+    (tmp_path / "Scribbles" / "p1.xml").write_text("<annotation/>")
+    first, second = voc()
+    assert first.scribble == ScribbleXml(tmp_path / "Scribbles/p1.xml", ("cat", "dog")) and second.scribble is None
+    archive = tmp_path / "s.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("p1.xml", "in/p2.xml", "__MACOSX/in/._p2.xml", "p1.png"):
+            file.writestr(name, "<annotation/>")
+    first, second = voc(scribbles="s.zip")
+    assert first.scribble == ScribbleXml(archive, ("cat", "dog"), "p1.xml")
+    assert second.scribble == ScribbleXml(archive, ("cat", "dog"), "in/p2.xml")
+    archive.write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"s\.zip cannot be read as a zip file"):
+        voc(scribbles="s.zip")
+
+
+def test_two_scribbles_of_one_image_are_named(voc, tmp_path):
+    for name in ("p1.png", "p1.xml"):
+        (tmp_path / "Scribbles" / name).touch()
+    with pytest.raises(DataError, match=r"Scribbles/p1.png and p1.xml are both scribbles of image p1; delete one"):
+        voc()
+
+
+def test_strokes_in_the_column_of_a_table(tmp_path):
+    stroke = "<annotation><polygon><tag>dog</tag><point><X>1</X><Y>1</Y></point></polygon></annotation>"
+    (tmp_path / "a.xml").write_text(stroke)
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as file:
+        file.writestr("b.xml", stroke)
+    Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
+    Image.new("RGB", (5, 5)).save(tmp_path / "b.png")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "data.csv").write_text("image,labels,scribble\na.png,?,a.xml\nb.png,cat,s.zip/b.xml\n")
+    first, second = load_table(DataSettings(root=tmp_path)).samples
+    assert first.scribble == ScribbleXml(tmp_path / "a.xml", ("cat", "dog")) and first.class_ids == (2,)
+    assert second.scribble == ScribbleXml(tmp_path / "s.zip", ("cat", "dog"), "b.xml")
