@@ -50,6 +50,10 @@ def class_table(found: DataCheck) -> Table:
     grid.add_row("unknown (no labels)", *(f"{split.unlabelled:,}" for split in splits))
     grid.add_row("all images", *(f"{split.images:,}" for split in splits))
     grid.add_row("of these with a mask", *(f"{split.masks:,}" for split in splits))
+    if any(split.clicks for split in splits):
+        grid.add_row("with clicks (number)", *(f"{split.clicks:,} ({split.clicked:,})" for split in splits))
+    if any(split.scribbles for split in splits):
+        grid.add_row("with a scribble", *(f"{split.scribbles:,}" for split in splits))
     return grid
 
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -31,6 +32,13 @@ def test_images_of_each_class_by_split():
         ["none", "of", "them", "1", "0"], ["unknown", "(no", "labels)", "4", "2"], ["all", "images", "1,300", "3"],
         ["of", "these", "with", "a", "mask", "5", "0"],
     ]  # fmt: skip
+
+
+def test_images_with_marks_are_counted_if_there_are_any():
+    train = replace(TRAIN, clicks=1200, clicked=6000, scribbles=3)
+    rows = [" ".join(row) for row in shown(class_table(found(train, VAL)))]
+    assert rows[-2:] == ["with clicks (number) 1,200 (6,000) 0 (0)", "with a scribble 3 0"]
+    assert " ".join(shown(class_table(found(TRAIN, replace(VAL, scribbles=7))))[-1]) == "with a scribble 0 7"
 
 
 def test_images_by_number_of_labels():

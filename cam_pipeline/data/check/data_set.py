@@ -24,7 +24,10 @@ from cam_pipeline.machine.progress import track
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """Counts of one split's images: all, of each class, by number of classes, without labels, with a mask."""
+    """Counts of one split's images: all, of each class, by number of classes, without labels, with a mask, with marks.
+
+    `clicks` and `scribbles` are images that have such, `clicked` is the number of clicks on all of them.
+    """
 
     name: str
     images: int
@@ -32,6 +35,9 @@ class SplitFacts:
     by_number: Counter[int]
     unlabelled: int
     masks: int
+    clicks: int = 0
+    clicked: int = 0
+    scribbles: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,9 @@ def _facts(name: str, table: Table) -> SplitFacts:
         by_number=Counter(map(len, labels)),
         unlabelled=len(samples) - len(labels),
         masks=sum(sample.mask is not None for sample in samples),
+        clicks=sum(bool(sample.clicks) for sample in samples),
+        clicked=sum(len(sample.clicks) for sample in samples),
+        scribbles=sum(sample.scribble is not None for sample in samples),
     )
 
 

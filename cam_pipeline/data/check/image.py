@@ -1,4 +1,4 @@
-"""Open and decode one image and its mask completely, and collect what is wrong with them."""
+"""Open and decode one image, its mask and its scribble completely, and collect what is wrong with them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cam_pipeline.data.check.depth import Brightest, brightest_of
+from cam_pipeline.data.check.marks import inspect_marks
 from cam_pipeline.data.check.masks import MaskFacts
 from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.data.coco_masks import CocoMask
@@ -37,7 +38,7 @@ class Inspection:
 
 
 def inspect(sample: Sample, classes: tuple[str, ...]) -> Inspection:
-    """Decode the image and, if there is one, the mask of a sample; runs in a worker process."""
+    """Decode the image and, if there are any, the mask and the scribble of a sample; runs in a worker process."""
     ignore_in_worker()
     problems = AllProblems()
     if not sample.image.is_file():
@@ -57,6 +58,7 @@ def inspect(sample: Sample, classes: tuple[str, ...]) -> Inspection:
         message = f"{sample.image}: {width} x {height} pixels (width x height); enlarge it, or take it out"
         problems.warn(f"image with a side of less than {TINY} pixels", message)
     mask = _inspect_mask(sample, classes, problems)
+    inspect_marks(sample, classes, height, width, problems)
     return Inspection((height, width), digest, brightest_of(picture), mask, problems)
 
 

@@ -360,3 +360,90 @@ def test_a_file_is_decoded_once(data, monkeypatch):
     assert inspect(image, ("cat", "dog")).mask.pixels == {1: SIZE[0] * SIZE[1]}
     assert opened.count(data / "ma.png") == 1
     assert opened.count(data / "a.png") <= 2  # its size is remembered, but a PNG may hide its orientation
+
+
+def save_scribble(path, *strokes, rest=255, size=SIZE):
+    numbers = np.full(size, rest, np.uint8)
+    for row, label in enumerate(strokes):
+        numbers[row, 3:9] = label
+    Image.fromarray(numbers).save(path)
+
+
+def with_scribbles(root, **cells):
+    """Give images a scribble each by their name; the others have none."""
+    lines = (root / "data.csv").read_text().splitlines()
+    rows = [f"{line},{cells.get(line[0], '')}" for line in lines[1:]]
+    (root / "data.csv").write_text("\n".join([f"{lines[0]},scribble", *rows]) + "\n")
+
+
+def test_sound_marks_are_counted(data):
+    save_scribble(data / "s.png", 0, 1)
+    (data / "s.xml").write_text(
+        "<annotation><polygon><tag>dog</tag><point><X>1</X><Y>1</Y></point></polygon></annotation>"
+    )
+    (data / "clicks.csv").write_text("image,x,y,class\na,1,1,cat\na,3,1,background\nv,49,39,2\n")
+    with_scribbles(data, a="s.png", b="s.xml")
+    found = check(data, data={"clicks": "clicks.csv"})
+    assert not found.errors and not found.warnings
+    assert [(split.clicks, split.clicked, split.scribbles) for split in found.splits] == [(1, 2, 2), (1, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [
+        (lambda path: None, "missing scribble file", "there is no scribble"),
+        (lambda path: save_scribble(path, 3), "scribble that cannot be used", "value 3 is neither 0..2 nor 255"),
+        (
+            lambda path: save_scribble(path, 1, size=(4, 4)),
+            "scribble that cannot be used",
+            r"is for an image of (4, 4)",
+        ),
+        (lambda path: path.write_text("no image"), "scribble that cannot be used", "cannot be read"),
+    ],
+    ids=["missing", "number", "size", "damaged"],
+)
+def test_scribbles_at_which_a_run_would_stop(data, make, kind, words):
+    make(data / "s.png")
+    with_scribbles(data, a="s.png")
+    found = check(data)
+    assert kinds(found.errors) == [kind] and words in found.errors[0].message and "line 2" in found.errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [
+        (lambda path: save_scribble(path, 2), "scribble and labels that disagree", "dog only in the scribble"),
+        (lambda path: save_scribble(path), "scribble without a stroke", "every pixel is 255"),
+        (lambda path: save_scribble(path, 1, rest=0), "scribble that leaves no pixel open", "0 means background"),
+    ],
+    ids=["labels", "empty", "full"],
+)
+def test_doubtful_scribbles(data, make, kind, words):
+    make(data / "s.png")
+    with_scribbles(data, a="s.png")
+    found = check(data)
+    assert not found.errors
+    assert (
+        kinds(found.warnings) == [kind] and words in found.warnings[0].message and "line 2" in found.warnings[0].message
+    )
+
+
+def test_an_unknown_tag_is_named_with_its_file(data):
+    (data / "s.xml").write_text(
+        "<annotation><polygon><tag>cow</tag><point><X>1</X><Y>1</Y></point></polygon></annotation>"
+    )
+    with_scribbles(data, a="s.xml")
+    (error,) = check(data).errors
+    assert "s.xml, polygon 1: unknown class 'cow'; the classes are cat, dog" in error.message
+
+
+def test_clicks_that_are_wrong(data):
+    (data / "clicks.csv").write_text(
+        "image,x,y,class\na,1,1,cat\na,2,1,dog\na,1,1,background\na,300,1,cat\nb,1,1,cow\nb,1,x,dog\nz,1,1,cat\n"
+    )
+    found = check(data, data={"clicks": "clicks.csv"})
+    assert kinds(found.errors) == ["unknown class", "click that cannot be read", "click that contradicts the labels"]
+    assert "clicks.csv, line 3: a click on dog, but the labels of image a are cat" in found.errors[2].message
+    assert kinds(found.warnings) == ["click without image", "click off the image", "two classes clicked on one pixel"]
+    assert "clicks.csv, line 5: the click at x 300, y 1 is off the image a of 50 x 40" in found.warnings[1].message
+    assert "clicks.csv, line 4: background, and cat before it, on one pixel" in found.warnings[2].message
