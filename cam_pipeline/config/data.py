@@ -55,8 +55,8 @@ class DataSettings(Section):
     )
     scribbles: str = Field(
         "",
-        description="folder under `root` with scribbles, PNG or ScribbleSup's XML named by the ids of the images, or a "
-        "zip file of XML; empty: none, in the VOC layout `Scribbles` if there is this folder",
+        description="folder under `root` with scribbles (PNG, ScribbleSup's XML, Labelme's JSON) named by ids of "
+        "images, or a zip file of XML; empty: none, in the VOC layout `Scribbles` if there is this folder",
     )
     annotations: Annotated[str, COCO] = Field(
         "annotations/instances_{split}.json",

@@ -1,5 +1,7 @@
 """Draw clicks and strokes into labels."""
 
+import io
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -29,7 +31,10 @@ def draw_strokes(strokes: Iterable[Stroke], height: int, width: int, line_width:
     for stroke in strokes:
         points = [_pixel(x, y, height, width) for x, y in stroke.points]
         for image, value in ((labels, stroke.label), (origins, MASK if stroke.filled else SCRIBBLE)):
-            _draw(ImageDraw.Draw(image), points, stroke.filled, value, line_width)
+            if stroke.bitmap:
+                _paste(image, stroke, value)
+            else:
+                _draw(ImageDraw.Draw(image), points, stroke.filled, value, line_width)
     return np.array(labels), np.array(origins)
 
 
@@ -44,6 +49,13 @@ def _draw(canvas: ImageDraw.ImageDraw, points: list[tuple[int, int]], filled: bo
         if width > 1:
             canvas.ellipse((x - before, y - before, x + after, y + after), fill=value)
         canvas.point((x, y), fill=value)
+
+
+def _paste(canvas: Image.Image, stroke: Stroke, value: int) -> None:
+    x, y = stroke.points[0]
+    with Image.open(io.BytesIO(stroke.bitmap)) as bitmap:
+        region = Image.fromarray(np.asarray(bitmap.convert("L")) > 0)
+    canvas.paste(value, (math.floor(x), math.floor(y)), region)
 
 
 def draw_clicks(clicks: Iterable[Click], labels: UInt8, origins: UInt8, radius: int = CLICK_RADIUS) -> None:

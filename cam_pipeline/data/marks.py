@@ -19,7 +19,7 @@ from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 __all__ = [
     "CLICK", "CLICK_RADIUS", "CORRECTED", "MASK", "PSEUDO", "SCRIBBLE",
-    "Click", "Marks", "Stroke", "Strokes", "clicks_off", "has_marks", "sample_marks",
+    "Click", "Marks", "Stroke", "Strokes", "clicks_off", "has_marks", "has_scribble", "sample_marks",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,13 @@ class Marks:
 
 def has_marks(sample: Sample) -> bool:
     """Whether an image has clicks or a scribble; no file is opened."""
-    return bool(sample.clicks) or sample.scribble is not None
+    return bool(sample.clicks) or has_scribble(sample)
+
+
+def has_scribble(sample: Sample) -> bool:
+    """Whether an image has a file of a scribble, or strokes; a file of Labelme may hold clicks alone."""
+    scribble = sample.scribble
+    return bool(scribble.strokes) if isinstance(scribble, Strokes) else scribble is not None
 
 
 def sample_marks(sample: Sample, num_classes: int) -> Marks:

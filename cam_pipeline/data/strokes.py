@@ -31,11 +31,16 @@ class Click:
 
 @dataclass(frozen=True)
 class Stroke:
-    """A line through `points`, or one dot; if `filled`, the region inside the outline `points`."""
+    """A line through `points`, or one dot; if `filled`, the region inside the outline `points`.
+
+    `bitmap`, if not empty, is a PNG whose upper left corner lies at the first point: all its pixels but 0 are the
+    region.
+    """
 
     label: int
     points: tuple[Point, ...]
     filled: bool = False
+    bitmap: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Strokes:
 
     def digest(self) -> str:
         """Hex digest of all that changes a pixel."""
-        facts = [self.size, *((stroke.label, stroke.points, stroke.filled) for stroke in self.strokes)]
+        facts = [self.size, *((stroke.label, stroke.points, stroke.filled, stroke.bitmap) for stroke in self.strokes)]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

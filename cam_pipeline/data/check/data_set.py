@@ -15,6 +15,7 @@ from cam_pipeline.data.check.masks import check_denied, check_palettes, check_sh
 from cam_pipeline.data.check.names import check_names, check_negatives
 from cam_pipeline.data.check.problems import AllProblems, Problem
 from cam_pipeline.data.digest import without_maps
+from cam_pipeline.data.marks import has_scribble
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Sample, Table, absent_classes, without_classes, without_labels, without_mask
 from cam_pipeline.errors import DataError
@@ -129,7 +130,7 @@ def _facts(name: str, table: Table) -> SplitFacts:
         masks=sum(sample.mask is not None for sample in samples),
         clicks=sum(bool(sample.clicks) for sample in samples),
         clicked=sum(len(sample.clicks) for sample in samples),
-        scribbles=sum(sample.scribble is not None for sample in samples),
+        scribbles=sum(map(has_scribble, samples)),
     )
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.marks import clicks_off, scribble_labels, without_scribble
+from cam_pipeline.data.strokes import Strokes
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
@@ -42,7 +43,9 @@ def _check_scribble(sample: Sample, classes: tuple[str, ...], problems: Problems
         return
     drawn = {*np.unique(labels).tolist()}
     place = f"{sample.scribble}{sample.named_in}"
-    if drawn == {IGNORE_INDEX}:
+    if isinstance(sample.scribble, Strokes):  # it may be empty beside clicks, and what it covers is outlined
+        pass
+    elif drawn == {IGNORE_INDEX}:
         problems.warn(
             "scribble without a stroke", f"{place}: every pixel is {IGNORE_INDEX}, so nobody has said anything"
         )

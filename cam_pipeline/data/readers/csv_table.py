@@ -82,7 +82,7 @@ def read_csv(settings: DataSettings, problems: Problems) -> Table:
             mask=settings.root / mask if mask else None,
         )
         if scribble:
-            sample = with_scribble(sample, settings.root / scribble, listing.classes)
+            sample = with_scribble(sample, settings.root / scribble, listing.classes, problems, where)
         if clicks:
             sample = clicked.added(sample, settings.root / clicks, where)
         listing.add(sample, where)

@@ -18,8 +18,8 @@ from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 VOC_FOLDER = "Scribbles"
-ENDINGS = (".png", ".xml")
-"""Of files of scribbles: indexed PNG, ScribbleSup's XML."""
+ENDINGS = (".png", ".xml", ".json")
+"""Of files of scribbles: indexed PNG, ScribbleSup's XML, Labelme's JSON."""
 
 
 def with_marks(table: Table, settings: DataSettings, problems: Problems) -> Table:
@@ -90,7 +90,7 @@ def _with_scribbles(table: Table, settings: DataSettings, problems: Problems) ->
     else:
         members = {form(name): member for name, member in xml_members(folder).items()}
         found = [_with_member(sample, folder, members, table.classes) for sample in table.samples]
-    if found and all(sample.scribble is None for sample in found):
+    if found and not any(sample.clicks or sample.scribble for sample in found):
         example = f"{found[0].id}{ENDINGS[0] if folder.is_dir() else '.xml'}"
         message = f"{folder}: no file in it has the name of an image, such as {example}"
         problems.warn("scribbles that are not used", message)
@@ -108,7 +108,7 @@ def _with_file(sample: Sample, folder: Path, root: Path, classes: tuple[str, ...
         problems.report("two scribbles of one image", message)
     if files[0].is_symlink():
         check_inside(files[0], root)
-    return with_scribble(sample, files[0], classes)
+    return with_scribble(sample, files[0], classes, problems)
 
 
 def _with_member(sample: Sample, archive: Path, members: Mapping[str, str], classes: tuple[str, ...]) -> Sample:
