@@ -1,8 +1,11 @@
 """COCO: a JSON file of images, categories and annotations for each split."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from cam_pipeline.config import DataSettings, toml_value
 from cam_pipeline.data.check.problems import Problems
@@ -10,6 +13,7 @@ from cam_pipeline.data.coco_masks import CocoMask, Region
 from cam_pipeline.data.names import is_class
 from cam_pipeline.data.readers.coco_file import Category, CocoFile, Image, Key, read_file
 from cam_pipeline.data.readers.listing import Listing, check_inside, class_names, no_class_labels
+from cam_pipeline.data.strokes import Click, Stroke, Strokes
 from cam_pipeline.data.table import Sample, Table, unknown_class
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
@@ -18,9 +22,9 @@ from cam_pipeline.ops.ignore import IGNORE_INDEX
 def read_coco(settings: DataSettings, problems: Problems) -> Table:
     """Categories become labels 1..C by rising id, or by their place in `data.classes`; a crowd is a label, too.
 
-    An image without annotations shows none of the classes. Masks are drawn from the segmentations (`data.coco_masks`);
-    an image has none if one of its annotations lacks a segmentation. The id is the image's path below the root without
-    suffix.
+    An image without annotations shows none of the classes. `point`, `points` and visible `keypoints` are clicks. Masks
+    are drawn from the segmentations (`data.coco_masks`); an image has none if one of its annotations lacks a
+    segmentation. The id is the image's path below the root without suffix.
     """
     files = {
         path: (split, read_file(*_state(path, settings.root, may_be_left_out=split != settings.train)))
@@ -41,7 +45,9 @@ def read_coco(settings: DataSettings, problems: Problems) -> Table:
         folder = settings.images.replace("{split}", split)
         for image in file.images.values():
             outlines = [(label_of[one], region) for one, region in file.outlines.get(image.id, ()) if one in label_of]
-            _add(listing, image, outlines, split, folder, f"{path}, image {image.id}")
+            points = file.clicks.get(image.id, ())
+            clicks = [replace(click, label=label_of[one]) for one, click in points if one in label_of]
+            _add(listing, image, outlines, clicks, split, folder, f"{path}, image {image.id}")
     return listing.table()
 
 
@@ -52,7 +58,13 @@ def _names(categories: Mapping[Key, str]) -> list[str]:
 
 
 def _add(
-    listing: Listing, image: Image, outlines: list[tuple[int, Region | None]], split: str, folder: str, where: str
+    listing: Listing,
+    image: Image,
+    outlines: list[tuple[int, Region | None]],
+    clicks: list[Click],
+    split: str,
+    folder: str,
+    where: str,
 ) -> None:
     """Add one image, whose outlines have labels in place of categories."""
     path = listing.path(str(PurePosixPath(folder, image.file_name)), where)
@@ -68,8 +80,20 @@ def _add(
         split=split,
         class_ids=tuple(sorted({label for label, _ in outlines} - {0, IGNORE_INDEX})),
         mask=CocoMask(*image.size, regions, where) if complete else None,
+        clicks=tuple(click for click in clicks if click.label != IGNORE_INDEX),
     )
+    if clicks and not complete:
+        strokes = tuple(_filled(regions))
+        sample = replace(sample, scribble=Strokes(strokes, image.size, where) if strokes else None)
     listing.add(sample, where)
+
+
+def _filled(regions: Iterable[Region]) -> Iterator[Stroke]:
+    """The polygons of objects as painted regions, for an image in which other objects have only points."""
+    for region in regions:
+        for polygon in region.polygons if not region.crowd and region.label != IGNORE_INDEX else ():
+            points = np.frombuffer(polygon).reshape(-1, 2).tolist()
+            yield Stroke(region.label, tuple((x, y) for x, y in points), filled=True)
 
 
 def _report_unknown(path: Path, file: CocoFile, label_of: Mapping[Key, int], listing: Listing) -> None:

@@ -1,6 +1,7 @@
 """The content of a COCO file, entry by entry: what can be read, what is wrong, and what is doubtful."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 from cam_pipeline.data.check.problems import Problem
 from cam_pipeline.data.coco_masks import Region
 from cam_pipeline.data.readers.coco_outlines import Outlines
+from cam_pipeline.data.strokes import Click
 from cam_pipeline.data.xml_files import not_decoded
 from cam_pipeline.errors import DataError
 
@@ -80,6 +82,9 @@ class Annotation(BaseModel):
     segmentation: Any = None
     bbox: Any = None
     area: Any = None
+    point: Any = None
+    points: Any = None
+    keypoints: Any = None
 
 
 Outline = tuple[Key, Region | None]  # category, and its region (its label still to be set) if there is one
@@ -89,12 +94,14 @@ Outline = tuple[Key, Region | None]  # category, and its region (its label still
 class CocoFile:
     """A file's content, checked entry by entry, its mistakes, and what is doubtful.
 
-    `unread` are ids of entries that cannot be read, by the name of their list.
+    `clicks` are the points of annotations by image, each with its category (the label is still to be set). `unread` are
+    ids of entries that cannot be read, by the name of their list.
     """
 
     categories: dict[Key, Category] = field(default_factory=dict)
     images: dict[Key, Image] = field(default_factory=dict)
     outlines: dict[Key, list[Outline]] = field(default_factory=dict)
+    clicks: dict[Key, list[tuple[Key, Click]]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     unread: dict[str, set[Any]] = field(default_factory=dict)
@@ -152,10 +159,15 @@ def _read_annotations(content: dict[str, Any], path: Path, file: CocoFile) -> No
             absent.append(f"{path}, {where}: there is no image {annotation.image_id!r} in the file")
         else:
             image = file.images[key] = _sized(file.images[key], annotation.segmentation)
-            region = outlines.region(
-                annotation.segmentation, annotation.iscrowd, image.size, annotation.bbox, annotation.area, where
-            )
+            clicks = _clicks(annotation, path, where, file)
+            region = None
+            if annotation.segmentation or not clicks:
+                region = outlines.region(
+                    annotation.segmentation, annotation.iscrowd, image.size, annotation.bbox, annotation.area, where
+                )
             file.outlines.setdefault(key, []).append((category, region))
+            if clicks:
+                file.clicks.setdefault(key, []).extend((category, click) for click in clicks)
     if absent and file.outlines:  # as after taking some of the images
         more = f" ({len(absent) - 1} more like this)" if len(absent) > 1 else ""
         file.doubtful("annotation without image", f"{absent[0]}{more}; it is left out")
@@ -169,6 +181,34 @@ def _read_annotations(content: dict[str, Any], path: Path, file: CocoFile) -> No
         there, here = ids.other[0]
         message = f"annotations write ids in another way than images do: {there!r} is taken for {here!r}"
         file.doubtful("ids of two types", f"{path}: {message}")
+
+
+def _clicks(annotation: Annotation, path: Path, where: str, file: CocoFile) -> list[Click]:
+    """The points of an annotation. Its keypoints count if it has no outline, which says more, and they are visible."""
+    found: list[Click] = []
+    given = {"point": [annotation.point], "points": annotation.points}
+    if not annotation.segmentation:
+        given["keypoints"] = _visible(annotation.keypoints)
+    for name, points in given.items():
+        for point in points if isinstance(points, list) else []:
+            if point is None:
+                continue
+            try:
+                x, y = map(float, point)
+                if not (math.isfinite(x) and math.isfinite(y)):
+                    raise ValueError
+            except (TypeError, ValueError, OverflowError):
+                file.doubtful("point that is left out", f"{path}, {where}.{name}: {point!r:.60} is no point [x, y]")
+                continue
+            found.append(Click(x, y, 0, f"{path}, {where}"))
+    return found
+
+
+def _visible(keypoints: Any) -> list[list[Any]]:
+    """The points in x, y, v, x, y, v ... with v = 2: labelled, and not hidden behind other things."""
+    if not isinstance(keypoints, list) or len(keypoints) % 3:
+        return []
+    return [keypoints[place : place + 2] for place in range(0, len(keypoints), 3) if keypoints[place + 2] == 2]
 
 
 class ImageIds:

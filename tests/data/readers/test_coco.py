@@ -6,6 +6,7 @@ from PIL import Image
 
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.check.problems import AllProblems
+from cam_pipeline.data.marks import CLICK, MASK, sample_marks
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.errors import DataError
@@ -486,3 +487,53 @@ def test_annotations_of_images_that_were_taken_out_are_left_out_and_told(tmp_pat
     assert [sample.class_ids for sample in table.samples] == [(1,)]
     message = "annotations[1]: there is no image 7 in the file (1 more like this); it is left out"
     assert warnings == [("annotation without image", f"instances_train.json, {message}")]
+
+
+NO_OUTLINE = {"segmentation": None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "points"),
+    [
+        ({"point": [1.5, 2]}, [(1.5, 2)]),
+        ({"points": [[1, 2], [3, 0]]}, [(1, 2), (3, 0)]),
+        ({"keypoints": [1, 2, 2, 3, 3, 1, 0, 0, 0, 4, 0, 2], "num_keypoints": 3}, [(1, 2), (4, 0)]),
+        ({"segmentation": [], "point": [1, 2]}, [(1, 2)]),
+        ({"segmentation": SQUARE, "point": [1, 2]}, [(1, 2)]),
+        ({"segmentation": SQUARE, "keypoints": [1, 2, 2]}, []),
+        ({"point": None, "points": None, "keypoints": []}, []),
+        ({"keypoints": [1, 2], "points": "1,2"}, []),
+    ],
+    ids=["point", "points", "keypoints", "empty outline", "with outline", "keypoints with outline", "none", "other"],
+)
+def test_points_of_annotations_are_clicks(tmp_path, fields, points):
+    write(tmp_path, train=content([(1, "a.jpg")], [(1, 17, NO_OUTLINE | fields)]))
+    problems = AllProblems()
+    (sample,) = table_of(tmp_path, problems).samples
+    assert [(click.x, click.y) for click in sample.clicks] == points
+    assert {click.label for click in sample.clicks} <= {*sample.class_ids} == {2}
+    assert all(click.source.endswith("instances_train.json, annotations[0]") for click in sample.clicks)
+    assert (sample.mask is None) == (fields.get("segmentation") != SQUARE)
+    assert not problems.errors and not problems.warnings
+
+
+def test_points_of_the_background_and_polygons_beside_them(tmp_path):
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    categories = [*CATEGORIES, {"id": 1, "name": "background"}]
+    annotations = [(1, 1, NO_OUTLINE | {"point": [4, 3]}), (1, 17, {}), (1, 90, NO_OUTLINE | {"point": [4, 0]})]
+    write(tmp_path, train=content([(1, "a.png")], annotations, categories))
+    (sample,) = table_of(tmp_path, images="").samples
+    assert sample.mask is None and sample.class_ids == (2, 3)
+    marks = sample_marks(sample, 3)
+    found = {(x, y): (int(marks.labels[y, x]), int(marks.origin[y, x])) for x, y in [(4, 3), (1, 1), (4, 0)]}
+    assert found == {(4, 3): (0, CLICK), (1, 1): (2, MASK), (4, 0): (3, CLICK)}
+
+
+def test_points_that_are_none_are_left_out_with_a_warning(tmp_path):
+    fields = NO_OUTLINE | {"points": [[1], [1, 2], ["x", 1], 3, [float("inf"), 1]]}
+    write(tmp_path, train=content([(1, "a.jpg")], [(1, 17, fields)]))
+    problems = AllProblems()
+    (sample,) = table_of(tmp_path, problems).samples
+    assert [(click.x, click.y) for click in sample.clicks] == [(1, 2)]
+    assert [problem.kind for problem in problems.warnings] == ["point that is left out"] * 4
+    assert "annotations[0].points: [1] is no point [x, y]" in problems.warnings[0].message
