@@ -9,6 +9,7 @@ from cam_pipeline.cli.export import export
 from cam_pipeline.cli.options import Options, run_options
 from cam_pipeline.cli.predict import predict
 from cam_pipeline.cli.results import evaluate
+from cam_pipeline.cli.scribbles import make_scribbles
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.version import __version__
 
@@ -92,4 +93,5 @@ main.add_command(demo)
 main.add_command(doctor)
 main.add_command(evaluate)
 main.add_command(export)
+main.add_command(make_scribbles)
 main.add_command(predict)
