@@ -54,7 +54,7 @@ def scribble_from_mask(mask: Array, width: int = 3, keep: float = 0.9, min_area:
 
 
 def s4_scribble_from_mask(mask: Array, width: int = 3, keep: float = 0.9, min_area: int = S4_MIN_AREA) -> Array:
-    """As `scribble_from_mask`, by the published steps of Scribbles4All (Böttger et al., NeurIPS 2024).
+    """As `scribble_from_mask`, by the published steps of Scribbles4All (Boettcher et al., NeurIPS 2024).
 
     Published: regions of 80 pixels or more; erosion by 2 to 20 pixels, which grows with the region's share of the
     image from 0.003 to 0.15; a polynomial through what is left; 3 pixels wide; scale 0.9; no pixel outside the region.
