@@ -17,6 +17,7 @@ import numpy as np
 from joblib import delayed
 from PIL import Image, PngImagePlugin
 
+from cam_pipeline.data.digest import content_digest
 from cam_pipeline.data.drawing import draw_clicks
 from cam_pipeline.data.images import UInt8
 from cam_pipeline.data.masks import sample_mask
@@ -37,6 +38,8 @@ CLICKS, RECORD = "clicks.csv", "clicks.json"
 """The clicks, and what is known of them while they are made."""
 NOTE = "cam-pipeline scribble"
 """Name of the text in a PNG file that says how it was made; without it a file is a person's, and is left alone."""
+VERSION = 1
+"""Raise it whenever the same masks would give other marks."""
 SECONDS_BETWEEN_RECORDS = 10.0
 
 
@@ -157,15 +160,14 @@ def _path(sample: Sample, folder: Path) -> Path:
 
 def _origin(sample: Sample, manner: Manner) -> dict[str, Any]:
     """What marks are made of, and how; as JSON gives it back. As long as it is the same, they are current."""
-    state: Any = ""
+    state = ""
     if isinstance(sample.mask, Path):
         with suppress(OSError):
-            found = sample.mask.stat()
-            state = [found.st_size, found.st_mtime_ns, repr(sample.colors)]
+            state = f"{content_digest(sample.mask)} {sample.colors}"
     elif sample.mask is not None:
         state = sample.mask.digest()
     labels = None if sample.class_ids is None else [*sample.class_ids]
-    return {"made_by": asdict(manner), "mask": state, "labels": labels}
+    return {"version": VERSION, "made_by": asdict(manner), "mask": state, "labels": labels}
 
 
 def _note(path: Path) -> tuple[int, dict[str, Any]]:

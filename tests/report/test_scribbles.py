@@ -66,6 +66,19 @@ def test_strokes_are_indexed_pngs_by_id(make, samples: list[Sample], tmp_path: P
         assert made[sample.id].marked == (marks.labels != 255).sum() and made[sample.id].pixels == 2000
 
 
+@pytest.mark.parametrize("manner", [STROKES, CLICKS])
+def test_the_same_masks_give_the_same_files(make, samples, tmp_path: Path, manner: Manner) -> None:
+    def contents() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+    make(manner)
+    before = contents()
+    for sample in samples:
+        sample.mask.touch()
+    make(manner, force=True)
+    assert contents() == before
+
+
 def test_clicks_are_one_table(make, tmp_path: Path) -> None:
     made, _ = make(CLICKS)
     rows = [*csv.DictReader((tmp_path / "out/clicks.csv").open())]
