@@ -23,16 +23,22 @@ class Loss(nn.Module):
         self.network, self.objectives = network, objectives
 
     def forward(
-        self, batch: Batch, progress: float, images_share: float = 1.0, pixels_share: float = 1.0
+        self,
+        batch: Batch,
+        progress: float,
+        images_share: float = 1.0,
+        pixels_share: float = 1.0,
+        shown_share: float = 1.0,
     ) -> dict[str, Tensor]:
         """`loss`, a scalar with gradients, and every weighted term and figure, scalars without.
 
         `progress` as in ForwardPass. Of a part of a batch the shares are those of `parts.Part`: terms that are means
-        over images weigh by the first, all others by the second, so that they add up to those of the batch.
+        over images weigh by the first, those over all pixels that show an image by the third, and all others by the
+        second, so that they add up to those of the batch.
         """
         groups = self._terms(batch, progress)
         weights = [
-            weight * (images_share if group.items is None else pixels_share)
+            weight * (images_share if group.items is None else shown_share if group.shown else pixels_share)
             for group, weight in zip(groups, shared_weights(groups, len(batch["index"])), strict=True)
         ]
         sums: list[Tensor] = []

@@ -231,7 +231,7 @@ class Trainer:
     def _learn(self, loss: nn.Module, part: Part) -> dict[str, Tensor]:
         """Add the gradients of a part of a batch to those that are there; its part of the loss and of its terms."""
         with autocast(self.run, part.batch["image"].device):
-            terms: dict[str, Tensor] = loss(part.batch, self.progress, part.images, part.pixels)
+            terms: dict[str, Tensor] = loss(part.batch, self.progress, part.images, part.pixels, part.shown)
         terms["loss"].backward()
         return {name: value.detach() for name, value in terms.items()}
 

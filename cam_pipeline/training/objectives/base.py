@@ -35,6 +35,7 @@ class Terms:
     history shows `weight` times the term under this name, which begins with the method's, as in "toy.size". What weighs
     one term alone is already in its value; `weight` is for what the terms share, such as a ramp.
     `items` is the number of items, in this process, that the values are means over. Unset: the images of the batch.
+    `shown`: these items are pixels that show an image, labelled or not; else they are about labelled ones.
     `figures` are scalars that the history shows as they are; they are no part of the loss.
     All processes must give the same names in the same order.
     """
@@ -43,6 +44,7 @@ class Terms:
     weight: float = 1.0
     items: Tensor | None = None
     figures: Mapping[str, Tensor] = field(default_factory=dict)
+    shown: bool = False
 
 
 @dataclass(frozen=True)

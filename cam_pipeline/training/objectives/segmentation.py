@@ -98,7 +98,8 @@ class SegmentationObjective(Objective):
         answers = logits[..., GRID // 2 :: GRID, GRID // 2 :: GRID]
         outside = inside(boxes, answers.shape[-2:], GRID)[:, 0] == 0
         pairs = torch.stack([both.sum() for both in neighbours(outside)]).sum()
-        return Terms({"segmentation.potts": self.potts * potts_loss(answers, outside)}, self.weight, items=pairs)
+        value = self.potts * potts_loss(answers, outside)
+        return Terms({"segmentation.potts": value}, self.weight, items=pairs, shown=True)
 
 
 def soft_targets(scores: Tensor) -> tuple[Tensor, Tensor]:

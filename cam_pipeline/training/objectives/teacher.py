@@ -80,7 +80,9 @@ class TeacherObjective(Objective):
         _, logits = seen.of_images_and_views(seen.output)
         loss = teacher_loss(logits, targets, counted)
         sure = (targets != IGNORE_INDEX).sum() / counted.sum().clamp(min=1)
-        return [Terms({"teacher": loss}, self.weight, items=counted.sum(), figures={"teacher.sure": sure})]
+        shown = self.settings.pixels == "all"
+        figures = {"teacher.sure": sure}
+        return [Terms({"teacher": loss}, self.weight, items=counted.sum(), figures=figures, shown=shown)]
 
     @torch.no_grad()
     def _targets(self, seen: ForwardPass) -> tuple[Tensor, Tensor]:
