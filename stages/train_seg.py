@@ -84,7 +84,7 @@ def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
     for objective in objectives:
         if isinstance(objective, MovingAverageObjective):
             objective.put_in_place()
-    segmenter.exits = None
+    segmenter.exits = segmenter.consistency = None
     if is_first():
         warn_if_blind(segmenter, train, config)
         trainer.write_history(output.logs / "train_seg.jsonl")

@@ -30,6 +30,11 @@ class SegmenterSettings(Section):
         False,
         description="train exits at several depths beside it, which teach each other; `[self_regulation]` says how",
     )
+    regularizer: Literal["none", "dfr"] = Field(
+        "none",
+        description="a further loss about all pixels, labelled or not. `dfr`: similar pixels should get the same "
+        "answer; `[dfr]` says how",
+    )
     max_side: int = Field(
         1024, ge=32, le=65_536, description="for prediction, larger images are first reduced to this longer side"
     )

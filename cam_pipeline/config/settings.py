@@ -11,6 +11,7 @@ from cam_pipeline.config.cams import CamSettings
 from cam_pipeline.config.classifier import ClassifierSettings, ObjectiveSettings
 from cam_pipeline.config.conditions import If, conditions_of
 from cam_pipeline.config.data import DataSettings
+from cam_pipeline.config.dfr import DfrSettings
 from cam_pipeline.config.prediction import PredictSettings
 from cam_pipeline.config.refinement import LabelSettings, RefineSettings
 from cam_pipeline.config.run import OutputSettings, RunSettings
@@ -38,6 +39,7 @@ class Config(Section):
     labels: LabelSettings = LabelSettings()
     segmenter: SegmenterSettings = SegmenterSettings()
     self_regulation: Annotated[SelfRegulationSettings, If("segmenter.self_regulation", True)] = SelfRegulationSettings()
+    dfr: Annotated[DfrSettings, If("segmenter.regularizer", "dfr")] = DfrSettings()
     train_seg: TrainSegSettings = TrainSegSettings()
     teacher: Annotated[TeacherSettings, If("train_seg.teacher", True)] = TeacherSettings()
     predict: PredictSettings = PredictSettings()

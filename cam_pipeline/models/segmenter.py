@@ -21,7 +21,7 @@ DILATIONS = (6, 12, 18, 24)  # DeepLabV2 (Chen et al. 2018), ASPP-L
 class Segmenter(PretrainedHalf):
     """Images (B, 3, H, W), uint8 or float in 0..1 -> logits (B, 1 + C, H, W), background first.
 
-    H and W must be multiples of `multiple`. `exits` and `average` are there while it is trained, and are
+    H and W must be multiples of `multiple`. `exits`, `consistency` and `average` are there while it is trained, and are
     no part of the answer.
     """
 
@@ -33,6 +33,7 @@ class Segmenter(PretrainedHalf):
         self.network = network
         self._encoder = [encoder]  # in a list, as `network` has registered it already
         self.exits: nn.Module | None = None
+        self.consistency: nn.Module | None = None
         self.average: nn.Module | None = None
 
     def pretrained_half(self) -> nn.Module:

@@ -86,6 +86,8 @@ def flat(lists):
 
 
 REGULARIZED = {
+    "segmenter": {"regularizer": "dfr"},
+    "dfr": {"features": "none", "ramp": 0.0, "sigma_rgb": 0.5},
     "train_seg": {"potts": 0.1},
 }
 

@@ -11,6 +11,7 @@ from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.training.objectives.acr import AcrObjective
 from cam_pipeline.training.objectives.base import Objective
 from cam_pipeline.training.objectives.classification import ClassificationObjective
+from cam_pipeline.training.objectives.dfr import DfrObjective
 from cam_pipeline.training.objectives.moving_average import MovingAverageObjective
 from cam_pipeline.training.objectives.segmentation import SegmentationObjective
 from cam_pipeline.training.objectives.self_regulation import SelfRegulationObjective
@@ -28,7 +29,8 @@ Terms are added in this order, on which the last digits of a loss depend: a new 
 
 
 def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -> list[Objective]:
-    """Segmentation, then what `segmenter.self_regulation`, `train_seg.teacher` and `train_seg.average` ask for.
+    """Segmentation, then what `segmenter.self_regulation`, `segmenter.regularizer`, `train_seg.teacher` and
+    `train_seg.average` ask for.
 
     Some of these give the segmenter layers.
 
@@ -48,6 +50,8 @@ def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -
         method = SelfRegulationObjective(segmenter, config, labels)
         main.weight, main.ignore_to_background = method.main_weight, config.self_regulation.ignore_to_background
         methods.append(method)
+    if config.segmenter.regularizer == "dfr":
+        methods.append(DfrObjective(segmenter, config, labels))
     average = settings.average
     if settings.teacher:
         methods.append(TeacherObjective(segmenter, config, labels))
