@@ -25,6 +25,9 @@ MOST_DENSE = 4096
 EPS = 1e-5
 """Added in the logarithms and counts of `feature_consistency_loss`, as in A2GNN."""
 
+SHARES = (0.25, 0.25, 0.5)
+"""Of pairs of background, of pairs of one class, and of others in `feature_consistency_loss`. Source: A2GNN."""
+
 Weigh = Callable[[int, int], Tensor]
 """Gives the weights (B, h', w') of all pairs that are (dy, dx) apart."""
 
@@ -174,9 +177,15 @@ def feature_consistency_loss(
 
 
 class Consistency(NamedTuple):
-    """The loss of feature consistency, and the mean likeness (0..1) of pairs that should be alike and of others."""
+    """The loss of feature consistency and its parts: of pairs of background, of pairs of one class, and of others.
+
+    `parts` and `counts` are (3,): each part with its share of the loss in it, and its pairs. `alike` and `apart` are
+    the mean likeness (0..1) of pairs that should be alike, and of others.
+    """
 
     loss: Tensor
+    parts: Tensor
+    counts: Tensor
     alike: Tensor
     apart: Tensor
 
@@ -212,10 +221,12 @@ def consistency(
                 kind[1] = kind[1] + pairs.sum()
             likeness[0] = likeness[0] + torch.where(both & same, alike.detach(), 0).sum()
             likeness[1] = likeness[1] + torch.where(both & ~same, alike.detach(), 0).sum()
-        background, objects, others = (total / (count + EPS) for total, count in kinds)
-        loss = background / 4 + objects / 4 + others / 2 + 0 * features.sum()  # a graph, where no pair fits the map
-    same_count, other_count = kinds[0][1] + kinds[1][1], kinds[2][1]
-    return Consistency(loss, likeness[0] / same_count.clamp(min=1), likeness[1] / other_count.clamp(min=1))
+        nothing = 0 * features.sum()  # a graph, if no pair fits the map
+        counts = torch.stack([count for _, count in kinds])
+        means = torch.stack([total + nothing for total, _ in kinds]) / (counts + EPS)
+        parts = means * means.new_tensor(SHARES)
+    alike = likeness[0] / (counts[0] + counts[1]).clamp(min=1)
+    return Consistency(parts.sum(), parts, counts, alike, likeness[1] / counts[2].clamp(min=1))
 
 
 def offsets_within(radius: int, height: int, width: int) -> list[tuple[int, int]]:

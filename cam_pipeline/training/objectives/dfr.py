@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """What colours are divided by, whatever the encoder's own statistics are, so that `sigma_rgb` keeps its meaning."""
+KINDS = ("background", "objects", "others")
+"""Of pairs, in the order of `ops.dfr.Consistency`."""
 LEAST_ALIKE, MOST_ALIKE = 0.01, 0.98
 """Shares of the weights by place alone from which on `sigma_rgb` tells nothing apart."""
 
@@ -69,7 +71,7 @@ class DfrObjective(Objective):
         if weight := settings.weight * rise_after(settings.start, seen.progress, settings.ramp):
             terms.append(self._of_pairs(probabilities, features, seen, weight))
         if features is not None and settings.features == "head" and settings.consistency_weight:
-            terms.append(self._of_features(features, probabilities.detach(), seen))
+            terms += self._of_features(features, probabilities.detach(), seen)
         return terms
 
     def _features(self, levels: list[Tensor], probabilities: Tensor) -> Tensor | None:
@@ -112,10 +114,11 @@ class DfrObjective(Objective):
             self.looked = True
             warn_of_kernel(found.alike.item(), settings.sigma_rgb)
         figures = {"dfr.kernel": found.alike}
-        return Terms({"dfr": found.loss}, weight, items=roi.sum(), figures=figures, shown=True)
+        items = found.mass if settings.normalize == "mass" else roi.sum()
+        return Terms({"dfr": found.loss}, weight, items, figures, shown=True)
 
-    def _of_features(self, features: Tensor, probabilities: Tensor, seen: ForwardPass) -> Terms:
-        """The consistency of features."""
+    def _of_features(self, features: Tensor, probabilities: Tensor, seen: ForwardPass) -> list[Terms]:
+        """The consistency of features: a term for each kind of pairs, as each is a mean over other items."""
         settings = self.settings
         size = features.shape[-2:]
         labels = nearest(seen.batch["mask"], size).long()
@@ -131,9 +134,11 @@ class DfrObjective(Objective):
             "dfr.other_class": found.apart,
             "dfr.known": known / roi.sum().clamp(min=1),
         }
-        return Terms(
-            {"dfr.consistency": settings.consistency_weight * found.loss}, items=roi.sum(), figures=figures, shown=True
-        )
+        weight, terms = settings.consistency_weight, []
+        for kind, part, count in zip(KINDS, found.parts, found.counts, strict=True):
+            terms.append(Terms({f"dfr.consistency_{kind}": part}, weight, count, figures, shown=True))
+            figures = {}
+        return terms
 
 
 def colours(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,6 +15,7 @@ from cam_pipeline.training.objectives import segmenter_objectives
 from cam_pipeline.training.objectives.dfr import IMAGENET_STD, colours, warn_of_kernel
 
 ARGUMENTS = {"channels": [8, 16, 24, 32], "stem_width": 8}
+CONSISTENCY = [f"dfr.consistency_{kind}" for kind in ("background", "objects", "others")]
 NOW = {"ramp": 0.0, "beta_start": 0.0, "beta_ramp": 0.0, "sigma_rgb": 0.5}
 
 
@@ -42,11 +43,12 @@ def test_terms_and_figures():
     found = loss(batch(), 0.5)
     assert list(found) == [
         "loss", "segmentation", "dfr", "dfr.kernel",
-        "dfr.consistency", "dfr.same_class", "dfr.other_class", "dfr.known",
+        "dfr.consistency_background", "dfr.same_class", "dfr.other_class", "dfr.known",
+        "dfr.consistency_objects", "dfr.consistency_others",
     ]  # fmt: skip
-    assert found["loss"].item() == pytest.approx(
-        (found["segmentation"] + found["dfr"] + found["dfr.consistency"]).item()
-    )
+    total = sum(found[name].item() for name in ("segmentation", "dfr", *CONSISTENCY))
+    assert found["loss"].item() == pytest.approx(total, rel=1e-5)
+    assert all(found[name] > 0 for name in CONSISTENCY)
     assert 0 < found["dfr.kernel"] < 1 and 0.05 < found["dfr.known"] < 0.2
 
 
@@ -93,15 +95,17 @@ def gradients(segmenter, value):
     return {name for name, one in segmenter.named_parameters() if one.grad is not None and one.grad.any()}
 
 
-def only(loss, name, given, progress=0.5):
-    """The term of this name with its gradients."""
-    return next(group.values[name] for group in loss._terms(given, progress) if name in group.values)
+def only(loss, names, given, progress=0.5):
+    """The sum of the terms of these names, with its gradients."""
+    found = [value for group in loss._terms(given, progress) for name, value in group.values.items() if name in names]
+    assert len(found) == len(names)
+    return torch.stack(found).sum()
 
 
 @pytest.mark.parametrize("detached", [True, False])
 def test_the_regularised_loss_trains_the_features_only_if_asked(detached):
     segmenter, loss = built(detach_features=detached)
-    reached = gradients(segmenter, only(loss, "dfr", batch()))
+    reached = gradients(segmenter, only(loss, ["dfr"], batch()))
     assert any(name.startswith("network.segmentation_head") for name in reached)
     assert any(name.startswith("consistency") for name in reached) != detached
 
@@ -109,7 +113,7 @@ def test_the_regularised_loss_trains_the_features_only_if_asked(detached):
 @pytest.mark.parametrize("detached", [True, False])
 def test_the_consistency_trains_the_head_and_the_encoder_but_no_answer(detached):
     segmenter, loss = built(detach_backbone=detached)
-    reached = gradients(segmenter, only(loss, "dfr.consistency", batch()))
+    reached = gradients(segmenter, only(loss, CONSISTENCY, batch()))
     parts = {
         name.split(".")[0] if name.startswith("consistency") else ".".join(name.split(".")[:2]) for name in reached
     }
@@ -120,7 +124,7 @@ def test_features_of_the_backbone_need_no_head():
     segmenter, loss = built(features="backbone", kernel="gauss")
     assert segmenter.consistency is None
     found = loss(batch(), 0.5)
-    assert "dfr.consistency" not in found and found["dfr"] > 0
+    assert not set(CONSISTENCY) & set(found) and found["dfr"] > 0
     other = built(features="none")[1](batch(), 0.5)
     assert found["dfr"] != other["dfr"]
 
@@ -130,8 +134,8 @@ def test_an_unmarked_pixel_counts_as_a_sure_answer():
     _, loss = built(beta_start=0.3, threshold=0.0)
     given = batch(marked=0.0)
     before, after = loss(given, 0.2), loss(given, 0.4)
-    assert before["dfr.known"] == 0 and before["dfr.consistency"] == 0
-    assert after["dfr.known"] == 1 and after["dfr.consistency"] > 0
+    assert before["dfr.known"] == 0 and sum(before[name] for name in CONSISTENCY) == 0
+    assert after["dfr.known"] == 1 and sum(after[name] for name in CONSISTENCY) > 0
     _, loss = built(beta_start=0.3, threshold=1.0)
     assert loss(given, 0.4)["dfr.known"] == 0
 
