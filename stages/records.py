@@ -51,13 +51,15 @@ def _images_and_masks_to_choose_by(config: Config, dataset: Dataset) -> str:
 
 
 def _supervision_data(config: Config, dataset: Dataset) -> str:
-    masks = config.train_seg.supervision == "masks"
-    train = dataset.digest(dataset.table.split(config.data.train), labels=False, masks=masks)
+    learned = config.train_seg.supervision
+    train = dataset.digest(
+        dataset.table.split(config.data.train), labels=False, masks=learned == "masks", marks=learned == "scribbles"
+    )
     return f"{train} {dataset.digests.of_weights(config.segmenter.weights)}"
 
 
 def _supervision_results(config: Config) -> tuple[str, ...]:
-    if config.train_seg.supervision == "masks":
+    if config.train_seg.supervision in ("masks", "scribbles"):
         return ()
     return ("make_labels", "score_cams") if config.train_seg.soft else ("make_labels",)
 

@@ -1,4 +1,4 @@
-"""Pseudo-labels (or masks, for the reference) -> a DeepLab segmenter (segmenter.safetensors)."""
+"""Pseudo-labels, scribbles, or masks for the reference -> a DeepLab segmenter (segmenter.safetensors)."""
 
 import logging
 from functools import partial
@@ -11,8 +11,10 @@ from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.augment import Colors, PixelMap
 from cam_pipeline.data.check.data_set import too_few_images
+from cam_pipeline.data.check.marked import check_marked
 from cam_pipeline.data.check.masks import check_supervision
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
+from cam_pipeline.data.marks import sample_marks
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table, check_files, masked
 from cam_pipeline.data.views import ReadMaps, ReadMask, TrainingViews, image_labels
@@ -140,6 +142,9 @@ def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample
     if config.train_seg.supervision == "masks":
         check_supervision(config.data.train, masked(train), table.classes)
         return partial(_indexed_mask, train, len(table.classes))
+    if config.train_seg.supervision == "scribbles":
+        check_marked(config.data.train, train, table.classes, config.segmenter.regularizer != "none")
+        return partial(_indexed_marks, train, len(table.classes))
     check_coverage(inputs["make_labels"], table, train, config.labels.undecided)
     return LabelReader(inputs["make_labels"], [sample.id for sample in train])
 
@@ -165,6 +170,10 @@ def _scores(reader: ScoreReader, depth: int, index: int) -> dict[str, PixelMap]:
 
 def _indexed_mask(samples: list[Sample], num_classes: int, index: int) -> UInt8:
     return sample_mask(samples[index], num_classes)
+
+
+def _indexed_marks(samples: list[Sample], num_classes: int, index: int) -> UInt8:
+    return sample_marks(samples[index], num_classes).labels
 
 
 def check_coverage(path: Path, table: Table, train: list[Sample], undecided: str = "scores") -> None:

@@ -5,6 +5,7 @@ A hybrid ViT of two small blocks over the tiny CNN takes its place as classifier
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from cam_pipeline import open_run
@@ -335,6 +337,103 @@ def test_scores_that_were_not_made_are_asked_for(mistake: Callable[..., str]) ->
 def test_scores_in_place_of_labels_are_refused_beside_what_is_about_labels(mistake: Callable[..., str]) -> None:
     line = mistake("train-seg", "--set", "train_seg.soft_labels=true", "--set", "train_seg.balance=true")
     assert "train_seg: soft_labels cannot be combined with balance; switch one of them off" in line
+
+
+# Clicks and scribbles, and the regularised loss
+
+DFR = ("segmenter.regularizer=dfr", "dfr.beta_start=0.2", "dfr.threshold=0.3")
+SCRIBBLES = ("train_seg.supervision=scribbles", "data.scribbles=scribbles")
+
+
+def scribble(folder: Path, left_out: int = 3) -> None:
+    """Give the training images of a workspace scribbles: some rows of their masks. A few get none."""
+    masks = sorted((folder / "data" / "masks").glob("train*"))
+    for path in masks[left_out:]:
+        labels = np.array(Image.open(path))
+        labels[np.arange(len(labels)) % 8 != 4] = 255
+        target = folder / "data" / "scribbles" / "images" / f"{path.stem}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels).save(target)
+
+
+@pytest.fixture(scope="module")
+def scribbled_run(
+    commands: Any, new_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a segmenter that was trained on scribbles with the regularised loss."""
+    folder = new_workspace(tmp_path_factory.mktemp("scribbles"))
+    scribble(folder)
+    ended = commands.run("train-seg", *options(*SCRIBBLES, *DFR), folder=folder)
+    assert ended.code == 0, ended.stderr
+    assert "3 of 24 training images have no click and no scribble" in ended.stderr
+    return folder
+
+
+def test_a_segmenter_that_learned_scribbles_has_no_head_of_features(commands: Any, scribbled_run: Path) -> None:
+    stored = load_file(scribbled_run / "run" / "segmenter.safetensors")
+    assert not [name for name in stored if "consistency" in name]
+    log = scribbled_run / "run" / "logs" / "train_seg.jsonl"
+    history = [json.loads(line) for line in log.read_text().splitlines()]
+    assert history[-1]["dfr"] > 0 and 0 < history[-1]["dfr.known"] <= 1 and history[-1]["dfr.consistency_others"] > 0
+    chosen = options(*SCRIBBLES, *DFR)
+    assert "current, nothing to do" in commands.run("train-seg", *chosen, folder=scribbled_run).stderr
+    ended = commands.run("evaluate", *chosen, folder=scribbled_run)
+    assert ended.code == 0 and "clicks and scribbles" in ended.stdout, ended.stderr + ended.stdout
+
+
+def test_another_scribble_makes_the_segmenter_stale(commands: Any, scribbled_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(scribbled_run, tmp_path / "copy"))
+    scribble(folder, left_out=2)
+    shown = commands.run("status", *options(*SCRIBBLES, *DFR), folder=folder).stdout
+    assert re.search(r"train_seg.*stale", shown) and "data" in shown
+    off = commands.run("status", *options(*SCRIBBLES), folder=folder).stdout
+    assert "segmenter.regularizer was dfr, is none" in " ".join(off.split())
+
+
+def test_a_killed_training_on_scribbles_ends_as_an_undisturbed_one(
+    commands: Any, scribbled_run: Path, workspace: Path, differences: Callable[[Path, Path], list[str]]
+) -> None:
+    scribble(workspace)
+    moment = {
+        "function": "cam_pipeline.training.trainer.save_checkpoint", "holds": "train_seg-", "call": 4,
+        "send": "SIGKILL", "group": True,
+    }  # fmt: skip
+    chosen = options(*SCRIBBLES, *DFR)
+    assert commands.run("train-seg", *chosen, folder=workspace, signal_at=moment).code == -9
+    assert commands.run("train-seg", *chosen, folder=workspace).code == 0
+    assert differences(workspace / "run", scribbled_run / "run") == []
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        (*SCRIBBLES,),
+        (*SCRIBBLES, "train_seg.balance=true", "train_seg.potts=0.5"),
+        (*SCRIBBLES, *DFR, "dfr.features=none", "segmenter.architecture=deeplabv2"),
+        (*SCRIBBLES, *DFR, "dfr.features=backbone", "dfr.kernel=gauss", "run.precision=bfloat16"),
+        (*SCRIBBLES, *DFR, "dfr.detach_features=false", "dfr.stride=8", "train_seg.accumulate=2"),
+        (*SCRIBBLES, *DFR, "segmenter.self_regulation=true", "train_seg.average=0.9", "dfr.normalize=mass"),
+        (*DFR, "train_seg.supervision=masks", "dfr.detach_backbone=true"),
+        (*SCRIBBLES, *DFR, "train_seg.teacher=true", "teacher.start=0.3"),
+    ],
+)
+def test_the_regularised_loss_goes_with_every_supervision_network_and_precision(
+    commands: Any, workspace: Path, chosen: tuple[str, ...]
+) -> None:
+    scribble(workspace)
+    ended = commands.run("train-seg", *options(*chosen), folder=workspace)
+    assert ended.code == 0, ended.stderr
+    assert "train_seg: done" in ended.stderr
+
+
+def test_the_regularised_loss_goes_with_pseudo_labels(commands: Any, finished: Path) -> None:
+    ended = commands.run("run", *options(*DFR, "train_seg.soft_labels=true"), folder=finished)
+    assert ended.code == 0 and "train_seg: done" in ended.stderr, ended.stderr
+
+
+def test_scribbles_that_are_not_there_are_asked_for(mistake: Callable[..., str]) -> None:
+    line = mistake("train-seg", "--set", "train_seg.supervision=scribbles")
+    assert "no image of split 'train' has a click or a scribble; add some" in line
 
 
 # The EMA teacher

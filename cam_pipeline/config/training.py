@@ -72,9 +72,11 @@ class TrainSettings(Section):
 class TrainSegSettings(TrainSettings):
     """Optimisation of the segmenter, and what it learns from."""
 
-    supervision: Literal["pseudo-labels", "masks"] = Field(
+    supervision: Literal["pseudo-labels", "scribbles", "masks"] = Field(
         "pseudo-labels",
-        description="`masks` trains the fully supervised reference (give it a run folder of its own by `output.dir`)",
+        description="what labels pixels. `scribbles`: clicks and scribbles alone, and no pixel without them (see "
+        "`segmenter.regularizer`); `masks` trains the fully supervised reference. Give either a run folder of its own "
+        "(`output.dir`)",
     )
     balance: bool = Field(
         False, description="the loss is half the mean over background pixels and half that over pixels of objects"

@@ -45,6 +45,8 @@ from cam_pipeline.refinement.background import background_score
 TITLES = {"refine_cams": "refined", "make_labels": "pseudo-label", "train_seg": "segmenter"}
 """Titles of a report's rows, by the stage that made the result; the CAM goes before them, see `titles_of`."""
 
+LEARNED_FROM = {"pseudo-labels": "image labels", "scribbles": "clicks and scribbles", "masks": "masks"}
+"""What a segmenter learned from, by `train_seg.supervision`."""
 BY_CLASSIFIER = "segmenter + classifier"
 TRUE_CLASSES = "segmenter, true classes"
 """Titles of two more rows of the segmenter: its answer with the classes that the classifier sees in an image, and with
@@ -193,7 +195,7 @@ def _segmenter_rows(
     segmenter = load_segmenter(config.segmenter, path, table.classes)
     place(segmenter, pick_device(config.run))
     variants: dict[str, tuple[Presences | None, Each]] = {"segmenter": (None, _each(samples))}
-    used = {"segmenter": "masks" if config.train_seg.supervision == "masks" else "image labels"}
+    used = {"segmenter": LEARNED_FROM[config.train_seg.supervision]}
     if presences is not None:
         variants[BY_CLASSIFIER] = (presences(samples), _each(samples))
         used[BY_CLASSIFIER] = f"{used['segmenter']}; {_by_classifier(config)}"

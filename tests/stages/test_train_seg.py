@@ -8,6 +8,7 @@ from PIL import Image
 
 from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
+from cam_pipeline.data.strokes import Click
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import ConfigError, DataError
 from cam_pipeline.pipeline import Output, load_stages
@@ -159,3 +160,37 @@ def test_repeats_that_change_nothing_are_told_of(caplog):
     assert repeats(labels, 0.3) == [1.0, 1.0]
     assert "train_seg.repeat = 0.3 changes nothing" in caplog.text
     assert repeats(labels, 1.0) == pytest.approx([2**0.5] * 2)
+
+
+SCRIBBLES = Config.model_validate({"train_seg": {"supervision": "scribbles"}})
+
+
+def scribbled(table, tmp_path):
+    """The table; one image has a scribble, the other clicks, and no mask counts."""
+    b, a = table.samples
+    Image.fromarray(np.array([[1, 1, 255], [255, 255, 0]], np.uint8)).save(tmp_path / "sa.png")
+    clicks = (Click(0.5, 0.5, 2), Click(1.5, 2.5, 0))
+    return Table(table.classes, (replace(b, clicks=clicks), replace(a, scribble=tmp_path / "sa.png")))
+
+
+def test_supervision_by_marks_reads_clicks_and_scribbles_alone(table, tmp_path):
+    marked = scribbled(table, tmp_path)
+    read = supervision(SCRIBBLES, {}, marked, list(marked.samples))
+    assert read(1).tolist() == [[1, 1, 255], [255, 255, 0]]
+    assert read(0)[0, 0] == 2 and read(0)[2, 1] == 0
+    with pytest.raises(DataError, match="no image of split 'train' has a click or a scribble"):
+        supervision(SCRIBBLES, {}, table, list(table.samples))
+
+
+def test_marks_alone_are_part_of_the_digest_of_such_a_training(table, tmp_path, inputs):
+    stage = load_stages()["train_seg"]
+    assert stage.needs(SCRIBBLES) == ()
+    digests = {}
+    for name, one in (("bare", table), ("marked", scribbled(table, tmp_path))):
+        for config in (SCRIBBLES, Config(), MASKS):
+            dataset = inputs(config).dataset
+            dataset.table = one
+            digests[name, config.train_seg.supervision] = stage.data(config, dataset)
+    assert digests["bare", "scribbles"] != digests["marked", "scribbles"]
+    assert digests["bare", "masks"] == digests["marked", "masks"]
+    assert digests["bare", "pseudo-labels"] == digests["marked", "pseudo-labels"] == digests["bare", "scribbles"]

@@ -11,6 +11,7 @@ from cam_pipeline.config import Config
 from cam_pipeline.data.check.costs import costs, left_out, uneven_parts
 from cam_pipeline.data.check.depth import told_of_dark
 from cam_pipeline.data.check.image import Inspected, Inspection, inspect
+from cam_pipeline.data.check.marked import unmarked, without_marks
 from cam_pipeline.data.check.masks import check_denied, check_palettes, check_shown
 from cam_pipeline.data.check.names import check_names, check_negatives
 from cam_pipeline.data.check.problems import AllProblems, Problem
@@ -176,6 +177,11 @@ def _check_training(config: Config, table: Table, problems: AllProblems) -> None
             problems.report("training image without mask", without_mask(sample))
     if train and all(sample.class_ids == () for sample in train):
         problems.report("training split without a class", without_classes(train, config.data.train))
+    if train and config.train_seg.supervision == "scribbles":
+        if message := without_marks(config.data.train, train):
+            problems.report("training split without a click or scribble", message)
+        elif message := unmarked(train):
+            problems.warn("training images without click and scribble", message)
     if train and (message := too_few_images(config, len(train))):
         problems.report("too few images", message)
     for key, settings in (("train_cls", config.train_cls), ("train_seg", config.train_seg)):

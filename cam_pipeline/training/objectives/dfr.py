@@ -152,13 +152,14 @@ def warn_of_kernel(alike: float, sigma_rgb: float) -> None:
     """Log a warning if colours tell nothing apart, or all pixels."""
     if not is_first():
         return
+    left = f"{alike:.2g} of the weights by place are left"
     if alike < LEAST_ALIKE:
         logger.warning(
-            "train_seg: the regularised loss sees hardly any pixels that are alike (%.2g of the weights by place are "
-            "left); raise dfr.sigma_rgb = %g", alike, sigma_rgb,
-        )  # fmt: skip
+            "train_seg: the regularised loss sees hardly any pixels that are alike (%s); raise dfr.sigma_rgb = %s",
+            left,
+            sigma_rgb,
+        )
     elif alike > MOST_ALIKE:
         logger.warning(
-            "train_seg: to the regularised loss all pixels look alike (%.3f of the weights by place are left); lower "
-            "dfr.sigma_rgb = %g", alike, sigma_rgb,
-        )  # fmt: skip
+            "train_seg: to the regularised loss all pixels look alike (%s); lower dfr.sigma_rgb = %s", left, sigma_rgb
+        )

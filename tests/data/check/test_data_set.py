@@ -447,3 +447,16 @@ def test_clicks_that_are_wrong(data):
     assert kinds(found.warnings) == ["click without image", "click off the image", "two classes clicked on one pixel"]
     assert "clicks.csv, line 5: the click at x 300, y 1 is off the image a of 50 x 40" in found.warnings[1].message
     assert "clicks.csv, line 4: background, and cat before it, on one pixel" in found.warnings[2].message
+
+
+def test_training_on_marks_needs_some(data):
+    chosen = {"train_seg": {"batch_size": 2, "supervision": "scribbles"}}
+    (found,) = check(data, **chosen).errors
+    assert found.kind == "training split without a click or scribble"
+    assert found.message.startswith("train_seg.supervision = 'scribbles': no image of split 'train' has a click or")
+    (data / "clicks.csv").write_text("image,x,y,class\na,20,20,cat\nv,20,20,dog\n")
+    found = check(data, data={"clicks": "clicks.csv"}, **chosen)
+    assert not found.errors
+    (warning,) = [one for one in found.warnings if one.kind == "training images without click and scribble"]
+    assert warning.message == "2 of 3 training images have no click and no scribble: b, c"
+    assert not check(data, data={"clicks": "clicks.csv"}).warnings
