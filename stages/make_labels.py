@@ -6,9 +6,10 @@ from collections.abc import Generator
 import numpy as np
 
 from cam_pipeline.config import Config, to_toml
+from cam_pipeline.data.marks import Marks, has_marks, sample_marks
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.pipeline import Inputs, Output
-from cam_pipeline.refinement.labels import pseudo_labels
+from cam_pipeline.refinement.labels import pseudo_labels, with_marks
 from cam_pipeline.refinement.summary import LabelCounts, counted, shares_line, warnings
 from cam_pipeline.store.hdf5 import Record, artefact_attributes
 from cam_pipeline.store.labels import LabelStore, label_record
@@ -21,7 +22,11 @@ IMAGES_PER_PART = 256
 
 
 def make_labels(config: Config, inputs: Inputs, output: Output) -> None:
-    """Write labels and per-pixel confidence for every image that has scores; log what is striking about them."""
+    """Write labels and per-pixel confidence for every image that has scores; log what is striking about them.
+
+    Pixels that people have marked keep what they say, and the origin of every pixel is noted beside.
+    """
+    marked = {one.id: one for one in inputs.table.split(*config.cam.splits) if has_marks(one)}
     with ScoreStore.open(inputs["refine_cams"]) as scores:
         classes = ("background", *scores.classes)
         attributes = artefact_attributes(classes, output.fingerprint, to_toml(config), ignore_index=IGNORE_INDEX)
@@ -31,7 +36,8 @@ def make_labels(config: Config, inputs: Inputs, output: Output) -> None:
         def labels(number: int) -> Generator[Record, None, None]:
             for name in writer.chunks[number]:
                 stored = scores.read(name)
-                record = labelled(stored, config)
+                marks = sample_marks(marked[name], len(scores.classes)) if name in marked else None
+                record = labelled(stored, config, marks)
                 seen[name] = counted(name, stored.class_ids, record.arrays["labels"])
                 yield record
 
@@ -47,8 +53,11 @@ def make_labels(config: Config, inputs: Inputs, output: Output) -> None:
         logger.warning("make_labels: %s", line)
 
 
-def labelled(stored: StoredScores, config: Config) -> Record:
-    """Labels as `labels.undecided` says; the confidence is the best channel's score."""
+def labelled(stored: StoredScores, config: Config, marks: Marks | None = None) -> Record:
+    """Labels as `labels.undecided` says; the confidence is the best channel's score. What people say wins."""
     labels = pseudo_labels(stored, config.labels)
     confidence = np.rint(stored.scores.max(axis=0) * 255).astype(np.uint8)
-    return label_record(stored.name, labels, confidence)
+    if marks is None:
+        return label_record(stored.name, labels, confidence)
+    labels, confidence = with_marks(stored.name, labels, confidence, marks)
+    return label_record(stored.name, labels, confidence, marks.origin)

@@ -10,6 +10,7 @@ from typing import Any
 
 from cam_pipeline.config import Config, ObjectiveSettings
 from cam_pipeline.data.dataset import Dataset
+from cam_pipeline.data.marks import has_marks
 from cam_pipeline.pipeline.stage import Stage
 from cam_pipeline.refinement.choice import images_to_choose_by
 
@@ -48,6 +49,11 @@ def _images_and_masks_to_choose_by(config: Config, dataset: Dataset) -> str:
         return digest
     samples = dataset.table.split(*config.cam.splits)
     return f"{digest}-{dataset.digest(images_to_choose_by(config.refine, samples), labels=False, masks=True)}"
+
+
+def _marked_images(config: Config, dataset: Dataset) -> str:
+    samples = [sample for sample in dataset.table.split(*config.cam.splits) if has_marks(sample)]
+    return dataset.digest(samples, labels=False, marks=True) if samples else ""
 
 
 def _supervision_data(config: Config, dataset: Dataset) -> str:
@@ -129,6 +135,7 @@ STAGES = (
         run=_in_file("make_labels", "make_labels"),
         params=("labels",),
         needs=lambda config: ("refine_cams",),
+        data=_marked_images,
         content=_records,
     ),
     Stage(

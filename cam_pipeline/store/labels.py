@@ -5,9 +5,21 @@ from numpy.typing import NDArray
 
 from cam_pipeline.errors import DamagedFile
 from cam_pipeline.ops.ignore import IGNORE_INDEX
-from cam_pipeline.store.hdf5 import Reader, Record, RecordStore, checked_shape, read_record
+from cam_pipeline.store.hdf5 import (
+    Reader,
+    Record,
+    RecordStore,
+    checked_shape,
+    damage_named,
+    key_of,
+    member,
+    read_record,
+)
 
 UInt8 = NDArray[np.uint8]
+
+ORIGINS = 5
+"""Number of origins that a pixel's label can have (`data.strokes`: PSEUDO to CORRECTED)."""
 
 
 class LabelStore(RecordStore):
@@ -34,10 +46,27 @@ class LabelStore(RecordStore):
             raise DamagedFile(f"{where} has a confidence of another kind; make it again with --force")
         return confidence
 
+    def origin(self, name: str) -> UInt8:
+        """(H, W) uint8: who says what a pixel is. 0 pseudo-label, 1 click, 2 scribble, 3 mask, 4 corrected.
 
-def label_record(name: str, labels: UInt8, confidence: UInt8) -> Record:
-    """Labels and their confidence, both (H, W) uint8."""
-    return Record(name, {"labels": labels, "confidence": confidence})
+        All are 0 for an image that nobody has marked. Raises UserError for an unknown name.
+        """
+        labels = self.read(name)
+        with damage_named(f"{self.file.filename} is damaged at image {name}"):
+            if "origin" not in self.file or key_of(name) not in member(self.file, "origin"):
+                return np.zeros_like(labels)
+        origin: UInt8 = read_record(self.file, ["origin"], name).arrays["origin"]
+        where = f"{self.file.filename} at image {name}"
+        checked_shape(where, origin, *labels.shape)
+        if origin.dtype != np.uint8 or origin.max() >= ORIGINS:
+            raise DamagedFile(f"{where} has an origin of another kind; make it again with --force")
+        return origin
+
+
+def label_record(name: str, labels: UInt8, confidence: UInt8, origin: UInt8 | None = None) -> Record:
+    """Labels and their confidence, both (H, W) uint8; `origin` as `LabelStore.origin` gives it, None: 0 everywhere."""
+    arrays = {"labels": labels, "confidence": confidence}
+    return Record(name, arrays if origin is None else {**arrays, "origin": origin})
 
 
 class LabelReader(Reader[LabelStore]):

@@ -151,6 +151,29 @@ def test_reader_gives_the_scores_of_the_ith_name_as_they_are_stored(scores: Path
 # Labels: the contract
 
 
+def test_origins_are_those_of_marked_images_and_else_zero(tmp_path: Path) -> None:
+    """Files of versions without origins are read as if nobody had marked anything."""
+    labels, origin = labels_of(0), np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 5
+    records = [label_record("a/1", labels, labels, origin), label_record("b", labels, labels)]
+    with LabelStore.open(store_file(tmp_path / "l.h5", "pseudo-labels", records, ("bg", *CLASSES))) as store:
+        assert np.array_equal(store.origin("a/1"), origin)
+        assert not store.origin("b").any() and store.origin("b").shape == labels.shape
+        with pytest.raises(UserError, match="holds no image c"):
+            store.origin("c")
+    with LabelStore.open(store_file(tmp_path / "old.h5", "pseudo-labels", records[1:], ("bg", *CLASSES))) as store:
+        assert not store.origin("b").any()
+
+
+@pytest.mark.parametrize("origin", [np.full((HEIGHT, WIDTH), 5, np.uint8), np.zeros((HEIGHT, WIDTH), np.int32),
+                                    np.zeros((WIDTH, HEIGHT), np.uint8)])  # fmt: skip
+def test_a_wrong_origin_is_damage(tmp_path: Path, origin: np.ndarray[Any, Any]) -> None:
+    path = store_file(
+        tmp_path / "l.h5", "pseudo-labels", [label_record("b", labels_of(0), labels_of(0), origin)], ("bg", *CLASSES)
+    )
+    with LabelStore.open(path) as store, pytest.raises(DamagedFile):
+        store.origin("b")
+
+
 def test_label_store_keeps_its_contract(labels: Path) -> None:
     with LabelStore.open(labels) as store:
         assert store.names == ["x/2", "x/1"]
