@@ -40,7 +40,7 @@ def _merged_files(config: Config, dataset: Dataset) -> str:
 
 
 def _images_with_maps(config: Config, dataset: Dataset) -> str:
-    return dataset.digest(dataset.table.split(*config.cam.splits), labels=False)
+    return dataset.digest(dataset.table.split(*config.cam.splits), labels=False, marks=True)
 
 
 def _images_and_masks_to_choose_by(config: Config, dataset: Dataset) -> str:

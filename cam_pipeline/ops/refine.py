@@ -64,14 +64,16 @@ def local_refine(
     *,
     renormalize: bool = False,
     valid: Tensor | None = None,
+    fixed: Tensor | None = None,
 ) -> Tensor:
     """Refined scores (B, K, H, W) for an image (B, 3, H, W) of their size: `iterations` times m_i <- sum_j w_ij m_j.
 
     Kernels, sums of weights and the other arguments are those of `neighbor_weights`. Channels do not interact, so maps
     made with several backgrounds may be stacked along K. A constant sum c of the weights scales all channels by
     c^iterations, which leaves the argmax as it is. Scores outside `valid` stay as they are and influence nothing; an
-    image without a valid pixel stays as it is. Gradients reach the scores only. Raises ValueError for other shapes or
-    ranges, or an unknown kernel.
+    image without a valid pixel stays as it is. Where `fixed` (B, 1, H, W) bool is True, scores keep their value in
+    every iteration, and their neighbours take it up. Gradients reach the scores only. Raises ValueError for other
+    shapes or ranges, or an unknown kernel.
     """
     image = _checked_image(image, kernel, dilations, sigma_floor)
     scores = at_least_float32(scores, "scores")
@@ -80,6 +82,8 @@ def local_refine(
         raise ValueError(f"scores (B, K, H, W) must have the batch and size of the image (B, 3, H, W), not {shapes}")
     if iterations < 0:
         raise ValueError(f"iterations must not be negative, but is {iterations}")
+    if fixed is not None and (fixed.dtype != torch.bool or fixed.shape != scores[:, :1].shape):
+        raise ValueError(f"fixed must be bool {tuple(scores[:, :1].shape)}, not {fixed.dtype} {tuple(fixed.shape)}")
     dtype = torch.promote_types(image.dtype, scores.dtype)
     image, scores = image.to(dtype), scores.to(dtype)
     margin = max(dilations)
@@ -94,6 +98,8 @@ def local_refine(
         for weight, offset in zip(weights, offsets, strict=True):
             refined.addcmul_(weight, _window(padded, offset, margin))
         del padded
+        if fixed is not None:
+            refined = torch.where(fixed, scores, refined)
     return refined if valid is None else torch.where(valid, refined, scores)
 
 

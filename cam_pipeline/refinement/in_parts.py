@@ -8,6 +8,7 @@ import torch
 from cam_pipeline.config import RefineSettings, RunSettings
 from cam_pipeline.data.table import Sample
 from cam_pipeline.machine.parallel import Workers, worker_count
+from cam_pipeline.refinement.clicks import with_marks
 from cam_pipeline.refinement.in_batches import refined_records_on
 from cam_pipeline.refinement.in_workers import refined_records
 from cam_pipeline.refinement.scores import CPU, reduction
@@ -39,7 +40,7 @@ def write_scores(
     """
 
     def make(number: int) -> Generator[Record, None, None]:
-        maps = [*map(cams.read, writer.chunks[number])]
+        maps = [with_marks(cams.read(name), samples[name], len(cams.classes)) for name in writer.chunks[number]]
         _tell_of_large_images(title, maps, settings)
         if device == CPU:
             return refined_records(workers, maps, samples, settings)

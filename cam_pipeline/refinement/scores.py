@@ -23,6 +23,7 @@ from cam_pipeline.ops.crf import dense_crf, dense_crf_batch
 from cam_pipeline.ops.labels import complete_labels
 from cam_pipeline.ops.mean_field import forget_lattices
 from cam_pipeline.ops.refine import local_refine
+from cam_pipeline.refinement.clicks import fixed_at_marks, marked_channels
 from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.store.scores import StoredScores
 
@@ -106,8 +107,14 @@ def smoothed_scores(
     size = [max(1, round(side * factor)) for side in whole_size]
     both = [torch.cat([found[place][0], found[place][1][None]]) for place in shown]
     stacked = guide.new_zeros(len(shown), max(map(len, both)), *size)  # a channel that an image lacks stays 0
-    for target, maps in zip(stacked, both, strict=True):
+    fixed = torch.zeros_like(stacked[:, :1], dtype=torch.bool)
+    for target, still, place, maps in zip(stacked, fixed, shown, both, strict=True):
         target[: len(maps)] = F.interpolate(maps[None], size, mode="area")[0]
+        channels = marked_channels(cams[place], (size[0], size[1]), guide.device)
+        if channels is not None:
+            still[0] = channels >= 0
+            # Here the background comes last.
+            target[: len(maps)] = fixed_at_marks(target[: len(maps)].roll(1, dims=0), channels).roll(-1, dims=0)
     refined = local_refine(
         F.interpolate(guide, size, mode="area"),
         stacked,
@@ -115,6 +122,7 @@ def smoothed_scores(
         settings.kernel_iterations,
         sigma_floor=settings.kernel_sigma_floor,
         renormalize=True,
+        fixed=fixed if fixed.any() else None,
     )
     for place, maps, changed in zip(shown, both, refined, strict=True):
         whole = F.interpolate(changed[None, : len(maps)], whole_size, mode="bilinear", align_corners=False)[0]
@@ -211,11 +219,16 @@ def _scores_at(
     shown = [place for place, cam in enumerate(cams) if cam.class_ids]
     if settings.crf and shown:
         factor = reduction(cams[0].size, settings)
-        for place, scores in zip(
-            shown, _crf(images(), [found[place] for place in shown], factor, settings), strict=True
-        ):
+        given = [found[place] for place in shown]
+        refined = _crf(images(), given, factor, settings, [cams[place] for place in shown])
+        for place, scores in zip(shown, refined, strict=True):
             found[place] = scores
-    return found
+    return [_marked(scores, cam) for scores, cam in zip(found, cams, strict=True)]
+
+
+def _marked(scores: Tensor, cam: StoredCam) -> Tensor:
+    """Scores (1 + n, h, w), certain where people say what a pixel is."""
+    return fixed_at_marks(scores, marked_channels(cam, (scores.shape[1], scores.shape[2]), scores.device))
 
 
 def _stacked(cams: Sequence[StoredCam], read_images: Sequence[ReadImage], device: torch.device) -> Callable[[], Tensor]:
@@ -276,9 +289,15 @@ def crf_of(pixels: UInt8, probabilities: Tensor, settings: RefineSettings) -> Te
     return _crf(images, [probabilities], reduction(size, settings), settings)[0]
 
 
-def _crf(images: Tensor, probabilities: Sequence[Tensor], factor: float, settings: RefineSettings) -> list[Tensor]:
+def _crf(
+    images: Tensor,
+    probabilities: Sequence[Tensor],
+    factor: float,
+    settings: RefineSettings,
+    cams: Sequence[StoredCam] = (),
+) -> list[Tensor]:
     """Dense CRF: images (B, H, W, 3), B tensors (K, H, W). Large images are reduced for it by `factor`, and so are the
-    distances in its kernels."""
+    distances in its kernels. Pixels that people have marked are certain (marks of `cams`; none named: no marks)."""
     kernels: dict[str, Any] = {key: value for key, value in settings if key.startswith(("gaussian_", "bilateral_"))}
     kernels |= {key: kernels[key] * factor for key in ("gaussian_sxy", "bilateral_sxy")}
     if factor < 1:
@@ -287,6 +306,8 @@ def _crf(images: Tensor, probabilities: Sequence[Tensor], factor: float, setting
         small = F.interpolate(images.movedim(-1, 1).float(), size, mode="area").round().to(torch.uint8)
         images = small.movedim(1, -1).contiguous()
         probabilities = [F.interpolate(one[None], size, mode="area")[0] for one in probabilities]
+    if cams:
+        probabilities = [_marked(one, cam) for one, cam in zip(probabilities, cams, strict=True)]
     if settings.crf_backend == "torch":
         found = dense_crf_batch(images, probabilities, settings.crf_iterations, **kernels)
     else:

@@ -28,7 +28,8 @@ class StoredCam:
     `size` is (H, W) of the image, all of which the grid covers (see `data.images.grid_size`). Calibrated maps have a
     `background` (h, w) beside them and `prototype` maps (1 + n, h, w), background first, not normalised either.
     `normalized`: the maps are a mean of normalised ones, in 0..1. A maximum below 1 measures how far the runs disagree,
-    so do not normalise again.
+    so do not normalise again. `marks` (H, W) uint8 is what people say about pixels (`data.marks.Marks.labels`), as the
+    data set holds it: it is not stored.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StoredCam:
     background: Tensor | None = None
     prototype: Tensor | None = None
     normalized: bool = False
+    marks: NDArray[np.uint8] | None = None
 
 
 class CamStore(RecordStore):

@@ -362,6 +362,29 @@ def test_valid_must_be_a_rectangle(holes):
         local_refine(random_image(3, 4), random_scores(3, 4), valid=valid)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_fixed_pixels_keep_their_scores_and_others_take_them_up(kernel):
+    image, scores = random_image(4, 5), torch.zeros(2, 2, 4, 5, dtype=torch.float64)
+    fixed = torch.zeros(2, 1, 4, 5, dtype=torch.bool)
+    fixed[1, 0, 2, 3] = True
+    scores[1, 0, 2, 3] = 1.0
+    weights, expected = reference_weights(image, kernel), scores
+    for _ in range(3):
+        expected = torch.where(fixed, scores, reference_apply(weights, expected, 1))
+    found = local_refine(image, scores, kernel, 3, fixed=fixed)
+    torch.testing.assert_close(found, expected)
+    assert found[1, 0, 2, 3] == 1 and found[1, 0].sum() > local_refine(image, scores, kernel, 3)[1, 0].sum()
+    assert local_refine(image, scores, kernel, 3, fixed=torch.zeros_like(fixed)).equal(
+        local_refine(image, scores, kernel, 3)
+    )
+
+
+@pytest.mark.parametrize("fixed", [torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 2, dtype=torch.bool)])
+def test_fixed_is_checked(fixed):
+    with pytest.raises(ValueError, match=r"^fixed must be bool \(1, 1, 3, 3\), not torch\."):
+        local_refine(GREY, IMPULSE, fixed=fixed)
+
+
 def test_gradients_reach_the_scores_alone():
     image, scores = random_image(3, 4).requires_grad_(), random_scores(3, 4, channels=2).requires_grad_()
     for kernel in KERNELS:

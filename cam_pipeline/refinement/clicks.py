@@ -1,0 +1,48 @@
+"""What people say about pixels (clicks, scribbles), beside the class maps of an image."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from cam_pipeline.data.marks import has_marks, sample_marks
+from cam_pipeline.data.table import Sample
+from cam_pipeline.ops.clicks import marks_on_grid
+from cam_pipeline.ops.ignore import IGNORE_INDEX
+from cam_pipeline.store.cams import StoredCam
+
+
+def with_marks(cam: StoredCam, sample: Sample, num_classes: int) -> StoredCam:
+    """The maps with the marks of their image, if it has any. A class that is marked and has no map gets an empty one.
+
+    Errors as `data.marks.sample_marks`.
+    """
+    if not has_marks(sample):
+        return cam
+    marks = sample_marks(sample, num_classes).labels
+    said = sorted({int(label) for label in set(marks.ravel().tolist())} - {0, IGNORE_INDEX, *cam.class_ids})
+    empty = cam.cam.new_zeros(len(said), *cam.cam.shape[1:])
+    prototype = None if cam.prototype is None else torch.cat([cam.prototype, empty])
+    class_ids = (*cam.class_ids, *said)
+    return replace(cam, cam=torch.cat([cam.cam, empty]), class_ids=class_ids, prototype=prototype, marks=marks)
+
+
+def marked_channels(cam: StoredCam, size: tuple[int, int], device: torch.device) -> Tensor | None:
+    """The channel that people name at each pixel of an image reduced to `size` (h, w); None if there are no marks.
+
+    (h, w) long: 0 background, 1..n in the order of `cam.class_ids`, -1 where nobody has said anything.
+    """
+    if cam.marks is None:
+        return None
+    channel_of = torch.full((IGNORE_INDEX + 1,), -1)
+    channel_of[[0, *cam.class_ids]] = torch.arange(1 + len(cam.class_ids))
+    labels = torch.from_numpy(marks_on_grid(cam.marks, size)).long()
+    return channel_of[labels].to(device)
+
+
+def fixed_at_marks(probabilities: Tensor, channels: Tensor | None) -> Tensor:
+    """Probabilities (1 + n, h, w), 1 for the channel that people name at a pixel (`marked_channels`), 0 for others."""
+    if channels is None:
+        return probabilities
+    said = torch.arange(len(probabilities), device=channels.device)[:, None, None] == channels
+    return torch.where(channels >= 0, said.to(probabilities.dtype), probabilities)

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cam_pipeline.config import RefineSettings
+from cam_pipeline.data.marks import Click
+from cam_pipeline.data.table import Sample
+from cam_pipeline.refinement.clicks import fixed_at_marks, marked_channels, with_marks
+from cam_pipeline.refinement.scores import CPU, refined, refined_batch
+from cam_pipeline.store.cams import StoredCam
+
+SIZE = (24, 36)
+MAPS = torch.tensor([[[4.0, 1.0, 0.0, 0.0]]])
+SETTINGS = RefineSettings(crf_backend="torch", bilateral_sxy=20, bilateral_srgb=10)
+
+
+def halves():
+    """An image whose left half is red."""
+    pixels = np.zeros((*SIZE, 3), np.uint8)
+    pixels[:, : SIZE[1] // 2, 0] = 200
+    return pixels
+
+
+def clicked(tmp_path, *clicks, class_ids=(2,), cam=MAPS, prototype=None):
+    """Maps of an image with clicks (x, y, label)."""
+    Image.fromarray(halves()).save(tmp_path / "a.png")
+    sample = Sample("a", tmp_path / "a.png", "train", clicks=tuple(Click(*click) for click in clicks))
+    return with_marks(StoredCam("a", cam, class_ids, SIZE, None, prototype), sample, 5)
+
+
+def test_an_image_without_marks_keeps_its_maps(tmp_path):
+    assert clicked(tmp_path).marks is None
+    assert marked_channels(clicked(tmp_path), SIZE, CPU) is None
+    scores = torch.rand(2, 3, 4)
+    assert fixed_at_marks(scores, None) is scores
+
+
+def test_a_class_that_is_marked_and_has_no_map_gets_an_empty_one(tmp_path):
+    cam = clicked(tmp_path, (3, 3, 5), (20, 20, 0), (30, 3, 2), (9, 9, 1), prototype=torch.ones(2, 1, 4))
+    assert cam.class_ids == (2, 1, 5) and cam.cam.shape == (3, 1, 4) and not cam.cam[1:].any()
+    assert cam.prototype.shape == (4, 1, 4) and not cam.prototype[2:].any()
+    channels = marked_channels(cam, SIZE, CPU)
+    assert [int(channels[place]) for place in ((3, 3), (20, 20), (3, 30), (9, 9), (12, 12))] == [3, 0, 1, 2, -1]
+
+
+def test_what_people_say_is_certain_and_the_rest_stays():
+    scores = fixed_at_marks(torch.full((3, 1, 4), 1 / 3), torch.tensor([[0, 2, -1, 1]]))
+    assert scores[:, 0, [0, 1, 3]].T.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    assert scores[:, 0, 2].tolist() == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"crf": False}, {"crf": False, "kernel": "par"}, {"kernel": "varm", "band": 0.1}, {"max_pixels": 400}],
+)
+def test_marked_pixels_are_certain_after_every_refinement(tmp_path, settings):
+    settings = SETTINGS.model_copy(update=settings)
+    cam = clicked(tmp_path, (4, 4, 0), (30, 18, 2))
+    found = refined(cam, halves, settings)
+    said = cam.marks != 255
+    assert said.sum() > 20
+    assert (found.scores[0][cam.marks == 0] == 1).all() and (found.scores[1][cam.marks == 2] == 1).all()
+    plain = refined(clicked(tmp_path), halves, settings)
+    assert plain.scores[1][4, 4] > 0.5 > plain.scores[1][18, 30]
+
+
+@pytest.mark.parametrize("settings", [{}, {"crf": False, "kernel": "color", "kernel_iterations": 30}])
+def test_their_neighbours_of_the_same_colour_follow(tmp_path, settings):
+    settings = SETTINGS.model_copy(update=settings)
+    shares = [
+        refined(clicked(tmp_path, *clicks), halves, settings).scores[1][:, 20:].mean()
+        for clicks in ((), [(30, 6, 2), (25, 18, 2)], [(30, 6, 0), (25, 18, 0)])
+    ]
+    assert shares[1] > shares[0] + 0.02 and shares[1] > shares[2]
+
+
+def test_marks_of_one_image_leave_the_others_of_its_batch_as_they_are(tmp_path):
+    settings = SETTINGS.model_copy(update={"kernel": "par"})
+    cams = [clicked(tmp_path), clicked(tmp_path, (30, 6, 1), (4, 4, 0)), clicked(tmp_path)]
+    first, second, third = refined_batch(cams, [halves] * 3, settings, CPU)
+    alone = [refined(cam, halves, settings) for cam in cams]
+    for found, expected in zip((first, second, third), alone, strict=True):
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    assert second.class_ids == (2, 1) and second.scores[2].max() == 1
