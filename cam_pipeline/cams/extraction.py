@@ -64,11 +64,12 @@ def cam_reading(settings: CamSettings, classifier: Classifier) -> CamReading:
         calibration=calibration,
         border=border,
         levels=settings.walk_levels,
+        keep_features=settings.keep_features,
     )
     try:
         check_reading(reading, classifier)
     except ValueError as error:
-        keys = ["source", "propagate", "calibration", *(["border", "walk_levels"] if reading.compares else [])]
+        keys = ["source", "propagate", "calibration", *(["border", "walk_levels"] if reading.needs_features else [])]
         asked = ", ".join(f"cam.{key} = {getattr(settings, key)!r}" for key in keys)
         raise ConfigError(f"{asked}: this classifier does not allow it: {error}") from error
     return reading
@@ -93,6 +94,8 @@ def _stored(found: Maps, index: int, name: str, size: tuple[int, int]) -> Stored
     """The record of one image: maps of the classes it shows."""
     shown = found.class_ids[index]
     cam = found.maps[index, [class_id - 1 for class_id in shown]]
+    features = None if found.features is None else found.features[index]
     if found.background is None or found.prototype_maps is None:
-        return StoredCam(name, cam, shown, size)
-    return StoredCam(name, cam, shown, size, found.background[index], found.prototype_maps[index, [0, *shown]])
+        return StoredCam(name, cam, shown, size, features=features)
+    prototypes = found.prototype_maps[index, [0, *shown]]
+    return StoredCam(name, cam, shown, size, found.background[index], prototypes, features=features)

@@ -25,6 +25,7 @@ from cam_pipeline.models.classifier import Classifier
 from cam_pipeline.models.evaluating import evaluating
 from cam_pipeline.models.levels import LevelTap, feature_levels
 from cam_pipeline.ops.cam import normalize_cam, place_view
+from cam_pipeline.ops.clicks import compact_features
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Maps:
     `maps` (B, C, h, w) >= 0, not normalised; `probabilities` (B, C) in 0..1, the mean over views; `class_ids`: the
     1-based classes of every image, predicted from the probabilities if they were unknown. Calibrated maps have a
     `background` (B, h, w) >= 0 and `prototype_maps` (B, 1 + C, h, w) >= 0, background first; others have None.
+    `features` (B, d, h', w'): what `keep_features` asks for, on the grid of the largest scale, or None.
     """
 
     maps: Tensor
@@ -41,13 +43,14 @@ class Maps:
     class_ids: list[ClassIds]
     background: Tensor | None = None
     prototype_maps: Tensor | None = None
+    features: Tensor | None = None
 
 
 class ViewMaps(NamedTuple):
     """Maps of one view, placed on the common grid: `maps` (B, C, h, w) >= 0 and `probabilities` (B, C) in 0..1.
 
     Calibrated `maps` and `prototype_maps` are (B, 1 + C, h, w), background first. `features` (B, D, h, w): those by
-    which cells are compared, in the finest view only.
+    which cells are compared, in the finest view only, on that view's own grid.
     """
 
     maps: Tensor
@@ -74,8 +77,9 @@ def read_maps(
     views = scaled_views(images, classifier.stride, reading.scales, reading.flip)
     grid = cells_of(images, classifier.stride)
     finest: View | None = None
-    if reading.compares:
+    if reading.needs_features:
         finest = finest_view(views)
+    if finest is not None and reading.compares:
         grid = cells_of(finest.images, classifier.stride)
     shown: list[ClassIds] = []
     probabilities: Tensor | None = None
@@ -92,6 +96,8 @@ def read_maps(
         found = with_prototypes(found, seen, reading.flip)
     if reading.compares:
         found = with_cells_compared(found, seen, reading)
+    if reading.keep_features:
+        found = replace(found, features=compact_features(features_of(seen), reading.keep_features))
     return found
 
 
@@ -128,7 +134,10 @@ def read_view_and_levels(
     with evaluating(classifier), LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
         raw, output = source_of(reading)(classifier, view.images, reading, class_ids)
     levels = tap.take(output.features.shape[-2:])
-    features = cell_features(levels[-reading.levels :], grid, classifier.offset) if compare else None
+    features = None
+    if compare:
+        own_grid = cells_of(view.images, classifier.stride)
+        features = cell_features(levels[-reading.levels :], own_grid, classifier.offset)
     probabilities = output.logits.float().sigmoid()
     place = partial(place_view, size=grid, offset=classifier.offset, flipped=view.flipped)
     if reading.calibration is None:
@@ -160,7 +169,7 @@ def with_prototypes(found: Maps, seen: Sequence[ViewMaps], flip: bool) -> Maps:
 
 def with_cells_compared(found: Maps, seen: Sequence[ViewMaps], reading: CamReading) -> Maps:
     """Maps after the cells of the finest view were compared; backgrounds stay as they are."""
-    [features] = [view.features for view in seen if view.features is not None]
+    features = features_of(seen)
     present = presence(found.class_ids, found.maps.shape[1], features.device)
     compare = partial(compare_cells, features=features, present=present, walk=reading.walk, border=reading.border)
     if found.prototype_maps is None:
@@ -170,11 +179,17 @@ def with_cells_compared(found: Maps, seen: Sequence[ViewMaps], reading: CamReadi
     return replace(found, maps=compare(found.maps), prototype_maps=prototype_maps)
 
 
+def features_of(seen: Sequence[ViewMaps]) -> Tensor:
+    """The features (B, D, h, w) by which cells are compared: those of the finest view."""
+    [features] = [view.features for view in seen if view.features is not None]
+    return features
+
+
 def check_reading(reading: CamReading, classifier: Classifier) -> None:
     """Raise ValueError (NoAttention, NoLevels) if this classifier's maps cannot be read so."""
-    if reading.calibration is not None or reading.compares:
+    if reading.calibration is not None or reading.needs_features:
         count = len(feature_levels(classifier.backbone))
-        if reading.compares and reading.levels > count:
+        if reading.needs_features and reading.levels > count:
             raise ValueError(f"{reading.levels} stages are to be compared, but the network has {count}")
     if reading.attention is not None:
         block_indices(len(attention_modules(classifier)), reading.attention.blocks)

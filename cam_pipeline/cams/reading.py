@@ -30,7 +30,8 @@ class CamReading:
 
     Extras, all off by default. `propagation`: spread every view's maps by attention, or the sum of all views by feature
     similarity. `calibration`: read SFC's classifier maps and prototype maps. `border`: subtract what looks like the
-    border. Feature similarity is that of the deepest `levels` stages.
+    border. Feature similarity is that of the deepest `levels` stages. `keep_features`: of every cell give so many
+    numbers that tell similarity, too (`ops.clicks.compact_features`).
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -44,6 +45,7 @@ class CamReading:
     calibration: Calibration | None = None
     border: Border | None = None
     levels: int = 1
+    keep_features: int = 0
 
     @property
     def presence(self) -> tuple[float, bool]:
@@ -62,3 +64,8 @@ class CamReading:
     def compares(self) -> bool:
         """True if the features of cells are compared."""
         return self.walk is not None or self.border is not None
+
+    @property
+    def needs_features(self) -> bool:
+        """True if the features of cells are needed, to compare them now or later."""
+        return self.compares or self.keep_features > 0

@@ -11,6 +11,7 @@ BY_GRADIENT = If("cam.source", "class_token_gradient")
 BY_ATTENTION = If("cam.propagate", "attention")
 BY_FEATURES = If("cam.propagate", "features")
 BORDER = IfAbove("cam.border", 0)
+KEPT = IfAbove("cam.keep_features", 0)
 CALIBRATED = If("cam.calibration", "sfc")
 
 
@@ -43,7 +44,7 @@ class CamSettings(Section):
         1.0, gt=0, le=100, description="power of the cosine similarity between features"
     )
     walk_steps: Annotated[int, BY_FEATURES] = Field(1, ge=1, le=100, description="random-walk steps")
-    walk_levels: Annotated[int, BY_FEATURES | BORDER] = Field(
+    walk_levels: Annotated[int, BY_FEATURES | BORDER | KEPT] = Field(
         1,
         ge=1,
         le=4,
@@ -61,6 +62,13 @@ class CamSettings(Section):
     )
     border_steps: Annotated[int, BORDER] = Field(
         3, ge=1, le=100, description="random-walk steps that spread similarity to the border"
+    )
+    keep_features: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="keep so many numbers a cell that say which cells are alike (try 32), so that clicks and scribbles "
+        "spread when scores are made; new ones then need no new maps. 0: they count at their own pixels only",
     )
     attention_layers: Annotated[tuple[int, ...], BY_ATTENTION] = Field(
         (), description="blocks whose attention is averaged (-1: the last); empty: all"

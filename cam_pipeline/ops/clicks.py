@@ -4,11 +4,27 @@ Ours. The formulas and their reasons are in docs/methods/clicks.md.
 """
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
+from cam_pipeline.ops.affinity import feature_walk
+from cam_pipeline.ops.dtypes import at_least_float32
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 UInt8 = NDArray[np.uint8]
+
+STRENGTH = 10.0
+"""Weight of likeness beside the logarithm of what the maps say."""
+DISTANCE = 0.6
+"""What a distance of the longer side takes from the cosine."""
+DOUBT = 0.1
+"""Added to probabilities before their logarithm: what the maps deny stays possible."""
+WALK_STEPS, WALK_POWER = 2, 5.0
+"""The random walk that follows, as in docs/methods/propagation.md."""
+MOST_SEEDS = 256
+"""Cells that speak for a channel; of more, so many are taken, evenly spread."""
 
 
 def marks_on_grid(marks: UInt8, size: tuple[int, int]) -> UInt8:
@@ -21,3 +37,65 @@ def marks_on_grid(marks: UInt8, size: tuple[int, int]) -> UInt8:
     cells = rows * size[0] // marks.shape[0], columns * size[1] // marks.shape[1]
     found[cells] = marks[rows, columns]
     return found
+
+
+def compact_features(features: Tensor, count: int) -> Tensor:
+    """At most `count` numbers a cell that keep the cosines between cells: features (B, D, h, w) -> (B, d, h, w).
+
+    Those are the coordinates of unit vectors along the main directions of an image's own cells (a PCA without
+    subtracting the mean, which cosines do not do either). Of fewer than `count` channels all stay, as they are.
+    """
+    features = at_least_float32(features, "features")
+    if features.ndim != 4 or 0 in features.shape or count < 1:
+        raise ValueError(f"features must be (B, D, h, w) and count at least 1, not {tuple(features.shape)}, {count}")
+    if features.shape[1] <= count:
+        return features
+    units = F.normalize(features.flatten(2), dim=1)
+    with torch.autocast(units.device.type, enabled=False):
+        _, directions = torch.linalg.eigh(units @ units.transpose(1, 2))  # (B, D, D), the smallest first
+        main = directions[..., -count:]
+        kept: Tensor = (main.transpose(1, 2) @ units).view(len(features), count, *features.shape[2:])
+    return kept
+
+
+def spread_marks(probabilities: Tensor, features: Tensor, seeds: Tensor) -> Tensor:
+    """What marks on a grid make of the probabilities of its cells: (K, h, w), features (D, h, w) -> (K, h, w), sum 1.
+
+    `seeds` (h, w) long names the channel 0..K-1 that people name at a cell, -1 where nobody has said anything. With the
+    cosine of features, each seed's a mean over 3 x 3 cells, and the distance in longer sides of the grid,
+
+        E_c(i) = max over seeds s of channel c of cosine(s, i) - DISTANCE * distance(s, i)
+        p_c(i) <- softmax over c of log(p_c(i) + DOUBT) + STRENGTH * E_c(i)
+
+    so channels compete by which seed a cell is most like: those of the background hold a class back, too. A channel
+    without a seed gets the mean of the others' E. Then p walks along the similarity of features
+    (`ops.affinity.feature_walk`). Without seeds the result is `probabilities`. Raises ValueError for other shapes.
+    """
+    probabilities, features = at_least_float32(probabilities, "probabilities"), at_least_float32(features, "features")
+    count, *grid = probabilities.shape
+    if probabilities.ndim != 3 or list(features.shape[1:]) != grid or list(seeds.shape) != grid:
+        shapes = f"{tuple(probabilities.shape)}, {tuple(features.shape)} and {tuple(seeds.shape)}"
+        raise ValueError(f"probabilities (K, h, w), features (D, h, w) and seeds (h, w) do not fit: {shapes}")
+    named = [channel for channel in range(count) if bool((seeds == channel).any())]
+    if not named:
+        return probabilities
+    units = F.normalize(features, dim=0)
+    around = F.normalize(F.avg_pool2d(units[None], 3, 1, 1, count_include_pad=False)[0], dim=0)
+    likeness = {channel: _likeness(units, around, seeds == channel) for channel in named}
+    others = torch.stack([*likeness.values()]).mean(dim=0)
+    evidence = torch.stack([likeness.get(channel, others) for channel in range(count)])
+    spread = ((probabilities + DOUBT).log() + STRENGTH * evidence).softmax(dim=0)
+    return feature_walk(spread[None], features[None], steps=WALK_STEPS, power=WALK_POWER)[0]
+
+
+def _likeness(units: Tensor, around: Tensor, seeds: Tensor) -> Tensor:
+    """E (h, w) of a channel from its seeds (h, w) bool, and unit vectors (D, h, w) of cells and their surroundings."""
+    height, width = seeds.shape
+    cells = seeds.flatten().nonzero()[:, 0]
+    if len(cells) > MOST_SEEDS:
+        cells = cells[torch.linspace(0, len(cells) - 1, MOST_SEEDS, device=cells.device).round().long()]
+    with torch.autocast(units.device.type, enabled=False):
+        cosines = around.flatten(1)[:, cells].T @ units.flatten(1)
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(units)
+    distances = torch.cdist(places[cells], places) / max(height, width)
+    return (cosines - DISTANCE * distances).amax(dim=0).view(height, width)

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cam_pipeline.data.marks import has_marks, sample_marks
 from cam_pipeline.data.table import Sample
-from cam_pipeline.ops.clicks import marks_on_grid
+from cam_pipeline.ops.cam import resize_cam
+from cam_pipeline.ops.clicks import marks_on_grid, spread_marks
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.store.cams import StoredCam
 
@@ -46,3 +48,18 @@ def fixed_at_marks(probabilities: Tensor, channels: Tensor | None) -> Tensor:
         return probabilities
     said = torch.arange(len(probabilities), device=channels.device)[:, None, None] == channels
     return torch.where(channels >= 0, said.to(probabilities.dtype), probabilities)
+
+
+def spreads(cam: StoredCam) -> bool:
+    """Whether marks reach cells that are like theirs: there are some, classes that may win, and features to compare."""
+    return cam.marks is not None and cam.features is not None and len(cam.class_ids) > 0
+
+
+def with_marks_spread(probabilities: Tensor, cam: StoredCam) -> Tensor:
+    """Probabilities (1 + n, H, W) of an image after its marks spread on the grid of its features; see `spreads`."""
+    assert cam.features is not None
+    grid = cam.features.shape[1], cam.features.shape[2]
+    seeds = marked_channels(cam, grid, probabilities.device)
+    assert seeds is not None
+    cells = F.interpolate(probabilities[None], grid, mode="area")[0]
+    return resize_cam(spread_marks(cells, cam.features, seeds), cam.size)

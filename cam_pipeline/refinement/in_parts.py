@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 import torch
 
 from cam_pipeline.config import RefineSettings, RunSettings
+from cam_pipeline.data.marks import has_marks
 from cam_pipeline.data.table import Sample
 from cam_pipeline.machine.parallel import Workers, worker_count
 from cam_pipeline.refinement.clicks import with_marks
@@ -46,6 +47,7 @@ def write_scores(
             return refined_records(workers, maps, samples, settings)
         return refined_records_on(device, maps, samples, settings, worker_count(run))
 
+    _tell_of_marks(title, [samples[name] for name in cams.names], cams.keeps_features)
     write_parts(title, writer, make)
     writer.join(cams.names)
 
@@ -55,3 +57,13 @@ def _tell_of_large_images(title: str, cams: Sequence[StoredCam], settings: Refin
     if large and settings.refines:
         more = f"more than refine.max_pixels = {settings.max_pixels} pixels and are refined at that size"
         logger.warning("%s: %d images, the first %s, have %s", title, len(large), large[0], more)
+
+
+def _tell_of_marks(title: str, samples: Sequence[Sample], spread: bool) -> None:
+    marked = sum(map(has_marks, samples))
+    if not marked:
+        return
+    how = "spread to what is like their pixels"
+    if not spread:
+        how = "count at their own pixels only; for them to spread, set cam.keep_features = 32 (maps are made anew)"
+    logger.info("%s: %d of %d images have clicks or scribbles, which %s", title, marked, len(samples), how)

@@ -23,7 +23,7 @@ from cam_pipeline.ops.crf import dense_crf, dense_crf_batch
 from cam_pipeline.ops.labels import complete_labels
 from cam_pipeline.ops.mean_field import forget_lattices
 from cam_pipeline.ops.refine import local_refine
-from cam_pipeline.refinement.clicks import fixed_at_marks, marked_channels
+from cam_pipeline.refinement.clicks import fixed_at_marks, marked_channels, spreads, with_marks_spread
 from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.store.scores import StoredScores
 
@@ -94,10 +94,11 @@ def smoothed_scores(
 ) -> list[tuple[Tensor, Tensor]]:
     """`class_scores` of images of one size, after local refinement, if `kernel` asks for one.
 
-    The kernels are linear and, renormalised, keep constants, so the constant background score need not be refined.
+    If marks spread (`refinement.clicks.spreads`), both are probabilities, which hold the background score already. The
+    kernels are linear and, renormalised, keep constants, so the constant background score need not be refined.
     `images` as in `_scores_at`.
     """
-    found = [class_scores(cam, settings) for cam in cams]
+    found = [_spread_scores(cam, settings) if spreads(cam) else class_scores(cam, settings) for cam in cams]
     shown = [place for place, cam in enumerate(cams) if cam.class_ids]
     if settings.kernel == "none" or not shown:
         return found
@@ -129,6 +130,20 @@ def smoothed_scores(
         whole.clamp_(0, 1)
         found[place] = whole[:-1], whole[-1]
     return found
+
+
+def _spread_scores(cam: StoredCam, settings: RefineSettings) -> tuple[Tensor, Tensor]:
+    """Probabilities of the classes (n, H, W) and of the background (H, W), after marks have spread."""
+    classes, beside = class_scores(cam, settings)
+    found = with_marks_spread(_probabilities(classes, beside, settings.background_score), cam)
+    return found[1:], found[0]
+
+
+def _probabilities(classes: Tensor, beside: Tensor, background: float) -> Tensor:
+    """Probabilities (1 + n, H, W) from what `class_scores` gives, at a background score."""
+    scores = with_background(classes, background)
+    scores[0] += beside
+    return to_probabilities(scores)
 
 
 def refined_scores(
@@ -212,10 +227,12 @@ def _scores_at(
     `images` gives those that show a class (B, H, W, 3) uint8, and is called only if they are needed.
     """
     found = []
-    for classes, beside in smoothed:
-        scores = with_background(classes, background)
-        scores[0] += beside
-        found.append(to_probabilities(scores))
+    for cam, (classes, beside) in zip(cams, smoothed, strict=True):
+        if spreads(cam):  # only a band's ends differ from the score that is in already
+            beside = (beside + background - settings.background_score).clamp_min(0)
+            found.append(_probabilities(classes, beside, 0.0))
+        else:
+            found.append(_probabilities(classes, beside, background))
     shown = [place for place, cam in enumerate(cams) if cam.class_ids]
     if settings.crf and shown:
         factor = reduction(cams[0].size, settings)
@@ -322,8 +339,10 @@ def _crf(
 
 def _to(cam: StoredCam, device: torch.device) -> StoredCam:
     """The maps on a device."""
-    background, prototype = (maps if maps is None else maps.to(device) for maps in (cam.background, cam.prototype))
-    return replace(cam, cam=cam.cam.to(device), background=background, prototype=prototype)
+    background, prototype, features = (
+        maps if maps is None else maps.to(device) for maps in (cam.background, cam.prototype, cam.features)
+    )
+    return replace(cam, cam=cam.cam.to(device), background=background, prototype=prototype, features=features)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

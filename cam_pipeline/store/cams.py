@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,8 +29,9 @@ class StoredCam:
     `size` is (H, W) of the image, all of which the grid covers (see `data.images.grid_size`). Calibrated maps have a
     `background` (h, w) beside them and `prototype` maps (1 + n, h, w), background first, not normalised either.
     `normalized`: the maps are a mean of normalised ones, in 0..1. A maximum below 1 measures how far the runs disagree,
-    so do not normalise again. `marks` (H, W) uint8 is what people say about pixels (`data.marks.Marks.labels`), as the
-    data set holds it: it is not stored.
+    so do not normalise again. `features` (d, h', w') tell which cells are alike, by their cosine (`cam.keep_features`);
+    their grid may be finer than that of the maps. `marks` (H, W) uint8 is what people say about pixels
+    (`data.marks.Marks.labels`), as the data set holds it: it is not stored.
     """
 
     name: str
@@ -39,6 +41,7 @@ class StoredCam:
     background: Tensor | None = None
     prototype: Tensor | None = None
     normalized: bool = False
+    features: Tensor | None = None
     marks: NDArray[np.uint8] | None = None
 
 
@@ -53,21 +56,29 @@ class CamStore(RecordStore):
         with damage_named(f"{self.file.filename} is damaged"):
             return "calibration" in self.file
 
+    @property
+    def keeps_features(self) -> bool:
+        """Whether the file also holds features of cells."""
+        with damage_named(f"{self.file.filename} is damaged"):
+            return "features" in self.file
+
     def read(self, name: str) -> StoredCam:
         """The maps of one image. Raises UserError for an unknown name."""
         calibrated = self.calibrated
-        record = read_record(self.file, ["cams", "calibration"] if calibrated else ["cams"], name)
+        beside = [kind for kind, there in (("calibration", calibrated), ("features", self.keeps_features)) if there]
+        record = read_record(self.file, ["cams", *beside], name)
         with damage_named(f"{self.file.filename} is damaged at image {name}"):
             where = f"{self.file.filename} at image {name}"
             class_ids = checked_class_ids(where, record.attributes["class_ids"], len(self.classes))
             height, width = checked_size(where, record.attributes["size"])
             cam = _checked_maps(where, record.arrays["cams"], record.attributes["peaks"], len(class_ids))
+            features = _checked_features(where, record.arrays["features"]) if self.keeps_features else None
             if not calibrated:
                 normalized = bool(record.attributes.get("normalized", False))
-                return StoredCam(name, cam, class_ids, (height, width), normalized=normalized)
+                return StoredCam(name, cam, class_ids, (height, width), normalized=normalized, features=features)
             peaks = record.attributes["calibration_peaks"]
-            beside = _checked_maps(where, record.arrays["calibration"], peaks, 2 + len(class_ids))
-        return StoredCam(name, cam, class_ids, (height, width), beside[0], beside[1:])
+            maps = _checked_maps(where, record.arrays["calibration"], peaks, 2 + len(class_ids))
+        return StoredCam(name, cam, class_ids, (height, width), maps[0], maps[1:], features=features)
 
 
 def cam_record(stored: StoredCam) -> Record:
@@ -84,7 +95,17 @@ def cam_record(stored: StoredCam) -> Record:
     if stored.background is not None and stored.prototype is not None:
         beside = torch.cat([stored.background[None], stored.prototype])
         arrays["calibration"], attributes["calibration_peaks"] = _in_parts(beside)
+    if stored.features is not None:
+        arrays["features"] = (127 * F.normalize(stored.features, dim=0)).round().to(torch.int8).numpy()
     return Record(stored.name, arrays, attributes)
+
+
+def _checked_features(where: str, features: NDArray[np.int8]) -> Tensor:
+    """Features (d, h, w), nearly of unit length. Raises DamagedFile for an array of another kind."""
+    checked_shape(where, features, None, None, None)
+    if features.dtype != np.int8:
+        raise DamagedFile(f"{where} has features of another kind; make it again with --force")
+    return torch.from_numpy(features.astype(np.float32) / 127)
 
 
 def _checked_maps(where: str, maps: NDArray[np.float16], peaks: NDArray[np.float32], count: int) -> Tensor:

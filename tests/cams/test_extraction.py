@@ -11,6 +11,7 @@ from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.cams.multi_scale import Maps
 from cam_pipeline.cams.reading import CamReading
 from cam_pipeline.config import Config
+from cam_pipeline.errors import ConfigError
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.sfc import Calibration
 
@@ -59,3 +60,23 @@ def test_settings_of_the_calibration_reach_it(monkeypatch):
 def test_views_and_the_threshold_of_presence_are_those_of_the_settings(monkeypatch):
     extractor, _ = extracted(monkeypatch, [(1,), (1,)], scales=(0.5, 2.0), flip=False, presence_threshold=0.3)
     assert extractor.reading == CamReading(scales=(0.5, 2.0), flip=False, presence_threshold=0.3)
+
+
+def test_every_image_gets_its_own_features(monkeypatch):
+    classifier = build_classifier("test_resnet", 3, stride=16).eval()
+    extractor = CamExtractor(classifier, Config.model_validate({"cam": {"keep_features": 5, "walk_levels": 2}}))
+    assert (extractor.reading.keep_features, extractor.reading.levels) == (5, 2)
+    features = torch.rand(2, 5, 4, 6)
+    found = Maps(torch.rand(2, 3, 2, 3), torch.rand(2, 3), [(1,), ()], features=features)
+    monkeypatch.setattr(extraction, "read_maps", lambda *arguments: found)
+    stored = [one for one, _ in extractor.extract(torch.zeros(2, 3, 32, 48), ["a", "b"], [(1,), ()], SIZES)]
+    assert all(one.features.equal(own) for one, own in zip(stored, features, strict=True))
+
+
+def test_more_stages_than_there_are_are_refused_before_features_are_kept():
+    classifier = build_classifier("test_resnet", 3, stride=16).eval()
+    config = Config.model_validate({"cam": {"keep_features": 5, "walk_levels": 4}})
+    extraction.cam_reading(config.cam, classifier)
+    config = config.model_copy(update={"cam": config.cam.model_copy(update={"walk_levels": 9})})
+    with pytest.raises(ConfigError, match=r"cam\.walk_levels = 9: .* 9 stages are to be compared, but the network has"):
+        extraction.cam_reading(config.cam, classifier)

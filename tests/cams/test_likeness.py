@@ -1,5 +1,7 @@
 """Walks over features, and background told by the border: once, on the grid of the largest of all views."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,12 +10,14 @@ from torch.nn import functional
 from cam_pipeline.cams.likeness import Border, FeatureWalk, cell_features
 from cam_pipeline.cams.multi_scale import check_reading, read_maps
 from cam_pipeline.cams.reading import CamReading
+from cam_pipeline.cams.views import scaled_views
 from cam_pipeline.models.classifier import build_classifier
 from cam_pipeline.models.levels import LevelTap
 from cam_pipeline.models.sfc import Calibration
 from cam_pipeline.ops.affinity import feature_walk
 from cam_pipeline.ops.border import border_likeness, without_background
 from cam_pipeline.ops.cam import classifier_cam, normalize_cam, place_view
+from cam_pipeline.ops.clicks import compact_features
 
 CLASSES = 4
 
@@ -166,3 +170,18 @@ def test_bfloat16_and_inference_mode_are_close(images):
         found = read_maps(network, images, reading, [(1,), (2,), (3,)]).maps
     assert found.dtype == torch.float32
     assert (found - usual).abs().max() < 0.1 * usual.max()
+
+
+@pytest.mark.parametrize("extras", [{}, {"border": Border()}, {"calibration": Calibration()}])
+def test_kept_features_tell_similarity_and_change_no_map(images, extras):
+    network = network_of("cnn")
+    reading = CamReading(scales=(1.0, 2.0), flip=True, levels=2, **extras)
+    class_ids = [(1,), (2, 3), (4,)]
+    plain = read_maps(network, images, reading, class_ids)
+    found = read_maps(network, images, replace(reading, keep_features=6), class_ids)
+    assert plain.features is None and found.features.shape == (3, 6, 4, 6)
+    torch.testing.assert_close(found.maps, plain.maps, rtol=0, atol=0)
+    assert found.maps.shape[2:] == ((4, 6) if extras.get("border") else (2, 3))
+    finest = scaled_views(images, 16, (2.0,), False)[0].images
+    expected = compact_features(features_at(network, finest, 2)[0], 6)
+    torch.testing.assert_close(found.features.abs(), expected.abs(), rtol=1e-3, atol=1e-4)  # directions have no sign

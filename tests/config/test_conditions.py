@@ -77,7 +77,8 @@ def test_condition_in_words(condition: Condition, text: str) -> None:
         (("refine.crf=false",), "refine.gaussian_sxy", "refine.crf is false"),  # it depends on gaussian_weight
         (("refine.gaussian_weight=0",), "refine.gaussian_sxy", "refine.gaussian_weight is 0.0"),
         (("refine.gaussian_weight=0",), "refine.bilateral_sxy", ""),
-        ((), "cam.walk_levels", 'cam.propagate is "none" and cam.border is 0.0'),
+        ((), "cam.walk_levels", 'cam.propagate is "none" and cam.border is 0.0 and cam.keep_features is 0'),
+        (("cam.keep_features=32",), "cam.walk_levels", ""),
         (("cam.border=0.1",), "cam.walk_levels", ""),
         (("cam.border=0.1",), "cam.walk_steps", 'cam.propagate is "none"'),
         (("cam.propagate=features",), "cam.walk_levels", ""),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from PIL import Image
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.marks import Click
 from cam_pipeline.data.table import Sample
-from cam_pipeline.refinement.clicks import fixed_at_marks, marked_channels, with_marks
+from cam_pipeline.refinement.clicks import fixed_at_marks, marked_channels, spreads, with_marks
 from cam_pipeline.refinement.scores import CPU, refined, refined_batch
 from cam_pipeline.store.cams import StoredCam
 
@@ -83,3 +85,45 @@ def test_marks_of_one_image_leave_the_others_of_its_batch_as_they_are(tmp_path):
     for found, expected in zip((first, second, third), alone, strict=True):
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
     assert second.class_ids == (2, 1) and second.scores[2].max() == 1
+
+
+def with_features(cam):
+    """The halves of the image differ; the grid is finer than that of the maps."""
+    features = torch.zeros(2, 6, 8)
+    features[0, :, :4] = features[1, :, 4:] = 1
+    return replace(cam, features=features)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"crf": False}, {}, {"kernel": "par"}, {"crf": False, "band": 0.2}, {"prototype_share": 0.2}]
+)
+def test_marks_spread_by_features_and_hold_classes_back(tmp_path, settings):
+    settings = SETTINGS.model_copy(update=settings)
+    calibrated = {"prototype": torch.ones(2, 1, 4)} if settings.prototype_share == 0.2 else {}
+    cam = with_features(clicked(tmp_path, (4, 12, 0), (30, 12, 2), **calibrated))
+    if calibrated:
+        cam = replace(cam, background=torch.ones(1, 4))
+    found = refined(cam, halves, settings)
+    best = found.scores.argmax(axis=0)
+    assert (best[:, :14] == 0).mean() > 0.95 and (best[:, 22:] == 1).mean() > 0.95
+    np.testing.assert_allclose(found.scores.sum(axis=0), 1, atol=1e-4)
+    assert all(
+        found.labels[end][12, 30] == 2 and found.labels[end][12, 4] == 0 for end in found.labels.keys() - {"unrefined"}
+    )
+    np.testing.assert_array_equal(
+        refined(with_features(clicked(tmp_path)), halves, settings).scores,
+        refined(clicked(tmp_path), halves, settings).scores,
+    )
+
+
+def test_a_band_moves_the_background_of_spread_marks_too(tmp_path):
+    cam = with_features(clicked(tmp_path, (4, 12, 2), (30, 12, 0)))
+    found = refined(cam, halves, SETTINGS.model_copy(update={"crf": False, "band": 0.3}))
+    sizes = [(labels > 0).sum() for labels in (found.labels["high"], found.scores.argmax(axis=0), found.labels["low"])]
+    assert sizes[0] <= sizes[1] <= sizes[2] and sizes[0] < sizes[2]
+
+
+def test_backgrounds_alone_need_no_features(tmp_path):
+    cam = with_features(clicked(tmp_path, (4, 12, 0), class_ids=(), cam=torch.zeros(0, 1, 4)))
+    assert not spreads(cam)
+    assert (refined(cam, halves, SETTINGS).scores == 1).all()

@@ -49,6 +49,14 @@ def other_cams(folder: Path, name: str = "other.h5", **changed: Any) -> Path:
     return store_file(folder / name, "cams", [cam_record(replace(one, **changed)) for one in [*stored, empty]])
 
 
+def test_merged_maps_keep_the_features_of_the_first(cams: Path, tmp_path: Path) -> None:
+    with opened_together(cams, [other_cams(tmp_path)]) as stores:
+        own, beside = (store.read("x/1") for store in stores)
+    features = torch.ones(2, 6, 8)
+    assert merged([replace(own, features=features), beside]).features is features
+    assert merged([own, replace(beside, features=features)]).features is None
+
+
 def test_merged_maps_are_the_mean_for_the_classes_of_the_first(cams: Path, tmp_path: Path) -> None:
     path = other_cams(tmp_path)
     with opened_together(cams, [path, path]) as stores:

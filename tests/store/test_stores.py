@@ -119,6 +119,34 @@ def test_calibrated_maps_come_back_beside_the_others(tmp_path: Path) -> None:
     assert (len(nothing.cam), tuple(nothing.background.shape), len(nothing.prototype)) == (0, (3, 4), 1)
 
 
+def test_features_come_back_to_a_127th_of_unit_length(tmp_path: Path) -> None:
+    """Beside maps and calibrated maps, on a grid of their own; marks are not stored."""
+    features = torch.randn(8, 6, 9, generator=torch.Generator().manual_seed(0))
+    plain = StoredCam("x", cam_of(1), CLASS_IDS, (HEIGHT, WIDTH), features=features, marks=np.zeros((2, 2), np.uint8))
+    full = StoredCam(
+        "y", cam_of(1), CLASS_IDS, (HEIGHT, WIDTH), cam_of(2)[0], cam_of(3, 1.0, (3, 3, 4)), features=features
+    )
+    for number, stored in enumerate((plain, full)):
+        with CamStore.open(store_file(tmp_path / f"{number}.h5", "cams", [cam_record(stored)])) as store:
+            assert store.keeps_features
+            back = store.read(stored.name)
+        assert back.features is not None and back.marks is None
+        assert torch.allclose(back.features, torch.nn.functional.normalize(features, dim=0), atol=0.5 / 127)
+        assert (back.prototype is None) == (stored.prototype is None)
+
+
+def test_files_without_features_are_read_as_before(cams: Path) -> None:
+    with CamStore.open(cams) as store:
+        assert not store.keeps_features and store.read("x/1").features is None
+
+
+def test_features_of_another_kind_are_damage(tmp_path: Path) -> None:
+    record = cam_record(StoredCam("x", cam_of(1), CLASS_IDS, (HEIGHT, WIDTH)))
+    wrong = Record("x", {**record.arrays, "features": np.zeros((2, 3, 4), np.uint8)}, record.attributes)
+    with CamStore.open(store_file(tmp_path / "c.h5", "cams", [wrong])) as store, pytest.raises(DamagedFile):
+        store.read("x")
+
+
 # Scores
 
 
