@@ -4,6 +4,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,10 +12,10 @@ from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.augment import Colors, PixelMap
 from cam_pipeline.data.check.data_set import too_few_images
-from cam_pipeline.data.check.marked import check_marked
+from cam_pipeline.data.check.marked import check_marked, without_marks
 from cam_pipeline.data.check.masks import check_supervision
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
-from cam_pipeline.data.marks import sample_marks
+from cam_pipeline.data.marks import has_marks, sample_marks
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table, check_files, masked
 from cam_pipeline.data.views import ReadMaps, ReadMask, TrainingViews, image_labels
@@ -145,6 +146,8 @@ def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample
     if config.train_seg.supervision == "scribbles":
         check_marked(config.data.train, train, table.classes, config.segmenter.regularizer != "none")
         return partial(_indexed_marks, train, len(table.classes))
+    if config.train_seg.supervision == "mixed" and (message := without_marks("mixed", config.data.train, train)):
+        raise DataError(message)
     check_coverage(inputs["make_labels"], table, train, config.labels.undecided)
     return LabelReader(inputs["make_labels"], [sample.id for sample in train])
 
@@ -179,8 +182,9 @@ def _indexed_marks(samples: list[Sample], num_classes: int, index: int) -> UInt8
 def check_coverage(path: Path, table: Table, train: list[Sample], undecided: str = "scores") -> None:
     """Check before the first step that the labels have the same classes, every training image, and its size.
 
-    Logs the share of ignored pixels, and classes that images show but no label. Raises DataError that names the first
-    image that does not fit, or if no label is a class although images show some; `undecided` is `labels.undecided`.
+    Logs the shares of ignored pixels and of those that people marked, and classes that images show but no label. Raises
+    DataError that names the first image that does not fit, or if no label is a class although images show some;
+    `undecided` is `labels.undecided`.
     """
     with LabelStore.open(path) as store:
         if store.classes != ("background", *table.classes):
@@ -192,9 +196,11 @@ def check_coverage(path: Path, table: Table, train: list[Sample], undecided: str
             raise DataError(
                 f"{path} lacks {len(absent)} of {len(train)} training images, the first is {absent[0]}; run make-cams"
             )
-        images = []
+        images, marked, said = [], 0, 0
         for sample in train:
             labels = store.read(sample.id)
+            if has_marks(sample):
+                marked, said = marked + 1, said + int(np.count_nonzero(store.origin(sample.id)))
             if labels.shape != sample_size(sample):
                 raise DataError(f"{path}: labels of {sample.id} are {labels.shape}, its image is {sample_size(sample)}")
             images.append(counted(sample.id, sample.class_ids or (), labels))
@@ -203,6 +209,10 @@ def check_coverage(path: Path, table: Table, train: list[Sample], undecided: str
         raise DataError(f"{path}: {message}")
     share = total[IGNORE_INDEX] / total.total()
     logger.info("train_seg: %d images, %.1f %% of the pixels are ignored", len(train), 100 * share)
+    if marked:
+        logger.info(
+            "train_seg: people say what %.2f %% of the pixels are, in %d images", 100 * said / total.total(), marked
+        )
     lost = ", ".join(table.classes[class_id - 1] for class_id in classes_lost(images, total))
     if lost:
         logger.info("train_seg: no label is %s, so the segmenter learns nothing about that", lost)

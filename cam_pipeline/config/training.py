@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from cam_pipeline.config.conditions import If
 from cam_pipeline.config.section import Scale, Section
 
-PSEUDO_LABELS = If("train_seg.supervision", "pseudo-labels")
+PSEUDO_LABELS = If("train_seg.supervision", "pseudo-labels") | If("train_seg.supervision", "mixed")
 
 
 class TrainSettings(Section):
@@ -72,11 +72,12 @@ class TrainSettings(Section):
 class TrainSegSettings(TrainSettings):
     """Optimisation of the segmenter, and what it learns from."""
 
-    supervision: Literal["pseudo-labels", "scribbles", "masks"] = Field(
+    supervision: Literal["pseudo-labels", "mixed", "scribbles", "masks"] = Field(
         "pseudo-labels",
-        description="what labels pixels. `scribbles`: clicks and scribbles alone, and no pixel without them (see "
-        "`segmenter.regularizer`); `masks` trains the fully supervised reference. Give either a run folder of its own "
-        "(`output.dir`)",
+        description="what labels pixels. `pseudo-labels`: those of make-cams, in which clicks and scribbles win; "
+        "`mixed`: the same, and an error if there are none; `scribbles`: clicks and scribbles alone, and no pixel "
+        "without them (see `segmenter.regularizer`); `masks` trains the fully supervised reference. Give the last two a "
+        "run folder of their own (`output.dir`)",
     )
     balance: bool = Field(
         False, description="the loss is half the mean over background pixels and half that over pixels of objects"
@@ -120,14 +121,19 @@ class TrainSegSettings(TrainSettings):
     )
 
     @property
+    def from_labels(self) -> bool:
+        """Whether the segmenter learns from the result of make_labels."""
+        return self.supervision in ("pseudo-labels", "mixed")
+
+    @property
     def soft(self) -> bool:
         """`soft_labels`, if it has an effect."""
-        return self.soft_labels and self.supervision == "pseudo-labels"
+        return self.soft_labels and self.from_labels
 
     @property
     def power(self) -> float:
         """`confidence_power`, if it has an effect, else 0."""
-        return self.confidence_power if self.supervision == "pseudo-labels" else 0.0
+        return self.confidence_power if self.from_labels else 0.0
 
     @model_validator(mode="after")
     def of_labels(self) -> Self:

@@ -5,7 +5,7 @@ Masks serve for reporting only; a figure whose background score was chosen on th
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.check.masks import warn_if_unseen
+from cam_pipeline.data.marks import has_marks
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.data.views import image_labels
 from cam_pipeline.errors import DataError
@@ -45,7 +46,12 @@ from cam_pipeline.refinement.background import background_score
 TITLES = {"refine_cams": "refined", "make_labels": "pseudo-label", "train_seg": "segmenter"}
 """Titles of a report's rows, by the stage that made the result; the CAM goes before them, see `titles_of`."""
 
-LEARNED_FROM = {"pseudo-labels": "image labels", "scribbles": "clicks and scribbles", "masks": "masks"}
+LEARNED_FROM = {
+    "pseudo-labels": "image labels",
+    "mixed": "image labels",
+    "scribbles": "clicks and scribbles",
+    "masks": "masks",
+}
 """What a segmenter learned from, by `train_seg.supervision`."""
 BY_CLASSIFIER = "segmenter + classifier"
 TRUE_CLASSES = "segmenter, true classes"
@@ -108,6 +114,11 @@ def _used(settings: RefineSettings) -> str:
     return f"image labels; background from up to {settings.background_images} masks of {settings.background_split}"
 
 
+def _and_marks(used: str, samples: Iterable[Sample]) -> str:
+    """What was used, with the clicks and scribbles of these images."""
+    return used.replace("image labels", "image labels, clicks and scribbles") if any(map(has_marks, samples)) else used
+
+
 def titles_of(config: Config) -> dict[str, str]:
     """The titles of a report's rows, by the stage that made the result."""
     return {config.refine.maps_from: "CAM", **TITLES}
@@ -168,6 +179,7 @@ def evaluate(
         facts["used"] = _used(config.refine)
         rows += cam_rows(confusions, background, oracle, interval=_interval(each), **facts)
         facts["background"] = background
+        facts["used"] = _and_marks(facts["used"], samples)  # they have no part in maps
         if "refine_cams" in results:
             each = _each(samples)
             total = scores_confusion(results["refine_cams"], table, samples, each)
@@ -195,7 +207,8 @@ def _segmenter_rows(
     segmenter = load_segmenter(config.segmenter, path, table.classes)
     place(segmenter, pick_device(config.run))
     variants: dict[str, tuple[Presences | None, Each]] = {"segmenter": (None, _each(samples))}
-    used = {"segmenter": LEARNED_FROM[config.train_seg.supervision]}
+    of_train = (sample for sample in table.samples if sample.split == config.data.train)
+    used = {"segmenter": _and_marks(LEARNED_FROM[config.train_seg.supervision], of_train)}
     if presences is not None:
         variants[BY_CLASSIFIER] = (presences(samples), _each(samples))
         used[BY_CLASSIFIER] = f"{used['segmenter']}; {_by_classifier(config)}"

@@ -65,7 +65,7 @@ def try_segmenter(config: Config) -> None:
 def check_labels_of(config: Config) -> None:
     """Raise ConfigError if the segmenter is to be trained on pseudo-labels that its split will not have."""
     split, splits = config.data.train, config.cam.splits
-    if config.train_seg.supervision == "pseudo-labels" and split not in splits:
+    if config.train_seg.from_labels and split not in splits:
         raise ConfigError(
             f"cam.splits = {list(splits)} lacks '{split}', on whose pseudo-labels the segmenter is trained; "
             f"set cam.splits = {[split, *splits]}"

@@ -72,4 +72,5 @@ def test_scores_in_place_of_labels_do_not_go_with_what_is_about_labels(others: d
     with pytest.raises(ValidationError, match=line):
         TrainSegSettings(soft_labels=True, **others)
     assert not TrainSegSettings(soft_labels=True, supervision="masks", **others).soft  # the reference
+    assert TrainSegSettings(soft_labels=True, supervision="mixed").soft
     assert TrainSegSettings(soft_labels=True, potts=1.0).soft

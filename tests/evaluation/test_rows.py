@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from cam_pipeline.config import Config, RefineSettings
+from cam_pipeline.data.strokes import Click
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.errors import DataError
 from cam_pipeline.evaluation import confusions, rows
@@ -290,6 +291,18 @@ def test_evaluate_makes_a_row_for_everything_that_exists(table, results, monkeyp
     assert rows["segmenter"].confusion.tolist() == [[2, 0, 0], [0, 2, 0], [0, 1, 1]]
     assert rows["segmenter"].background is None and rows["segmenter"].used == "image labels"
     assert [row.map for row in evaluate(CONFIG, table, results)].count("CAM, oracle") == 0
+
+
+@pytest.mark.parametrize("supervision", ["pseudo-labels", "mixed", "masks"])
+def test_evaluate_says_where_people_helped(table, results, monkeypatch, supervision):
+    """Marks have no part in maps, and those of a split only in its labels."""
+    fake_segmenter(monkeypatch, {"v": [[0, 1, 2], [0, 1, 1]]})
+    config = CONFIG.model_copy(update={"train_seg": CONFIG.train_seg.model_copy(update={"supervision": supervision})})
+    clicked = [replace(table.samples[0], clicks=(Click(0, 0, 1),)), *table.samples[1:]]
+    used = {row.map: row.used for row in evaluate(config, replace(table, samples=tuple(clicked)), results, oracle=True)}
+    helped = "image labels, clicks and scribbles"
+    assert used["CAM"] == "image labels" and used["refined"] == used["pseudo-label"] == helped
+    assert used["segmenter"] == ("masks" if supervision == "masks" else helped)
 
 
 def test_evaluate_compares_the_segmenter_with_the_classes_of_each_image(table, results, monkeypatch):

@@ -23,10 +23,13 @@ SMALL = {"encoder": "resnet10t", "encoder_args": {"channels": [8, 16, 24, 32], "
 MASKS = Config.model_validate({"train_seg": {"supervision": "masks"}})
 
 
-def write(path, maps, classes=("background", "cat", "dog")):
+def write(path, maps, classes=("background", "cat", "dog"), origins=None):
     writer = PartWriter(path, "pseudo-labels", artefact_attributes(classes, "f", ""), [list(maps)])
     arrays = {name: np.array(labels, dtype=np.uint8) for name, labels in maps.items()}
-    writer.write(0, [label_record(name, labels, np.zeros_like(labels)) for name, labels in arrays.items()])
+    others = origins or {}
+    writer.write(
+        0, [label_record(name, labels, np.zeros_like(labels), others.get(name)) for name, labels in arrays.items()]
+    )
     writer.join(list(maps))
     return path
 
@@ -100,6 +103,24 @@ def test_supervision_by_pseudo_labels_reads_the_training_images_in_their_order(t
     assert [read(index).tolist() for index in (1, 0)] == [MAPS["a"], MAPS["b"]]
 
 
+def test_mixed_supervision_is_that_by_pseudo_labels_and_wants_marks(table, tmp_path, caplog):
+    """Masks of the training split are never read."""
+    origin = np.array([[0, 1, 2], [0, 0, 0]], np.uint8)
+    path = write(tmp_path / "l.h5", MAPS, origins={"a": origin})
+    mixed = Config.model_validate({"train_seg": {"supervision": "mixed"}})
+    for sample in table.samples:
+        sample.mask.unlink()
+    with pytest.raises(DataError, match=r"^train_seg\.supervision = 'mixed': no image of split 'train' has a click or"):
+        supervision(mixed, {"make_labels": path}, table, list(table.samples))
+    marked = [replace(one, clicks=(Click(0, 0, 1),)) if one.id == "a" else one for one in table.samples]
+    for config in (mixed, Config()):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "cam_pipeline"):
+            read = supervision(config, {"make_labels": path}, table, marked)
+        assert [read(index).tolist() for index in (1, 0)] == [MAPS["a"], MAPS["b"]]
+        assert "train_seg: people say what 16.67 % of the pixels are, in 1 images" in caplog.messages
+
+
 def test_supervision_by_masks_needs_no_labels(table):
     read = supervision(MASKS, {}, table, list(table.samples))
     assert [read(index).tolist() for index in (1, 0)] == [[[1] * 3] * 2, [[2] * 2] * 3]
@@ -117,6 +138,7 @@ def test_a_mask_of_another_size_is_refused_when_it_is_read(table):
 def test_needs():
     needs = load_stages()["train_seg"].needs
     assert needs(Config()) == ("make_labels",) and needs(MASKS) == ()
+    assert needs(Config.model_validate({"train_seg": {"supervision": "mixed"}})) == ("make_labels",)
 
 
 def test_deeplabv3plus_needs_two_images_in_a_batch(table, tmp_path, inputs):

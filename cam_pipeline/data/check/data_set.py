@@ -177,10 +177,11 @@ def _check_training(config: Config, table: Table, problems: AllProblems) -> None
             problems.report("training image without mask", without_mask(sample))
     if train and all(sample.class_ids == () for sample in train):
         problems.report("training split without a class", without_classes(train, config.data.train))
-    if train and config.train_seg.supervision == "scribbles":
-        if message := without_marks(config.data.train, train):
+    supervision = config.train_seg.supervision
+    if train and supervision in ("scribbles", "mixed"):
+        if message := without_marks(supervision, config.data.train, train):
             problems.report("training split without a click or scribble", message)
-        elif message := unmarked(train):
+        elif supervision == "scribbles" and (message := unmarked(train)):
             problems.warn("training images without click and scribble", message)
     if train and (message := too_few_images(config, len(train))):
         problems.report("too few images", message)

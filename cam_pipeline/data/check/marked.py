@@ -30,13 +30,13 @@ def named(bare: Sequence[str], count: int) -> str:
     return f"{len(bare)} of {count} training images have no click and no scribble: {', '.join(bare[:NAMED])}{more}"
 
 
-def without_marks(split: str, samples: Sequence[Sample]) -> str:
-    """The message if no image of the training split has a mark; "" if one has."""
+def without_marks(supervision: str, split: str, samples: Sequence[Sample]) -> str:
+    """The message if no image of the training split has a mark, which `supervision` needs; "" if one has."""
     if any(has_marks(sample) for sample in samples):
         return ""
     return (
-        f"train_seg.supervision = 'scribbles': no image of split '{split}' has a click or a scribble; add some, or "
-        "make them from masks (cam-pipeline make-scribbles)"
+        f"train_seg.supervision = '{supervision}': no image of split '{split}' has a click or a scribble; add some "
+        "(data.clicks, data.scribbles), make them from masks (cam-pipeline make-scribbles), or set 'pseudo-labels'"
     )
 
 
@@ -46,7 +46,7 @@ def check_marked(split: str, samples: Sequence[Sample], classes: Sequence[str], 
     `regularized`: a loss about all pixels uses images without marks, too. Raises DataError if no image has marks, none
     marks a pixel of a class, or a file cannot be read.
     """
-    if message := without_marks(split, samples):
+    if message := without_marks("scribbles", split, samples):
         raise DataError(message)
     marked = {sample.id: _counted(sample, len(classes)) for sample in samples if has_marks(sample)}
     bare = [sample.id for sample in samples if sample.id not in marked or not marked[sample.id][:IGNORE_INDEX].any()]

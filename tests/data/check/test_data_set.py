@@ -172,6 +172,14 @@ def test_masks_must_be_there_only_to_train_on_them(data):
     assert "image a of split 'train' has no mask" in found.errors[0].message
 
 
+def test_there_must_be_marks_to_mix(data):
+    write(data, ["a.png,cat,,train", "b.png,cat;dog,,train", "c.png,,,train", "v.png,dog,,val"])
+    mixed = {"train_seg": {"batch_size": 2, "supervision": "mixed"}}
+    assert kinds(check(data, **mixed).errors) == ["training split without a click or scribble"]
+    (data / "clicks.csv").write_text("image,x,y,class\na.png,1,1,cat\n")
+    assert not check(data, **mixed, data={"clicks": "clicks.csv"}).errors
+
+
 def test_a_split_without_any_mask_is_warned_of(data):
     write(data, ["a.png,cat,ma.png,train", "b.png,cat;dog,,train", "c.png,,,train", "v.png,dog,,val"])
     found = check(data)

@@ -39,7 +39,7 @@ def check(samples, caplog, regularized=False):
 def test_marks_that_teach_everything(sample, caplog):
     samples = [sample("a", scribble=0), sample("b", scribble=1), sample("c", scribble=2)]
     assert check(samples, caplog) == ["train_seg: 3 images, of 3 of them 33.33 % of the pixels are marked"]
-    assert unmarked(samples) == "" == without_marks("train", samples)
+    assert unmarked(samples) == "" == without_marks("mixed", "train", samples)
 
 
 @pytest.mark.parametrize("regularized", [True, False])
