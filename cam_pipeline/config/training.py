@@ -76,8 +76,8 @@ class TrainSegSettings(TrainSettings):
         "pseudo-labels",
         description="what labels pixels. `pseudo-labels`: those of make-cams, in which clicks and scribbles win; "
         "`mixed`: the same, and an error if there are none; `scribbles`: clicks and scribbles alone, and no pixel "
-        "without them (see `segmenter.regularizer`); `masks` trains the fully supervised reference. Give the last two a "
-        "run folder of their own (`output.dir`)",
+        "without them (see `segmenter.regularizer`); `masks` trains the fully supervised reference. Give the last two "
+        "a run folder of their own (`output.dir`)",
     )
     balance: bool = Field(
         False, description="the loss is half the mean over background pixels and half that over pixels of objects"
