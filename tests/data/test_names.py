@@ -13,6 +13,7 @@ from cam_pipeline.data.names import (
     is_missing,
     is_number,
     joined,
+    label_of,
     system_part,
 )
 
@@ -115,3 +116,20 @@ def test_joined_names():
 )  # fmt: skip
 def test_parts_that_systems_make(path, part):
     assert system_part(path.split("/")) == part
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("cat", 1), ("aeroplane", 2), ("plane", 2), ("Airplane", 2), ("caf\u00e9", 3), ("cafe\u0301", 3),
+        ("background", 0), ("_background_", 0), ("bkg", 0), ("BG", 0),
+        ("Cat", None), ("tv", None), ("", None), ("0", None),
+    ],
+)  # fmt: skip
+def test_labels_of_names(name, label):
+    assert label_of(name, ("cat", "aeroplane", "caf\u00e9")) == label
+
+
+def test_a_class_may_be_named_like_a_short_name_of_the_background():
+    assert label_of("bg", ("bg",)) == 1
+    assert label_of("0", ("1", "0")) == 2

@@ -3,6 +3,7 @@
 import numpy as np
 
 from cam_pipeline.data.check.problems import Problems
+from cam_pipeline.data.images import is_turned
 from cam_pipeline.data.marks import clicks_off, scribble_labels, without_scribble
 from cam_pipeline.data.strokes import Strokes
 from cam_pipeline.data.table import Sample
@@ -14,6 +15,9 @@ def inspect_marks(sample: Sample, classes: tuple[str, ...], height: int, width: 
     """Report what is wrong with the marks of an image of this size."""
     if message := clicks_off(sample, height, width):
         problems.warn("click off the image", message)
+    if sample.clicks and is_turned(sample):
+        message = f"{sample.image}: EXIF turns it upright; check that its clicks fit the upright image{sample.named_in}"
+        problems.warn("image with clicks that is turned by EXIF", message)
     _check_pixels(sample, classes, problems)
     if message := without_scribble(sample):
         problems.report("missing scribble file", message)

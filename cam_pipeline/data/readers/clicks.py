@@ -20,6 +20,8 @@ from cam_pipeline.errors import DataError
 
 COLUMNS = ("image", "x", "y", "class")
 DELIMITERS = (",", ";", "\t")
+MANY = 4
+"""Clicks in a file from which on their common extent says something."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,20 @@ def read_clicks(path: Path, root: Path, classes: Sequence[str], problems: Proble
             problems.report("click that cannot be read", message)
         else:
             found.setdefault(row.image, []).append(Click(x, y, label, row.where))
+    _check_unit([click for clicks in found.values() for click in clicks], path, problems)
     return found
+
+
+def _check_unit(clicks: Sequence[Click], path: Path, problems: Problems) -> None:
+    """Report clicks whose coordinates are shares of the width and height."""
+    numbers = [number for click in clicks for number in (click.x, click.y)]
+    if (
+        len(clicks) >= MANY
+        and all(0 <= number <= 1 for number in numbers)
+        and any(0 < number < 1 for number in numbers)
+    ):
+        message = "all clicks lie in 0..1; x and y are pixels, so multiply x by the width of the image, y by the height"
+        problems.report("clicks in 0..1", f"{path}: {message}")
 
 
 class ClickFiles:

@@ -135,8 +135,11 @@ def _ids(path: Path, settings: DataSettings, problems: Problems) -> list[tuple[s
             continue
         found.append((name, where))
     for folder, where in masks.items():
-        if folder and not f"/{folder}".endswith(f"/{settings.masks.strip('/')}"):
+        known = [one.strip("/") for one in (settings.masks, settings.scribbles) if one]
+        if folder and not any(f"/{folder}".endswith(f"/{one}") for one in known):
             message = f"{where}: the list names masks in {folder}, data.masks is {settings.masks}; set data.masks"
+            if "scribble" in folder.casefold():
+                message = f"{where}: the list names scribbles in {folder}; set data.scribbles"
             problems.warn("masks of another folder", message)
     return found
 

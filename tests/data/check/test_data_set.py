@@ -468,3 +468,14 @@ def test_training_on_marks_needs_some(data):
     (warning,) = [one for one in found.warnings if one.kind == "training images without click and scribble"]
     assert warning.message == "2 of 3 training images have no click and no scribble: b, c"
     assert not check(data, data={"clicks": "clicks.csv"}).warnings
+
+
+def test_clicks_on_an_image_that_is_turned_upright_are_worth_a_look(data):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(data / "c.png") as image:
+        image.save(data / "c.png", exif=exif)
+    save_mask(data / "mc.png", 0, size=SIZE[::-1])
+    (data / "clicks.csv").write_text("image,x,y,class\nc,39,49,background\n")
+    found = check(data, data={"clicks": "clicks.csv"})
+    assert not found.errors and kinds(found.warnings) == ["image with clicks that is turned by EXIF"]

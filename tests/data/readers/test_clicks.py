@@ -105,6 +105,15 @@ def test_reading_goes_on_after_a_mistake(tmp_path):
     assert [problem.kind for problem in problems.errors] == ["unknown class", "click that cannot be read"]
 
 
+def test_shares_of_the_width_and_height_are_no_pixels(tmp_path):
+    rows = ["a,0.5,0.25,dog", "b,0,1,dog", "c,0.1,0.9,aeroplane", "d,1,1,background"]
+    with pytest.raises(DataError, match=r"clicks: all clicks lie in 0..1; x and y are pixels, so multiply"):
+        read(tmp_path, "\n".join(["image,x,y,class", *rows]))
+    assert len(read(tmp_path, "\n".join(["image,x,y,class", *rows[:3]]))) == 3, "too few to tell"
+    assert len(read(tmp_path, "\n".join(["image,x,y,class", *rows, "e,2,1,dog"]))) == 5
+    assert len(read(tmp_path, "image,x,y,class\na,0,0,1\na,0,1,1\na,1,0,1\na,1,1,1\n")["a"]) == 4, "whole numbers"
+
+
 def test_clicks_find_their_images(tmp_path):
     (tmp_path / "clicks.csv").write_text(
         "image,x,y,class\nin/a.jpg,1,1,dog\na.jpg,2,2,dog\nin/a,3,3,dog\na,4,4,dog\n./b.png,5,5,dog\nin\\c.jpg,6,6,dog\n"

@@ -158,3 +158,10 @@ def test_the_size_must_be_that_of_the_image(write, data, kind):
     sample = load_table(DataSettings(root=data, scribbles=".")).samples[1]
     with pytest.raises(DataError, match=r"b.json: the scribble is for an image of \(30, 20\), its image is \(20, 30\)"):
         sample_marks(sample, 2)
+
+
+@pytest.mark.parametrize("corner", [(1e300, 0), (-1e300, 5), (29, 19), (-1, -1), (500, 500)])
+def test_a_mask_beyond_the_edge_is_cut(write, data, corner):
+    write(shape("dog", "mask", corner, (1, 1), mask=png(np.ones((2, 2), np.uint8))), name="b.json")
+    marks = sample_marks(load_table(DataSettings(root=data, scribbles=".")).samples[1], 2)
+    assert (marks.labels == 2).sum() == (1 if abs(corner[0]) < 30 else 0)

@@ -112,6 +112,24 @@ def test_files_of_strokes_in_a_folder_and_in_a_zip(voc, tmp_path):
         voc(scribbles="s.zip")
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "the list names scribbles in pascal_2012_scribble; set data.scribbles"),
+        ({"scribbles": "pascal_2012_scribble"}, ""),
+    ],
+    ids=["not set", "set"],
+)
+def test_a_list_that_names_scribbles_beside_the_images(voc, tmp_path, settings, words):
+    (tmp_path / "Scribbles").rename(tmp_path / "pascal_2012_scribble")
+    (tmp_path / "pascal_2012_scribble" / "p1.png").touch()
+    lines = "JPEGImages/p1.jpg pascal_2012_scribble/p1.png\nJPEGImages/p2.jpg pascal_2012_scribble/p2.png\n"
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text(lines)
+    problems = AllProblems()
+    assert [sample.id for sample in voc(problems, **settings)] == ["p1", "p2"]
+    assert not problems.errors and [words in problem.message for problem in problems.warnings] == [True] * bool(words)
+
+
 def test_two_scribbles_of_one_image_are_named(voc, tmp_path):
     for name in ("p1.png", "p1.xml"):
         (tmp_path / "Scribbles" / name).touch()
@@ -123,11 +141,11 @@ def test_strokes_in_the_column_of_a_table(tmp_path):
     stroke = "<annotation><polygon><tag>dog</tag><point><X>1</X><Y>1</Y></point></polygon></annotation>"
     (tmp_path / "a.xml").write_text(stroke)
     with zipfile.ZipFile(tmp_path / "s.zip", "w") as file:
-        file.writestr("b.xml", stroke)
+        file.writestr("in/b.xml", stroke)
     Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
     Image.new("RGB", (5, 5)).save(tmp_path / "b.png")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    (tmp_path / "data.csv").write_text("image,labels,scribble\na.png,?,a.xml\nb.png,cat,s.zip/b.xml\n")
+    (tmp_path / "data.csv").write_text("image,labels,scribble\na.png,?,a.xml\nb.png,cat,s.zip/in/b.xml\n")
     first, second = load_table(DataSettings(root=tmp_path)).samples
     assert first.scribble == ScribbleXml(tmp_path / "a.xml", ("cat", "dog")) and first.class_ids == (2,)
-    assert second.scribble == ScribbleXml(tmp_path / "s.zip", ("cat", "dog"), "b.xml")
+    assert second.scribble == ScribbleXml(tmp_path / "s.zip", ("cat", "dog"), "in/b.xml")
