@@ -47,8 +47,7 @@ def read_clicks(path: Path, root: Path, classes: Sequence[str], problems: Proble
         label = _label(row.name, classes)
         x, y = _number(row.x), _number(row.y)
         if label is None:
-            message = unknown_class(str(row.name), classes)
-            problems.report("unknown class", f"{row.where}: {message} (and background)")
+            problems.report("unknown class", f"{row.where}: {unknown_class(str(row.name), classes)}")
         elif x is None or y is None:
             wrong = row.x if x is None else row.y
             message = f"{row.where}: {shown(str(wrong))} is no number of pixels; correct it, or delete the click"
@@ -153,6 +152,8 @@ def _in_table(text: str, path: Path) -> Iterator[Row]:
             line = table.line_num + 1
             if not any(map(clean, cells)):
                 continue
+            if any("\n" in cell for cell in cells):
+                raise DataError(f"{where}: a line break in a cell; add the quotation mark that is missing")
             if len(cells) < len(columns):
                 raise DataError(f"{where}: {len(cells)} cells, the header has {len(columns)}; add what is missing")
             cell = {name: clean(cells[columns.index(name)]) for name in COLUMNS if name in columns}

@@ -82,6 +82,7 @@ def test_a_number_is_a_name_if_classes_are_named_by_numbers(tmp_path):
         ("image,x,y,class\na,1,,dog\n", "clicks, line 2: '' is no number of pixels"),
         ("image,x,y,class\na,1,2\n", "clicks, line 2: 3 cells, the header has 4"),
         ("image,x,y,class\n,1,2,dog\n", "clicks, line 2: the image cell is empty"),
+        ('image,x,y,class\n"a,1,2,dog\na,1,2,dog\n', "clicks, line 2: a line break in a cell"),
         ("a,1,2,dog\n", r"clicks, line 1: a table of clicks needs the columns image, x, y, class, .* not 'a,1,2,dog'"),
         ("", "clicks, line 1: a table of clicks needs"),
         ("image,x,x,y,class\n", "each once"),
