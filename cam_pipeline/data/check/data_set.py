@@ -12,6 +12,7 @@ from cam_pipeline.data.check.costs import costs, left_out, uneven_parts
 from cam_pipeline.data.check.depth import told_of_dark
 from cam_pipeline.data.check.image import Inspected, Inspection, inspect
 from cam_pipeline.data.check.marked import unmarked, without_marks
+from cam_pipeline.data.check.marks import check_clicks_on_masks
 from cam_pipeline.data.check.masks import check_denied, check_palettes, check_shown
 from cam_pipeline.data.check.names import check_names, check_negatives
 from cam_pipeline.data.check.problems import AllProblems, Problem
@@ -233,6 +234,7 @@ def _check_masks(config: Config, table: Table, inspected: Inspected, problems: A
     check_shown(masks, table.classes, problems, trained_on, chosen_on)
     check_palettes(masks, problems)
     check_denied(masks, table.classes, problems)
+    check_clicks_on_masks((found.clicks for _, found in masks), problems)
 
 
 def _check_pictures(inspected: Inspected, problems: AllProblems) -> None:

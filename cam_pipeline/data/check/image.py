@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cam_pipeline.data.check.depth import Brightest, brightest_of
-from cam_pipeline.data.check.marks import inspect_marks
+from cam_pipeline.data.check.marks import clicks_on_mask, inspect_marks
 from cam_pipeline.data.check.masks import MaskFacts
 from cam_pipeline.data.check.problems import AllProblems
 from cam_pipeline.data.coco_masks import CocoMask
@@ -78,7 +78,8 @@ def _inspect_mask(sample: Sample, classes: tuple[str, ...], problems: AllProblem
         message = f"{sample.image}: EXIF turns it upright; check that its outlines fit the upright image"
         problems.warn("COCO image that is turned by EXIF", f"{message}{sample.named_in}")
     counts = np.bincount(mask.labels.ravel(), minlength=1)
-    facts = MaskFacts({int(label): int(counts[label]) for label in np.flatnonzero(counts)}, mask.palette)
+    pixels = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
+    facts = MaskFacts(pixels, mask.palette, clicks_on_mask(sample, mask.labels, classes))
     if sample.class_ids is None:
         return facts
     shown = set(facts.pixels) - {0, IGNORE_INDEX}

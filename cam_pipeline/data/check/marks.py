@@ -1,14 +1,22 @@
-"""The clicks and the scribble of one image: whether they can be used, and whether they agree with its labels."""
+"""Clicks and scribbles: whether they can be used, and whether they agree with labels and masks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from cam_pipeline.data.check.problems import Problems
-from cam_pipeline.data.images import is_turned
+from cam_pipeline.data.images import UInt8, is_turned
 from cam_pipeline.data.marks import clicks_off, scribble_labels, without_scribble
 from cam_pipeline.data.strokes import Strokes
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
 from cam_pipeline.ops.ignore import IGNORE_INDEX
+
+WRONG = 0.1
+"""Share of the clicks: people are wrong less often (1 % on the background and 3 % on objects of PASCAL VOC)."""
+FEW = 2
+"""Clicks on another class than the mask has, up to which there is no warning."""
 
 
 def inspect_marks(sample: Sample, classes: tuple[str, ...], height: int, width: int, problems: Problems) -> None:
@@ -63,3 +71,40 @@ def _check_scribble(sample: Sample, classes: tuple[str, ...], problems: Problems
         names = ", ".join(classes[label - 1] for label in sorted(denied))
         message = f"image {sample.id}{sample.named_in}: {names} only in the scribble {sample.scribble}"
         problems.warn("scribble and labels that disagree", message)
+
+
+@dataclass(frozen=True)
+class ClicksOnMask:
+    """How many clicks of an image lie where its mask is decided, and those that the mask denies, as text."""
+
+    compared: int = 0
+    denied: tuple[str, ...] = ()
+
+
+def clicks_on_mask(sample: Sample, labels: UInt8, classes: tuple[str, ...]) -> ClicksOnMask:
+    """Compare the clicks of an image with its mask (height, width)."""
+    names = ("background", *classes)
+    height, width = labels.shape
+    compared, denied = 0, []
+    for click in sample.clicks:
+        x, y = min(max(int(click.x), 0), width - 1), min(max(int(click.y), 0), height - 1)
+        label = int(labels[y, x])
+        if click.is_off(height, width) or label == IGNORE_INDEX:
+            continue
+        compared += 1
+        if label != click.label:
+            denied.append(f"{click.source} ({names[click.label]}, the mask has {names[label]})")
+    return ClicksOnMask(compared, tuple(denied))
+
+
+def check_clicks_on_masks(found: Iterable[ClicksOnMask], problems: Problems) -> None:
+    """Warn if masks deny more clicks than people get wrong."""
+    found = list(found)
+    compared = sum(one.compared for one in found)
+    denied = [text for one in found for text in one.denied]
+    if len(denied) > max(FEW, WRONG * compared):
+        message = (
+            f"{len(denied)} of {compared} clicks on images with masks ({100 * len(denied) / compared:.0f} %) are on "
+            f"another class than the mask has there, such as {denied[0]}; are x and y swapped, or class numbers others?"
+        )
+        problems.warn("clicks that masks deny", message)

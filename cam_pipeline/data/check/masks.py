@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from cam_pipeline.config import Colour, shown_colour
+from cam_pipeline.data.check.marks import ClicksOnMask
 from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.coco_masks import CocoMask
 from cam_pipeline.data.masks import sample_mask
@@ -124,10 +125,11 @@ def decoded(num_classes: int) -> LabelsIn:
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What was found in a mask: how many pixels each label has, and the colours of an indexed file's numbers."""
+    """Findings on a mask: pixels of each label, colours of an indexed file's numbers, and what it says of clicks."""
 
     pixels: Mapping[int, int]
     palette: Mapping[int, Colour]
+    clicks: ClicksOnMask = field(default_factory=ClicksOnMask)
 
 
 Masks = Sequence[tuple[Sample, MaskFacts]]

@@ -479,3 +479,17 @@ def test_clicks_on_an_image_that_is_turned_upright_are_worth_a_look(data):
     (data / "clicks.csv").write_text("image,x,y,class\nc,39,49,background\n")
     found = check(data, data={"clicks": "clicks.csv"})
     assert not found.errors and kinds(found.warnings) == ["image with clicks that is turned by EXIF"]
+
+
+@pytest.mark.parametrize("wrong", [0, 2, 3])
+def test_clicks_that_masks_deny(data, wrong):
+    """More than two, and more than people get wrong: the mask of b is `dog` in its upper five rows, else `cat`."""
+    rows = ["b,9,2,cat"] * wrong + ["b,2,9,cat", "b,9,2,dog", "b,0,300,dog"] * 4
+    (data / "clicks.csv").write_text("\n".join(["image,x,y,class", *rows]) + "\n")
+    warnings = [one.message for one in check(data, data={"clicks": "clicks.csv"}).warnings if "masks deny" in one.kind]
+    assert len(warnings) == (wrong == 3)
+    for message in warnings:
+        assert (
+            message.startswith("3 of 11 clicks on images with masks (27 %)")
+            and "clicks.csv, line 2 (cat, the mask has dog)" in message
+        )
