@@ -1,5 +1,6 @@
 """Paths that lead into zip files, and what these hold; nothing is unpacked to disk."""
 
+import os
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -9,7 +10,7 @@ from cam_pipeline.errors import DataError
 
 def is_zip(path: Path) -> bool:
     """Whether there is such a file and its name is that of a zip file."""
-    return path.suffix.casefold() == ".zip" and path.is_file()
+    return path.suffix.casefold() == ".zip" and os.path.isfile(path)
 
 
 def split_path(path: Path) -> tuple[Path, str]:

@@ -108,6 +108,16 @@ def test_labels_that_contradict_themselves(mistake: Mistake, finished: Path) -> 
     )
 
 
+def test_a_click_that_contradicts_the_labels(mistake: Mistake, finished: Path) -> None:
+    change(finished, 4, labels="car")
+    (finished / "data" / "clicks.csv").write_text("image,x,y,class\nimages/train_00002,5,5,duck\n")
+    line = mistake("run", "--set=data.clicks=clicks.csv")
+    assert line == (
+        "data/clicks.csv, line 2: a click on duck, but the labels of image images/train_00002 are car "
+        "(data/data.csv, line 4); add duck to the labels, make them unknown, or delete the click"
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "command"),
     [

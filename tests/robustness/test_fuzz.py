@@ -3,6 +3,7 @@
 Never another exception, never a hang, never a crash of the C libraries below, and no file is changed by being read.
 """
 
+import base64
 import csv
 import faulthandler
 import io
@@ -12,7 +13,9 @@ import os
 import random
 import signal
 import traceback
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +31,7 @@ from torch import nn
 
 from cam_pipeline.config import Config, DataSettings, load_config, to_toml
 from cam_pipeline.data.images import image_size, read_image
+from cam_pipeline.data.marks import sample_marks
 from cam_pipeline.data.masks import read_mask
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table
@@ -362,6 +366,75 @@ def test_edited_table_is_read_or_refused(
 @settings(many, max_examples=200)
 def test_any_bytes_are_a_table_or_refused(root: Path, content: bytes, header: bytes) -> None:
     load(root, header + content)
+
+
+# Clicks and scribbles
+
+
+def mark_files() -> dict[str, bytes]:
+    """Files of every kind, of the image `a.png` of 30 x 20 pixels."""
+    point = {"label": "cat", "shape_type": "point", "points": [[1, 2]]}
+    polygon = {"label": "dog", "shape_type": "polygon", "points": [[1, 2], [5, 5], [1, 9]]}
+    png, archive = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.where(np.eye(20, 30, dtype=np.uint8), 1, 255).astype(np.uint8)).save(png, "PNG")
+    mask = {"label": "dog", "shape_type": "mask", "points": [[1, 2], [5, 5]]}
+    mask["mask"] = base64.b64encode(png.getvalue()).decode()
+    stroke = "<polygon><tag>cat</tag><point><X>1</X><Y>2</Y></point><point><X>11</X><Y>2</Y></point></polygon>"
+    xml = f"<annotation><size><width>30</width><height>20</height></size>{stroke}</annotation>"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("s.xml", xml)
+    return {
+        "c.csv": b"image,x,y,class\na,1,2,cat\na.png,3.5,4,2\na,0,0,background\n",
+        "c.json": json.dumps({"a": [[1, 2, "cat"], [3, 4, 2]], "a.png": [{"x": 1, "y": 2, "class": 0}]}).encode(),
+        "s.xml": xml.encode(),
+        "s.png": png.getvalue(),
+        "s.json": json.dumps({"shapes": [point, polygon, mask], "imageHeight": 20, "imageWidth": 30}).encode(),
+        "s.zip": archive.getvalue(),
+    }
+
+
+MARKS = mark_files()
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("marks")
+    Image.new("RGB", (30, 20)).save(folder / "a.png")
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    return folder
+
+
+def read_marks(folder: Path, name: str, content: bytes) -> bool:
+    """Whether the marks in a file are read; else one line says why not."""
+    cell = "s.zip/s.xml" if name == "s.zip" else name
+    (folder / name).write_bytes(content)
+    (folder / "data.csv").write_text(f"image,labels,{'clicks' if name[0] == 'c' else 'scribble'}\na.png,?,{cell}\n")
+    try:
+        (sample,) = load_table(DataSettings(root=folder)).samples
+        marks = sample_marks(sample, 2)
+    except DataError as error:
+        assert "\n" not in str(error) and name in str(error)
+        return False
+    assert marks.labels.shape == marks.origin.shape == (20, 30)
+    assert {*np.unique(marks.labels)} <= {0, 1, 2, 255} and marks.origin.max() <= 3
+    assert np.array_equal(marks.labels == 255, marks.origin == 0)
+    return True
+
+
+@pytest.mark.parametrize("name", MARKS)
+@given(damage=damages)
+@settings(many, max_examples=100)
+def test_damaged_marks_are_read_or_refused(marked: Path, name: str, damage: Damage) -> None:
+    assert read_marks(marked, name, MARKS[name])
+    read_marks(marked, name, damaged(MARKS[name], damage))
+
+
+@pytest.mark.parametrize("value", ["\0", "x" * 5000, "..", "/", "a.png", "\ud800", "a.png/b", " "])
+@pytest.mark.parametrize("key", ["clicks", "scribbles"])
+def test_any_name_of_marks_is_read_or_refused(marked: Path, key: str, value: str) -> None:
+    (marked / "data.csv").write_text("image,labels\na.png,cat\n")
+    with suppress(DataError):
+        load_table(DataSettings(root=marked, **{key: value}))
 
 
 # Configurations

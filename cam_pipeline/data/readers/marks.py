@@ -77,7 +77,7 @@ def _with_scribbles(table: Table, settings: DataSettings, problems: Problems) ->
     A scribble that the table itself names stays.
     """
     folder = settings.root / (settings.scribbles or VOC_FOLDER)
-    if not folder.is_dir() and not is_zip(folder):
+    if not os.path.isdir(folder) and not is_zip(folder):  # pathlib raises OSError for a name that is too long
         if settings.scribbles:
             near = did_you_mean(folder, settings.root)
             raise DataError(
