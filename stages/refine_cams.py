@@ -12,9 +12,11 @@ from cam_pipeline.refinement.background import settled
 from cam_pipeline.refinement.choice import check_masks_to_choose_by
 from cam_pipeline.refinement.in_parts import workers_for, write_scores
 from cam_pipeline.refinement.scores import placed
+from cam_pipeline.refinement.unchanged import background_before, made_of, unchanged
 from cam_pipeline.store.cams import CamStore
 from cam_pipeline.store.hdf5 import artefact_attributes
 from cam_pipeline.store.parts import PartWriter, in_chunks
+from cam_pipeline.store.scores import MADE_OF
 
 IMAGES_PER_PART = 64
 
@@ -22,20 +24,30 @@ IMAGES_PER_PART = 64
 def refine_cams(config: Config, inputs: Inputs, output: Output) -> None:
     """Write scores for every CAM: background score, local refinement, dense CRF.
 
+    Images that are as they were when an earlier result was made, marks included, keep their scores from there.
     On a GPU whole batches are refined in this process, else single images in worker processes.
     """
     classes = inputs.table.classes
     samples = {sample.id: sample for sample in inputs.table.split(*config.cam.splits)}
+    digests = made_of(inputs.dataset, samples.values(), config.refine)
+    earlier = output.earlier.path if output.earlier else None
+    before = background_before(earlier, digests)
     settings, device = placed(config.refine, config.run)
     with CamStore.open(inputs[settings.maps_from]) as cams, workers_for(device, config.run) as workers:
-        settings = settled(settings, workers, cams, [*samples.values()], 1 + len(classes), output.folder, device)
+        settings = settled(
+            settings, workers, cams, [*samples.values()], 1 + len(classes), output.folder, device, before
+        )
         attributes = artefact_attributes(
             classes, output.fingerprint, to_toml(config), background=settings.background_score
         )
         writer = PartWriter(output.path, "scores", attributes, in_chunks(cams.names, IMAGES_PER_PART))
         if settings.crf:
             output.notes["crf_backend"] = _backends(settings, writer, output.folder)
-        write_scores("refine_cams", writer, cams, samples, settings, config.run, workers, device)
+        if output.earlier and settings.crf and output.earlier.manifest.get("crf_backend") != settings.crf_backend:
+            earlier = None
+        same = unchanged(earlier, digests, settings.background_score)
+        texts = {MADE_OF: [digests[name] for name in cams.names]}
+        write_scores("refine_cams", writer, cams, samples, settings, config.run, workers, device, same, texts)
 
 
 def check(config: Config) -> None:

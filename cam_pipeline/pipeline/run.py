@@ -23,7 +23,7 @@ from cam_pipeline.machine.distributed import check_shares, from_first, group, is
 from cam_pipeline.machine.interrupt import graceful_stop
 from cam_pipeline.machine.threads import use_threads
 from cam_pipeline.pipeline.lock import held
-from cam_pipeline.pipeline.stage import Inputs, Output, Stage
+from cam_pipeline.pipeline.stage import Earlier, Inputs, Output, Stage
 from cam_pipeline.pipeline.state import FROM, Results, State, libraries, run_id_of, source_of
 from cam_pipeline.version import __version__
 
@@ -96,7 +96,7 @@ class Pipeline(Results):
 
         keep_freed_memory()
         use_threads(self.config.run.threads)
-        output = self._output(stage, fingerprint)
+        output = self._output(stage, fingerprint, self.earlier(name, state) if state else None)
         started = time.monotonic()
         if stage.shared or is_first():
             key = stage.memory or stage.divides or "run.workers"
@@ -121,8 +121,9 @@ class Pipeline(Results):
         self.dataset.warn_once()
         return state
 
-    def _output(self, stage: Stage, fingerprint: str) -> Output:
-        return Output(self._partial(stage.name, fingerprint) / stage.makes, self.folder / "logs", fingerprint)
+    def _output(self, stage: Stage, fingerprint: str, earlier: Earlier | None) -> Output:
+        path = self._partial(stage.name, fingerprint) / stage.makes
+        return Output(path, self.folder / "logs", fingerprint, earlier=earlier)
 
     def _begin(self, stage: Stage, state: State, force: bool) -> None:
         folder = self._partial(stage.name, state.fingerprint)

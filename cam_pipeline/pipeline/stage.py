@@ -31,17 +31,30 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """The result of a stage that is about to be replaced, made with the same settings from the same results.
+
+    Only the data was other than now. `manifest` is the one beside the file.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Output:
     """The outputs of a stage: `path` is renamed to its final name when the stage returns.
 
     `folder` holds work in progress and outlives a kill; `logs` is kept. `fingerprint` is to be stored in the file.
-    What a stage puts into `notes` (JSON) goes into the manifest.
+    What a stage puts into `notes` (JSON) goes into the manifest. `earlier` is the result that this one replaces, if
+    parts of it may be taken over.
     """
 
     path: Path
     logs: Path
     fingerprint: str
     notes: dict[str, Any] = field(default_factory=dict)
+    earlier: Earlier | None = None
 
     @property
     def folder(self) -> Path:

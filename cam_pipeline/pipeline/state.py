@@ -18,7 +18,7 @@ from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.errors import ConfigError, StageNotReady
 from cam_pipeline.machine.atomic import read_json
-from cam_pipeline.pipeline.stage import Stage, load_stages
+from cam_pipeline.pipeline.stage import Earlier, Stage, load_stages
 
 FROM = "# from "
 """Begins the first line of a run folder's config.toml, before the file that the config was read from."""
@@ -138,6 +138,15 @@ class Results:
         if stated and self.dataset.digests.of(path) != stated:
             return "damaged", f"{path} has another content than when it was made"
         return "current", f"made {manifest['made']}{_with_other_libraries(manifest)}"
+
+    def earlier(self, name: str, state: State) -> Earlier | None:
+        """The stage's stale result, if it differs from what is now asked for by its data alone; else None."""
+        manifest, path = self._manifest(name), self.path(name)
+        if not manifest or not path.is_file() or self.dataset.digests.of(path) != manifest.get("sha256"):
+            return None
+        facts = self._that_matter(manifest["facts"])
+        same = all(facts.get(key) == state.facts[key] for key in ("version", "params", "needs"))
+        return Earlier(path, manifest) if same else None
 
     def _that_matter(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """The facts of a manifest without settings that have no effect now; earlier versions stored some of these."""

@@ -71,17 +71,19 @@ def settled(
     num_labels: int,
     folder: Path,
     device: torch.device,
+    before: float | None = None,
 ) -> RefineSettings:
     """The settings with a number as background score. A chosen score is noted in `folder`, so it is chosen once.
 
-    `samples` are the images of `cams`; `device` refines them. Errors as `choose_background`.
+    `before`: the one that an earlier run chose on the same images, if there is one. `samples` are the images of `cams`;
+    `device` refines them. Errors as `choose_background`.
     """
     if not isinstance(settings.background, str):
         return settings
     note = folder / "background.json"
     known = read_json(note).get("background")
     if not isinstance(known, float):
-        known = _chosen(settings, workers, cams, samples, num_labels, device)
+        known = before or _chosen(settings, workers, cams, samples, num_labels, device)
         write_text(note, json.dumps({"background": known}))
     logger.info("refine_cams: background score %.2f (%s)", known, settings.background)
     return settings.at(known)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Generator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
@@ -13,9 +14,11 @@ from cam_pipeline.refinement.clicks import with_marks
 from cam_pipeline.refinement.in_batches import refined_records_on
 from cam_pipeline.refinement.in_workers import refined_records
 from cam_pipeline.refinement.scores import CPU, reduction
+from cam_pipeline.refinement.unchanged import Unchanged
 from cam_pipeline.store.cams import CamStore, StoredCam
 from cam_pipeline.store.hdf5 import Record
 from cam_pipeline.store.parts import PartWriter, write_parts
+from cam_pipeline.store.scores import ScoreStore
 
 logger = logging.getLogger(__name__)
 
@@ -34,22 +37,32 @@ def write_scores(
     run: RunSettings,
     workers: Workers,
     device: torch.device,
+    kept: Unchanged | None = None,
+    texts: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> None:
     """Write the scores of every image of `cams`; parts that an earlier run finished are kept.
 
-    `samples` by id; `title` is the stage's name; `workers` are those of `workers_for(device, run)`.
+    `samples` by id; `title` is the stage's name; `workers` are those of `workers_for(device, run)`. The scores of
+    `kept` are copied. `texts`: of `PartWriter.join`.
     """
+    same = kept or Unchanged()
 
     def make(number: int) -> Generator[Record, None, None]:
-        maps = [with_marks(cams.read(name), samples[name], len(cams.classes)) for name in writer.chunks[number]]
+        names = writer.chunks[number]
+        if not same.names.isdisjoint(names):
+            with ScoreStore.open(same.path) as store:
+                yield from (store.record(name) for name in names if name in same.names)
+        changed = [name for name in names if name not in same.names]
+        maps = [with_marks(cams.read(name), samples[name], len(cams.classes)) for name in changed]
         _tell_of_large_images(title, maps, settings)
         if device == CPU:
-            return refined_records(workers, maps, samples, settings)
-        return refined_records_on(device, maps, samples, settings, worker_count(run))
+            yield from refined_records(workers, maps, samples, settings)
+        else:
+            yield from refined_records_on(device, maps, samples, settings, worker_count(run))
 
     _tell_of_marks(title, [samples[name] for name in cams.names], cams.keeps_features)
     write_parts(title, writer, make)
-    writer.join(cams.names)
+    writer.join(cams.names, texts)
 
 
 def _tell_of_large_images(title: str, cams: Sequence[StoredCam], settings: RefineSettings) -> None:

@@ -160,8 +160,13 @@ def read_record(file: h5py.File, kinds: Sequence[str], name: str) -> Record:
 
 def names_in(file: h5py.File) -> list[str]:
     """Ids of all images, in the order of the data set. Raises DamagedFile if they cannot be read."""
+    return texts_in(file, "names")
+
+
+def texts_in(file: h5py.File, name: str) -> list[str]:
+    """The texts of one dataset of the file. Raises DamagedFile if they cannot be read."""
     with damage_named(f"{file.filename} is damaged"):
-        return [bytes(name).decode() for name in content_of(member(file, "names"), "S")]
+        return [bytes(text).decode() for text in content_of(member(file, name), "S")]
 
 
 def classes_in(file: h5py.File) -> tuple[str, ...]:
@@ -189,6 +194,12 @@ def write_record(file: h5py.File, record: Record) -> None:
         dataset.attrs.update(record.attributes)
 
 
+def write_texts(file: h5py.File, name: str, texts: Sequence[str]) -> None:
+    """Write texts as one dataset of the file, with a checksum."""
+    checked: dict[str, Any] = {"chunks": (len(texts),), "fletcher32": True} if texts else {}
+    file.create_dataset(name, data=_fixed(texts), **checked)
+
+
 def write_artefact(
     path: Path,
     kind: str,
@@ -203,8 +214,7 @@ def write_artefact(
     with file_aside(path) as aside, h5py.File(aside, "w", libver="latest") as file:
         for _ in fill(file):
             aside.check()
-        checked: dict[str, Any] = {"chunks": (len(names),), "fletcher32": True} if names else {}
-        file.create_dataset("names", data=_fixed(names), **checked)
+        write_texts(file, "names", names)
         for key, value in {"format": f"cam-pipeline/{kind}", "version": FORMAT_VERSION, **attributes}.items():
             file.attrs[key] = _fixed([value])[0] if isinstance(value, str) else value
 

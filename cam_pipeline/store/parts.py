@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import h5py
@@ -12,7 +13,16 @@ from cam_pipeline.errors import UserError
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.machine.interrupt import raise_if_stopped
 from cam_pipeline.machine.progress import track
-from cam_pipeline.store.hdf5 import Record, member, names_in, open_file, write_artefact, write_progress, write_record
+from cam_pipeline.store.hdf5 import (
+    Record,
+    member,
+    names_in,
+    open_file,
+    write_artefact,
+    write_progress,
+    write_record,
+    write_texts,
+)
 
 Item = TypeVar("Item")
 
@@ -60,8 +70,12 @@ class PartWriter:
         self.finished |= {other for other in range(len(self.chunks)) if self.path(other).is_file()}
         self._note_progress()
 
-    def join(self, names: Sequence[str]) -> None:
-        """Copy all parts into `output`; `names` gives the order of the index."""
+    def join(self, names: Sequence[str], texts: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
+        """Copy all parts into `output`; `names` gives the order of the index.
+
+        `texts` are further datasets by name: a text for each image, in this order. They are no part of what the
+        artefact says (`store.hdf5.records_digest`).
+        """
 
         def fill(file: h5py.File) -> Iterator[None]:
             for number in range(len(self.chunks)):
@@ -73,6 +87,8 @@ class PartWriter:
                             for key in group:
                                 part.copy(member(group, key), target, name=key)
                                 yield
+            for key, values in texts.items():
+                write_texts(file, key, values)
 
         write_artefact(self.output, self.kind, self.attributes, names, fill)
 

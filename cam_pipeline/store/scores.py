@@ -17,6 +17,7 @@ from cam_pipeline.store.hdf5 import (
     key_of,
     member,
     read_record,
+    texts_in,
 )
 
 
@@ -35,6 +36,8 @@ class StoredScores:
 
 
 LABELS = ("unrefined", "high", "low")
+MADE_OF = "made_of"
+"""Dataset of a text for each image: what it was refined from."""
 
 
 class ScoreStore(RecordStore):
@@ -55,6 +58,19 @@ class ScoreStore(RecordStore):
                 checked_shape(f"{where} ({kind})", record.arrays[kind], *record.arrays["scores"].shape[1:])
             scores = record.arrays["scores"].astype(np.float32) / np.float32(255)
             return StoredScores(name, scores, class_ids, {kind: record.arrays[kind] for kind in others})
+
+    def record(self, name: str) -> Record:
+        """What is stored of one image, to be stored again. Errors as `read`."""
+        with damage_named(f"{self.file.filename} is damaged"):
+            others = [kind for kind in LABELS if kind in self.file]
+        return read_record(self.file, ["scores", *others], name)
+
+    @property
+    def made_of(self) -> dict[str, str]:
+        """What each image was refined from (`refinement.unchanged`); empty in files of earlier versions."""
+        with damage_named(f"{self.file.filename} is damaged"):
+            known = MADE_OF in self.file
+        return dict(zip(self.names, texts_in(self.file, MADE_OF), strict=False)) if known else {}
 
     def quantised(self, name: str) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
         """The scores of one image (1 + n, H, W) as they are stored, times 255, and its class ids. Errors as `read`."""

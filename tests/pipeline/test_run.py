@@ -243,6 +243,32 @@ def test_reason_names_the_data(baked: Bakery) -> None:
     assert baked.run() == list(NAMES)
 
 
+def test_an_earlier_result_is_offered_only_if_the_data_alone_is_another(baked: Bakery) -> None:
+    """Neither after a change of settings, nor after `--force`, nor if its content is not that of its manifest."""
+    offered: list[Any] = []
+    bake = baked.stages["mill"].run
+
+    def run(config: Config, inputs: Inputs, output: Output) -> None:
+        offered.append(output.earlier and (output.earlier.path.name, output.earlier.manifest["stage"]))
+        bake(config, inputs, output)
+
+    def with_data(data: str) -> None:
+        baked.stages["mill"] = dataclasses.replace(baked.stages["mill"], run=run, data=lambda config, dataset: data)
+
+    with_data("more clicks")
+    baked.run()
+    baked.run("refine.background=0.5")
+    baked.run("refine.background=0.5", names=("mill",), force=True)
+    baked.run("refine.background=0.5", "cam.flip=false")  # made from other maps
+    with_data("even more")
+    (baked.folder / "flour.bin").write_text("?")
+    baked.run("refine.background=0.5", "cam.flip=false")
+    (baked.folder / "flour.bin").unlink()
+    with_data("most")
+    baked.run("refine.background=0.5", "cam.flip=false")
+    assert offered == [("flour.bin", "mill"), None, None, None, None, None]
+
+
 def test_reason_is_the_setting_where_it_decides_what_is_read_of_the_data(baked: Bakery) -> None:
     baked.stages["grow"] = dataclasses.replace(
         baked.stages["grow"], data=lambda config, dataset: str(config.cam.splits)
@@ -769,6 +795,18 @@ def test_image_left_out_remakes_everything(real: Real) -> None:
 def test_other_class_order_remakes_everything(real: Real) -> None:
     replace_line(real.data / "classes.txt", "car\nfish\n", "fish\ncar\n")
     assert real.run() == list(REAL)
+
+
+def test_new_clicks_remake_scores_and_labels_but_no_maps(real: Real) -> None:
+    image, labels = next(
+        line.split(",")[:2] for line in (real.data / "data.csv").read_text().splitlines() if "train_00003" in line
+    )
+    behind = list(REAL[REAL.index("refine_cams") :])
+    for line in (f"{image},5,5,{labels.split(';')[0]}", f"{image},5,5,background"):
+        (real.data / "clicks.csv").write_text(f"image,x,y,class\n{line}\n")
+        assert real.run("data.clicks=clicks.csv") == behind
+        assert real.run("data.clicks=clicks.csv") == []
+    assert real.run() == behind
 
 
 def test_masks_count_only_where_they_are_learned_from(real: Real) -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 from contextlib import nullcontext
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -16,14 +17,14 @@ from cam_pipeline.config import Config
 from cam_pipeline.data.images import sample_image
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import Interrupted, LibraryMissing
-from cam_pipeline.pipeline import Output
+from cam_pipeline.pipeline import Earlier, Output
 from cam_pipeline.refinement import background as background_module
 from cam_pipeline.refinement import in_parts, in_workers
 from cam_pipeline.refinement.background import explained_by_map
 from cam_pipeline.refinement.scores import refined
 from cam_pipeline.stages import refine_cams as module
 from cam_pipeline.store.cams import StoredCam, cam_record
-from cam_pipeline.store.hdf5 import artefact_attributes
+from cam_pipeline.store.hdf5 import artefact_attributes, records_digest
 from cam_pipeline.store.parts import PartWriter
 from cam_pipeline.store.scores import ScoreStore, StoredScores
 
@@ -47,16 +48,21 @@ def stored(cam, class_ids):
 def stage(tmp_path, inputs):
     """Runs the stage on the given maps of class 1; gives its output."""
 
-    def run(*names, run=None, **settings):
+    def run(*names, run=None, clicks=(), earlier=None, **settings):
         (tmp_path / "data.csv").write_text("image,labels\n" + "".join(f"{name}.png,cat\n" for name in names))
+        (tmp_path / "clicks.csv").write_text("\n".join(["image,x,y,class", *clicks]))
         writer = PartWriter(tmp_path / "cams.h5", "cams", artefact_attributes(("cat",), "f", ""), [names])
         maps = torch.tensor([[[1.0, 0.0]]])
         writer.write(0, [cam_record(StoredCam(name, maps, (1,), SIZE)) for name in names])
         writer.join(names)
         config = Config.model_validate(
-            {"data": {"root": tmp_path}, "run": {"device": "cpu", "workers": 1, **(run or {})}, "refine": settings}
+            {
+                "data": {"root": tmp_path, "clicks": "clicks.csv" if clicks else ""},
+                "run": {"device": "cpu", "workers": 1, **(run or {})},
+                "refine": settings,
+            }
         )
-        output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f")
+        output = Output(tmp_path / "out" / "scores.h5", tmp_path / "logs", "f", earlier=earlier)
         module.refine_cams(config, inputs(config, extract_cams=tmp_path / "cams.h5"), output)
         return output
 
@@ -139,6 +145,67 @@ def test_a_run_that_goes_on_with_another_backend_notes_both(sample, stage, monke
     if not stopped_at:
         (sample.image.parent / "out" / "scores.h5").unlink()
     assert stage("a", "b", crf_backend="torch").notes == {"crf_backend": expected}
+
+
+@pytest.fixture
+def again(sample, stage, monkeypatch, tmp_path):
+    """Runs the stage on images a, b and c beside its earlier result; gives the output, and the images refined anew."""
+    for name in "bc":
+        shutil.copy(sample.image, sample.image.with_name(f"{name}.png"))
+
+    def run(first, second, change=lambda path: None, notes=None):
+        output = stage("a", "b", "c", crf_backend="torch", **first)
+        earlier = Earlier(output.path.rename(tmp_path / "earlier.h5"), output.notes if notes is None else notes)
+        shutil.rmtree(output.folder)
+        change(earlier.path)
+        anew = []
+        with monkeypatch.context() as patch:
+            plain = in_workers.refine_image
+            patch.setattr(in_workers, "refine_image", lambda cam, *given: anew.append(cam.name) or plain(cam, *given))
+            output = stage("a", "b", "c", crf_backend="torch", earlier=earlier, **second)
+        return output, anew
+
+    return run
+
+
+CLICKS = ("a,3,3,background", "b,30,12,cat")
+
+
+@pytest.mark.parametrize("background", [0.35, "auto"])
+def test_new_clicks_cost_the_refinement_of_their_images_alone(again, stage, monkeypatch, background):
+    """The result is that of a run without an earlier one. A chosen background score is not chosen again."""
+    settings = {"background": background}
+    monkeypatch.setattr(module, "IMAGES_PER_PART", 2)
+    expected = stage("a", "b", "c", crf_backend="torch", clicks=CLICKS, **settings)
+    digest = records_digest(expected.path)
+    with ScoreStore.open(expected.path) as store:
+        assert store.read("b").scores[1, 12, 30] == 1
+    shutil.rmtree(expected.folder)
+    with monkeypatch.context() as patch:
+        chosen = background_module.choose_background
+        calls = []
+        patch.setattr(background_module, "choose_background", lambda *given: calls.append(1) or chosen(*given))
+        output, anew = again({"clicks": CLICKS[:1], **settings}, {"clicks": CLICKS, **settings})
+    assert anew == ["b"] and len(calls) == (background == "auto")
+    assert records_digest(output.path) == digest
+
+
+def test_everything_is_refined_anew_from_what_does_not_hold(again):
+    def without_digests(path):
+        with h5py.File(path, "a") as file:
+            del file["made_of"]
+
+    more = {"clicks": CLICKS}
+    assert again({}, more, without_digests)[1] == ["a", "b", "c"]  # an earlier version's
+    assert again({}, more, lambda path: path.write_bytes(b"?"))[1] == ["a", "b", "c"]
+    assert again({}, more, notes={"crf_backend": "pydensecrf"})[1] == ["a", "b", "c"]
+    assert again({"background": 0.3}, {"background": 0.4, **more})[1] == ["a", "b", "c"]
+    assert again({}, {})[1] == []
+
+
+def test_another_image_is_refined_anew(again, sample):
+    change = lambda path: Image.new("RGB", SIZE[::-1]).save(sample.image)  # noqa: E731
+    assert again({}, {}, change)[1] == ["a"]
 
 
 def test_parts_of_an_earlier_version_do_not_say_what_made_them(sample, stage):
