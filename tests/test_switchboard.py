@@ -20,6 +20,8 @@ from cam_pipeline import open_run
 from cam_pipeline.ops.cam import cam_scores
 from cam_pipeline.refinement.scores import class_scores
 from cam_pipeline.store.cams import CamStore
+from cam_pipeline.store.labels import LabelStore
+from cam_pipeline.store.scores import ScoreStore
 
 HYBRID = (
     "classifier.backbone=vit_tiny_patch16_224",
@@ -491,3 +493,51 @@ def test_a_teacher_goes_with_every_supervision_network_precision_and_sampling(
     assert ended.code == 0, ended.stderr
     assert "train_seg: done" in ended.stderr
     assert ("images come more often than others, up to" in ended.stderr) == (chosen == ("train_seg.repeat=1.0",))
+
+
+# Clicks
+
+CLICKED = ("data.clicks=clicks.csv", "cam.keep_features=8", "train_seg.supervision=mixed")
+
+
+def click(folder: Path, count: int) -> list[str]:
+    """Write clicks on the first images that show a class, one on it and one on the background; the images' ids."""
+    lines, names = ["image,x,y,class"], []
+    for row in (folder / "data" / "data.csv").read_text().splitlines()[1:]:
+        image, labels, _, split = row.split(",")
+        if labels and split == "train" and len(names) < count:
+            names.append(image.rpartition(".")[0])
+            lines += [f"{image},30,20,{labels.split(';')[0]}", f"{image},5,5,background"]
+    (folder / "data" / "clicks.csv").write_text("\n".join(lines) + "\n")
+    return names
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        (),
+        ("cam.calibration=sfc", "cam.border=0.2", "cam.walk_levels=2", "refine.crf=false", "refine.kernel=par"),
+        ("refine.kernel=varm", "refine.band=0.1", "labels.undecided=backgrounds", "refine.background=auto"),
+        ("train_seg.soft_labels=true", "cam.propagate=features"),
+    ],
+)
+def test_clicks_go_with_every_map_refinement_and_label(commands: Any, finished: Path, chosen: tuple[str, ...]) -> None:
+    """A second look costs no maps, and the refinement of the images that are clicked alone."""
+    names = click(finished, 2)
+    ended = commands.run("run", *options(*CLICKED, *chosen), folder=finished)
+    assert ended.code == 0, ended.stderr
+    assert "2 of 24 images have clicks or scribbles, which spread to what is like their pixels" in ended.stderr
+    with LabelStore.open(finished / "run" / "pseudo_labels.h5") as store:
+        for name in names:
+            origin, labels = store.origin(name), store.read(name)
+            assert origin[20, 30] == origin[5, 5] == 1 and labels[5, 5] == 0 and labels[20, 30] not in (0, 255)
+            assert (store.confidence(name)[origin > 0] == 255).all()
+        assert {key.replace("%2F", "/") for key in store.file["origin"]} == set(names)
+    if "train_seg.soft_labels=true" in chosen:
+        with ScoreStore.open(finished / "run" / "soft_scores.h5") as scores:
+            assert scores.read(names[0]).scores[0, 5, 5] == 1
+    click(finished, 3)
+    ended = commands.run("make-cams", *options(*CLICKED, *chosen), folder=finished)
+    assert ended.code == 0, ended.stderr
+    assert "extract_cams: current" in ended.stderr
+    assert "refine_cams: 23 of 24 images are as before and keep their scores" in ended.stderr
