@@ -67,8 +67,8 @@ class CamSettings(Section):
         0,
         ge=0,
         le=1024,
-        description="keep so many numbers a cell that say which cells are alike (try 32), so that clicks and scribbles "
-        "spread when scores are made; new ones then need no new maps. 0: they count at their own pixels only",
+        description="keep so many numbers a cell that say which cells are alike (try 32, with 3 `walk_levels`), so "
+        "that clicks and scribbles spread when scores are made. 0: they count at their own pixels only",
     )
     attention_layers: Annotated[tuple[int, ...], BY_ATTENTION] = Field(
         (), description="blocks whose attention is averaged (-1: the last); empty: all"

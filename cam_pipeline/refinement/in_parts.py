@@ -78,5 +78,8 @@ def _tell_of_marks(title: str, samples: Sequence[Sample], spread: bool) -> None:
         return
     how = "spread to what is like their pixels"
     if not spread:
-        how = "count at their own pixels only; for them to spread, set cam.keep_features = 32 (maps are made anew)"
+        how = (
+            "count at their own pixels only; for them to spread, set cam.keep_features = 32 and cam.walk_levels = 3 "
+            "(maps are made anew)"
+        )
     logger.info("%s: %d of %d images have clicks or scribbles, which %s", title, marked, len(samples), how)

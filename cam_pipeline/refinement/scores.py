@@ -199,10 +199,7 @@ def _refined(
     cams = [_to(cam, device) for cam in cams]
     background = settings.background_score
     smoothed = smoothed_scores(cams, images, settings)
-    labels = []
-    for cam in cams:
-        best, score = best_class(cam, settings)
-        labels.append({"unrefined": _array(torch.where(score > background, best, 0).to(torch.uint8))})
+    labels = [{"unrefined": _unrefined(cam, settings)} for cam in cams]
     if settings.band:
         ends = {"high": min(background + settings.band, HIGHEST), "low": max(background - settings.band, 1 - HIGHEST)}
         for name, end in ends.items():
@@ -213,6 +210,16 @@ def _refined(
         StoredScores(cam.name, _array(scores), cam.class_ids, maps)
         for cam, scores, maps in zip(cams, found, labels, strict=True)
     ]
+
+
+def _unrefined(cam: StoredCam, settings: RefineSettings) -> UInt8:
+    """Labels (H, W) before kernel and CRF, but after marks have spread."""
+    if spreads(cam):
+        classes, background = _spread_scores(cam, settings)
+        return complete_labels(_array(torch.cat([background[None], classes])), cam.class_ids)
+    best, score = best_class(cam, settings)
+    found: UInt8 = _array(torch.where(score > settings.background_score, best, 0).to(torch.uint8))
+    return found
 
 
 def _scores_at(

@@ -8,6 +8,7 @@ from PIL import Image
 from cam_pipeline.config import RefineSettings
 from cam_pipeline.data.marks import Click
 from cam_pipeline.data.table import Sample
+from cam_pipeline.ops.labels import complete_labels
 from cam_pipeline.refinement.clicks import fixed_at_marks, marked_channels, spreads, with_marks
 from cam_pipeline.refinement.scores import CPU, refined, refined_batch
 from cam_pipeline.store.cams import StoredCam
@@ -127,3 +128,14 @@ def test_backgrounds_alone_need_no_features(tmp_path):
     cam = with_features(clicked(tmp_path, (4, 12, 0), class_ids=(), cam=torch.zeros(0, 1, 4)))
     assert not spreads(cam)
     assert (refined(cam, halves, SETTINGS).scores == 1).all()
+
+
+def test_labels_before_refinement_are_those_after_marks_have_spread(tmp_path):
+    """So that `labels.undecided = "agreement"` asks what kernel and CRF changed, not what people did."""
+    cam = with_features(clicked(tmp_path, (4, 12, 0), (30, 12, 2)))
+    found = refined(cam, halves, SETTINGS.model_copy(update={"crf": False}))
+    free = cam.marks == 255
+    assert np.array_equal(found.labels["unrefined"][free], complete_labels(found.scores, cam.class_ids)[free])
+    assert (found.labels["unrefined"][:, :14] == 0).mean() > 0.95
+    plain = refined(replace(cam, features=None), halves, SETTINGS)
+    assert (plain.labels["unrefined"] == refined(clicked(tmp_path), halves, SETTINGS).labels["unrefined"]).all()
