@@ -276,8 +276,11 @@ class Kernel:
             return weights
         first, second = ends(self.features, dy, dx)
         apart = first - second
-        likeness = (-(apart.square().sum(dim=1) if self.gauss else apart.abs().mean(dim=1))).exp()
-        return weights * (1 - self.beta + self.beta * likeness)
+        if apart.requires_grad:
+            size = apart.square().sum(dim=1) if self.gauss else apart.abs().mean(dim=1)
+        else:  # in place: fresh memory takes longer than the arithmetic
+            size = apart.square_().sum(dim=1) if self.gauss else apart.abs_().mean(dim=1)
+        return weights * (1 - self.beta + self.beta * (-size).exp())
 
 
 def _looped(probabilities: Tensor, weigh: Weigh, radius: int, detached: bool) -> tuple[Tensor, Tensor]:
