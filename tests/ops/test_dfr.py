@@ -495,3 +495,18 @@ def test_no_argument_is_changed():
     regularized_loss(**maps, beta=0.5)
     feature_consistency_loss(maps["features"], torch.zeros(1, 4, 5, dtype=torch.long))
     assert all(torch.equal(value, before[name]) for name, value in maps.items())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["loop", "quad"])
+def test_the_gpu_says_the_same(backend):
+    maps = {name: value.float() for name, value in random_maps(24, 20, batch=2).items()}
+    labels = torch.randint(0, 3, (2, 24, 20))
+    found = []
+    for device in ("cpu", "cuda"):
+        given = {name: value.to(device).requires_grad_(name != "roi") for name, value in maps.items()}
+        loss = regularized_loss(**given, beta=0.5, backend=backend)
+        loss = loss + feature_consistency_loss(given["features"], labels.to(device), roi=given["roi"])
+        loss.backward()
+        found.append([loss.cpu(), given["probabilities"].grad.cpu(), given["features"].grad.cpu()])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
