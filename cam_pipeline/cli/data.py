@@ -12,6 +12,7 @@ from cam_pipeline.errors import UserError
 from cam_pipeline.machine.distributed import is_first
 
 if TYPE_CHECKING:
+    from cam_pipeline.config import Config
     from cam_pipeline.pipeline import Pipeline
 
 DEMO_IMAGES = (500, 120)
@@ -66,6 +67,18 @@ def predict_new(pipeline: "Pipeline", root: Path) -> Path:
     return folder
 
 
+def draw_scribbles(config: "Config", root: Path) -> None:
+    """Draw scribbles of the demo's training images into the folder that the config names, if it names one."""
+    from cam_pipeline.data.readers import load_table
+    from cam_pipeline.machine.parallel import worker_count
+    from cam_pipeline.report.scribbles import Manner, make_marks
+
+    if config.data.scribbles:
+        table = load_table(config.data.model_copy(update={"root": root, "scribbles": ""}))
+        folder = root / config.data.scribbles
+        make_marks(table.split(config.data.train), table.classes, folder, Manner(), worker_count(config.run))
+
+
 @click.command("demo")
 @run_options(default_config="demo")
 def demo(options: Options) -> None:
@@ -79,7 +92,8 @@ def demo(options: Options) -> None:
     from cam_pipeline.report.run_report import evaluate_run
     from cam_pipeline.report.terminal import show
 
-    root = load_config(options.config, options.overrides).folder / "data"
+    config = load_config(options.config, options.overrides)
+    root = config.folder / "data"
     if any(setting.partition("=")[0].strip() == "data.root" for setting in options.overrides):
         raise UserError(
             "demo generates its own images, so data.root cannot be set; for your images use cam-pipeline run"
@@ -89,6 +103,7 @@ def demo(options: Options) -> None:
         click.echo(f"Images: {root} (generated)")
         with graceful_stop():
             generate(root, train=DEMO_IMAGES[0], val=DEMO_IMAGES[1], seed=0)
+            draw_scribbles(config, root)
     pipeline = options.pipeline()
     pipeline.run(pipeline.order(["train_seg"]), force=options.force)
     if is_first():

@@ -7,6 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cam_pipeline.cli import main
+from cam_pipeline.cli.data import draw_scribbles
+from cam_pipeline.config import load_config
+from cam_pipeline.data.readers import load_table
 
 
 @pytest.fixture
@@ -65,3 +68,13 @@ def test_shorter_strokes(data: Path) -> None:
         ended = run(data, "-o", str(data / "scribbles"), "--shrink", shrink)
         shares.append(float(ended.stdout.split("images, ")[1].split("%")[0]))
     assert shares == sorted(shares, reverse=True) and shares[-1] < shares[0] / 3
+
+
+def test_the_demo_draws_scribbles_if_its_config_names_them(data: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    draw_scribbles(load_config("demo", ["run.workers=1"]), data)
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+    config = load_config("demo-scribbles", ["run.workers=1", f"data.root={data}"])
+    draw_scribbles(config, data)
+    scribbled = [sample for sample in load_table(config.data).samples if sample.scribble]
+    assert len(scribbled) == 24 and {sample.split for sample in scribbled} == {"train"}
