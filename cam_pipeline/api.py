@@ -7,7 +7,7 @@ found = run.annotate("photo.jpg")
 print(found.names, found.labels.shape)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,13 +60,18 @@ class Annotation:
     labels: UInt8
 
 
+def without_classifier(config: Config) -> str:
+    """The message about a run folder without a classifier."""
+    return f"{config.folder} holds no classifier. Run: cam-pipeline train-cls"
+
+
 class MapReader:
     """The classifier of a run folder, and how its maps are read."""
 
     def __init__(self, config: Config) -> None:
         path = config.folder / "classifier.safetensors"
         if not path.is_file():
-            raise StageNotReady(f"{config.folder} holds no classifier. Run: cam-pipeline train-cls")
+            raise StageNotReady(without_classifier(config))
         self.config = config
         self.device = pick_device(config.run)
         self.classes: tuple[str, ...] = tuple(load_metadata(path)["classes"])
@@ -88,19 +93,42 @@ class TrainedRun:
     """The networks of a run folder, without the data set of the training; `config` says how maps are made.
 
     `classes` are the class names without background, so that `classes[0]` is label 1. A run with `refine.merge_with`
-    also needs the run folders of the other maps.
+    also needs the run folders of the other maps. One that learned from masks or scribbles may have a segmenter alone,
+    which is enough for `segment`.
     """
 
     def __init__(self, config: Config) -> None:
-        self._own = MapReader(config)
-        self.classifier = self._own.classifier
-        self.config = _settled(config)
-        self.classes = self._own.classes
-        self._others = [MapReader(_made_with(path.parent, config.run.device)) for path in config.refine.merge_with]
-        for other in self._others:
+        networks = [config.folder / f"{name}.safetensors" for name in ("classifier", "segmenter")]
+        trained = [path for path in networks if path.is_file()]
+        if not trained:
+            raise StageNotReady(without_classifier(config))
+        self.classes: tuple[str, ...] = tuple(load_metadata(trained[0])["classes"])
+        self._readers: list[MapReader] = []
+        self.config = config
+        if trained[0] == networks[0]:
+            self.config = _settled(config)
+            self._readers = [MapReader(config), *self._others(config)]
+
+    def _others(self, config: Config) -> Iterator[MapReader]:
+        """The classifiers of the runs whose maps are merged with this one's."""
+        for path in config.refine.merge_with:
+            other = MapReader(_made_with(path.parent, config.run.device))
             if other.classes != self.classes or other.config.cam.calibration != "none":
                 changed = f"{other.config.folder} has changed since it was merged with {config.folder}"
                 raise ConfigError(f"{changed}; run cam-pipeline make-cams")
+            yield other
+
+    @property
+    def classifier(self) -> Classifier:
+        """The run's classifier. Raises StageNotReady if there is none."""
+        return self._maps[0].classifier
+
+    @property
+    def _maps(self) -> list[MapReader]:
+        """The run's own classifier, then those of merged runs. Raises StageNotReady if there is none."""
+        if not self._readers:
+            raise StageNotReady(without_classifier(self.config))
+        return self._readers
 
     def annotate(self, image: Path | str | UInt8, classes: Sequence[str] | None = None) -> Annotation:
         """Class maps, refined scores and labels of an image file, or of an array (H, W, 3) uint8 RGB.
@@ -112,17 +140,18 @@ class TrainedRun:
         config = self.config
         pixels = _pixels(image, config.data.max_pixels)
         known = None if classes is None else tuple(sorted({self._class_id(name) for name in _listed(classes)}))
-        own, probabilities = self._own.read(pixels, known)
-        stored = merged([own, *(other.read(pixels, own.class_ids)[0] for other in self._others)])
+        own, *others = self._maps
+        found, probabilities = own.read(pixels, known)
+        stored = merged([found, *(other.read(pixels, found.class_ids)[0] for other in others)])
         rows = [class_id - 1 for class_id in stored.class_ids]
-        found = refined(stored, lambda: pixels, *self._placed)
+        refined_scores = refined(stored, lambda: pixels, *self._placed)
         return Annotation(
             names=tuple(self.classes[row] for row in rows),
             class_ids=stored.class_ids,
             probabilities=probabilities[rows].numpy(),
             cams=class_scores(stored, config.refine)[0].numpy(),
-            scores=found.scores,
-            labels=pseudo_labels(found, config.labels),
+            scores=refined_scores.scores,
+            labels=pseudo_labels(refined_scores, config.labels),
         )
 
     @overload
@@ -143,7 +172,7 @@ class TrainedRun:
 
     @cached_property
     def _predictor(self) -> Predictor:
-        found = image_classes(self.config, self.classes, self.classifier)
+        found = image_classes(self.config, self.classes, self._readers[0].classifier if self._readers else None)
         segmenter = stored_segmenter(self.config, self.classes)
         return Predictor(segmenter, self.config, presence=found.presence if found else None)
 

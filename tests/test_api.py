@@ -89,6 +89,21 @@ def test_segment_is_complete(run: cam_pipeline.TrainedRun, folder: Path) -> None
     assert labels.max() <= len(run.classes)
 
 
+def test_a_segmenter_alone_can_segment(
+    run: cam_pipeline.TrainedRun, folder: Path, commands: Any, finished: Path
+) -> None:
+    """Masks and scribbles need no classifier."""
+    masks = ("--set", "train_seg.supervision=masks", "--set", "output.dir=masks")
+    assert commands.run("train-seg", "-c", "tiny.toml", *masks, folder=finished).code == 0
+    alone = cam_pipeline.open_run(finished / "masks", device="cpu")
+    assert alone.classes == run.classes
+    image = next((finished / "data" / "images").iterdir())
+    assert alone.segment(image).max() <= len(alone.classes)
+    for ask in (lambda: alone.annotate(image), lambda: alone.classifier):
+        with pytest.raises(StageNotReady, match=r"masks holds no classifier\. Run: cam-pipeline train-cls$"):
+            ask()
+
+
 def test_a_model_is_left_as_it_came(run: cam_pipeline.TrainedRun, folder: Path) -> None:
     before = {key: value.clone() for key, value in run.classifier.state_dict().items()}
     run.annotate(folder / "photo.jpg")
