@@ -19,8 +19,10 @@ STRENGTH = 10.0
 """Weight of likeness beside the logarithm of what the maps say."""
 DISTANCE = 0.6
 """What a distance of the longer side takes from the cosine."""
-DOUBT = 0.1
+DOUBT = 0.01
 """Added to probabilities before their logarithm: what the maps deny stays possible."""
+NEAR = 0.5
+"""Likeness above which a cell is taken for what its seed is, beside a channel that has no seed."""
 WALK_STEPS, WALK_POWER = 2, 5.0
 """The random walk that follows, as in docs/methods/propagation.md."""
 MOST_SEEDS = 256
@@ -68,7 +70,8 @@ def spread_marks(probabilities: Tensor, features: Tensor, seeds: Tensor) -> Tens
         p_c(i) <- softmax over c of log(p_c(i) + DOUBT) + STRENGTH * E_c(i)
 
     so channels compete by which seed a cell is most like: those of the background hold a class back, too. A channel
-    without a seed gets the mean of the others' E. Then p walks along the similarity of features
+    without a seed gets the greatest E of those that have one, at most NEAR: a few clicks say what is around them, and
+    nothing about the rest. If the background and a class have seeds, p then walks along the similarity of features
     (`ops.affinity.feature_walk`). Without seeds the result is `probabilities`. Raises ValueError for other shapes.
     """
     probabilities, features = at_least_float32(probabilities, "probabilities"), at_least_float32(features, "features")
@@ -82,9 +85,11 @@ def spread_marks(probabilities: Tensor, features: Tensor, seeds: Tensor) -> Tens
     units = F.normalize(features, dim=0)
     around = F.normalize(F.avg_pool2d(units[None], 3, 1, 1, count_include_pad=False)[0], dim=0)
     likeness = {channel: _likeness(units, around, seeds == channel) for channel in named}
-    others = torch.stack([*likeness.values()]).mean(dim=0)
+    others = torch.stack([*likeness.values()]).amax(dim=0).clamp(max=NEAR)
     evidence = torch.stack([likeness.get(channel, others) for channel in range(count)])
     spread = ((probabilities + DOUBT).log() + STRENGTH * evidence).softmax(dim=0)
+    if named[0] or len(named) == 1:  # one side of the outlines is not marked, and a walk would only blur them
+        return spread
     return feature_walk(spread[None], features[None], steps=WALK_STEPS, power=WALK_POWER)[0]
 
 

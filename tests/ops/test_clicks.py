@@ -59,7 +59,7 @@ def seeds_of(*cells, grid=(3, 4)):
 
 
 def reference(probabilities, features, seeds):
-    """The formula as the docstring words it, cell by cell; the channels without a seed get the mean of the others."""
+    """The formula as the docstring words it, cell by cell."""
     count, height, width = probabilities.shape
     units = functional.normalize(features, dim=0)
     evidence = {}
@@ -73,13 +73,15 @@ def reference(probabilities, features, seeds):
                 key = int(seeds[row, column]), y, x
                 evidence[key] = max(evidence.get(key, -9.0), value)
     named = {channel for channel, _, _ in evidence}
-    logits = (probabilities + 0.1).log()
+    logits = (probabilities + 0.01).log()
     for y in range(height):
         for x in range(width):
-            mean = sum(evidence[channel, y, x] for channel in named) / len(named)
+            others = min(max(evidence[channel, y, x] for channel in named), 0.5)
             for channel in range(count):
-                logits[channel, y, x] += 10 * evidence.get((channel, y, x), mean)
-    return feature_walk(logits.softmax(dim=0)[None], features[None], steps=2, power=5.0)[0]
+                logits[channel, y, x] += 10 * evidence.get((channel, y, x), others)
+    spread = logits.softmax(dim=0)
+    walks = 0 in named and len(named) > 1
+    return feature_walk(spread[None], features[None], steps=2, power=5.0)[0] if walks else spread
 
 
 @pytest.mark.parametrize("cells", [[(0, 0, 1), (2, 3, 0)], [(1, 1, 2), (1, 2, 2), (0, 3, 0)], [(2, 0, 0)]])
@@ -107,6 +109,13 @@ def test_a_class_flows_to_what_is_alike_and_other_clicks_hold_it_back():
     torch.testing.assert_close(held, reference(denied, two_things(), seeds_of((3, 6, 0), grid=(6, 8))))
     both = spread_marks(denied, two_things(), seeds_of((3, 1, 1), (3, 6, 0), grid=(6, 8)))
     assert (both[1, :, :3] > 0.9).all() and (both[1, :, 5:] < 0.4).all()
+
+
+def test_one_click_changes_only_what_is_very_like_it():
+    probabilities = torch.stack([torch.full((6, 8), 0.55), torch.full((6, 8), 0.45)])
+    found = spread_marks(probabilities, two_things(), seeds_of((3, 1, 1), grid=(6, 8)))
+    assert (found[1, :, :3] > 0.6).all()
+    torch.testing.assert_close(found[:, :, 5:], (probabilities[:, :, 5:] + 0.01) / 1.02)
 
 
 def test_without_seeds_nothing_changes_and_many_seeds_are_thinned(monkeypatch):
