@@ -84,6 +84,8 @@ def draw_scribbles(config: "Config", root: Path) -> None:
 def demo(options: Options) -> None:
     """Generate an image set and run everything on it: minutes on two CPU cores.
 
+    Others: -c demo-vit (a transformer), -c demo-scribbles (strokes in place of labels).
+
     Example: cam-pipeline demo --set output.dir=/tmp/demo
     """
     from cam_pipeline.config import load_config
