@@ -26,8 +26,30 @@ KINDS = {
         {"segmenter": {"self_regulation": True}, "self_regulation": {"shallowest_stride": 2}},
         1.25,
     ),
-    "moving average, balanced loss": ({"train_seg": {"average": 0.999, "balance": True}}, 1.1),
+    "average, balance, clip, confidence": (
+        {"train_seg": {"average": 0.999, "balance": True, "clip_losses": True, "confidence_power": 4.0}},
+        1.1,
+    ),
+    "the same, neighbours": (
+        {
+            "train_seg": {
+                "average": 0.999,
+                "balance": True,
+                "clip_losses": True,
+                "confidence_power": 4.0,
+                "potts": 0.1,
+            }
+        },
+        1.1,
+    ),
+    "soft labels, neighbours, average": (
+        {"train_seg": {"average": 0.999, "soft_labels": True, "potts": 0.1}},
+        1.1,
+    ),
+    "EMA teacher": ({"train_seg": {"teacher": True}, "teacher": {"start": 0.0, "ramp": 0.0}}, None),
+    "DFR-style": ({"segmenter": {"regularizer": "dfr"}, "dfr": {"start": 0.0}}, None),
 }
+"""Settings of each kind, and how many plain steps a step may cost; None: told, without an aim."""
 
 
 def trained(settings: dict[str, object]) -> tuple[Loss, torch.optim.Optimizer, list[object]]:
@@ -45,7 +67,9 @@ def main() -> None:
     batch = {
         "image": torch.randint(0, 256, (IMAGES, 3, CROP, CROP), generator=draw, dtype=torch.uint8),
         "index": torch.arange(IMAGES),
-        "box": torch.zeros(IMAGES, 4),
+        "box": torch.tensor([[0, 0, CROP, CROP]] * IMAGES),
+        "confidence": torch.full((IMAGES, CROP, CROP), 250, dtype=torch.uint8),
+        "scores": torch.randint(0, 256, (IMAGES, LABELS, CROP, CROP), generator=draw, dtype=torch.uint8),
         "mask": torch.randint(0, LABELS, (IMAGES, CROP, CROP), generator=draw).to(torch.uint8),
     }
     kinds = {name: trained(settings) for name, (settings, _) in KINDS.items()}
@@ -66,8 +90,8 @@ def main() -> None:
     plain = statistics.median(times["plain"])
     for name, (_, target) in KINDS.items():
         seconds = statistics.median(times[name])
-        aim = f"   (target: at most {target})" if name != "plain" else ""
-        print(f"  {name:32s} {seconds:7.3f} s = {seconds / plain:.2f} plain steps{aim}")
+        aim = f"   (target: at most {target})" if target not in (1.0, None) else ""
+        print(f"  {name:36s} {seconds:7.3f} s = {seconds / plain:.2f} plain steps{aim}")
     views = [(256 * torch.rand(3, CROP, CROP, generator=draw)).to(torch.uint8) for _ in range(IMAGES)]
     rng = np.random.default_rng(0)
     started = time.perf_counter()
