@@ -109,4 +109,5 @@ def _tell(made: "dict[str, Made]", folder: Path, manner: "Manner", root: Path) -
     else:
         click.echo(f"Scribbles of {images}, {share:.2%} of the pixels: {folder}")
         setting = f"data.scribbles={path}"
-    click.echo(f"To train on them: {shlex.join(['--set', setting, '--set', 'train_seg.supervision=scribbles'])}")
+    beside, alone = ["--set", setting], ["--set", "train_seg.supervision=scribbles"]
+    click.echo(f"Beside image labels: {shlex.join(beside)}; alone: {shlex.join([*beside, *alone])}")

@@ -28,7 +28,8 @@ def test_scribbles_of_a_split(data: Path) -> None:
     assert ended.exit_code == 0, ended.output
     first, second = ended.stdout.splitlines()
     assert first.startswith("Scribbles of 8 images, ") and first.endswith(f"% of the pixels: {data / 'scribbles'}")
-    assert second == "To train on them: --set data.scribbles=scribbles --set train_seg.supervision=scribbles"
+    marks = "--set data.scribbles=scribbles"
+    assert second == f"Beside image labels: {marks}; alone: {marks} --set train_seg.supervision=scribbles"
     assert len([*(data / "scribbles/images").glob("val_*.png")]) == 8
 
 
