@@ -77,7 +77,8 @@ def main() -> None:
     at_random = np.random.default_rng(given.seed).permutation(len(samples))
     print(f"labels of {config.data.train} ({len(samples)}), mIoU %: without clicks", end=" ")
     print(f"{100 * float(mean_iou(confusions[:, 0].sum(dim=0))):.1f}\n")
-    print("| images with clicks | chosen | " + " | ".join(f"{count} clicks" for count in given.clicks[1:]) + " |")
+    heads = [f"{count} click{'s' * (count > 1)}" for count in given.clicks[1:]]
+    print(f"| images with clicks | chosen | {' | '.join(heads)} |")
     print("|---|---|" + "---|" * len(given.clicks[1:]))
     for share in SHARES:
         for name, order in (("at random", at_random), ("least confident first", by_confidence)):
