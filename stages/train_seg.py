@@ -12,8 +12,8 @@ from cam_pipeline.assembly.segmenter import new_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.augment import Colors, PixelMap
 from cam_pipeline.data.check.data_set import too_few_images
-from cam_pipeline.data.check.marked import check_marked, without_marks
 from cam_pipeline.data.check.masks import check_supervision
+from cam_pipeline.data.check.training_marks import check_marked, without_marks
 from cam_pipeline.data.images import UInt8, sample_image, sample_size
 from cam_pipeline.data.marks import has_marks, sample_marks
 from cam_pipeline.data.masks import sample_mask

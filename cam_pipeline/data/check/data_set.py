@@ -11,11 +11,11 @@ from cam_pipeline.config import Config
 from cam_pipeline.data.check.costs import costs, left_out, uneven_parts
 from cam_pipeline.data.check.depth import told_of_dark
 from cam_pipeline.data.check.image import Inspected, Inspection, inspect
-from cam_pipeline.data.check.marked import unmarked, without_marks
 from cam_pipeline.data.check.marks import check_clicks_on_masks
 from cam_pipeline.data.check.masks import check_denied, check_palettes, check_shown
 from cam_pipeline.data.check.names import check_names, check_negatives
 from cam_pipeline.data.check.problems import AllProblems, Problem
+from cam_pipeline.data.check.training_marks import unmarked, without_marks
 from cam_pipeline.data.digest import without_maps
 from cam_pipeline.data.marks import has_scribble
 from cam_pipeline.data.readers import load_table

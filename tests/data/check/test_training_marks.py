@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cam_pipeline.data.check.marked import check_marked, unmarked, without_marks
+from cam_pipeline.data.check.training_marks import check_marked, unmarked, without_marks
 from cam_pipeline.data.strokes import Click
 from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import DataError
