@@ -1,10 +1,10 @@
 """Repeat the ladder of docs/results/segmenter.md on voc-mini: what each way to train a segmenter is worth.
 
 Every row is a segmenter trained on the labels of one finished run (`cam-pipeline run -c configs/voc-mini-walk.toml`),
-or on masks, with one change. Trainings are cached like any other; figures of a finished row are kept beside it.
+on masks, or on marks (`--set data.scribbles=FOLDER`), with one change. Trainings are cached like any other; figures of a finished row are kept beside it.
 
     python docs/ablate_segmenter.py --data voc-mini --labels outputs/voc-mini-walk-0 [--rows plain colours]
-        [--epochs 8 24] [--seeds 0 1 2] [--supervision pseudo-labels masks] [--train]
+        [--epochs 8 24] [--seeds 0 1 2] [--supervision pseudo-labels masks scribbles mixed] [--train]
 """
 
 import argparse
@@ -42,6 +42,8 @@ AGREEING = (
     "self_regulation.label_weight=0.1",
     "self_regulation.feature_weight=0.1",
 )
+SUPERVISIONS = ("pseudo-labels", "masks", "scribbles", "mixed")
+DFR = ("segmenter.regularizer='dfr'",)
 ROWS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "colours": COLORS,
@@ -64,6 +66,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     "soft labels, potts": ("train_seg.soft_labels=true", "train_seg.potts=0.1"),
     "repeat": ("train_seg.repeat=0.1",),
     "teacher": ("train_seg.teacher=true", "train_seg.average=0.99"),
+    "static kernel": (*DFR, "dfr.features='none'"),
+    "deep kernel": (*DFR, "dfr.features='backbone'", "dfr.kernel='gauss'"),
+    "head apart": (*DFR, "dfr.detach_backbone=true"),
+    "DFR": DFR,
+    "DFR, gradient to features": (*DFR, "dfr.detach_features=false"),
 }
 SMALL = 32 * 32
 """Pixels below which a connected part of a class in a mask is a small object."""
@@ -182,7 +189,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=["plain"], choices=ROWS, metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--epochs", type=int, nargs="+", default=[8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--supervision", nargs="+", default=["pseudo-labels"], choices=["pseudo-labels", "masks"])
+    parser.add_argument("--supervision", nargs="+", default=["pseudo-labels"], choices=SUPERVISIONS)
     parser.add_argument("--train", action="store_true", help="also compare on `train`, with the labels themselves")
     parser.add_argument("--set", action="append", default=[], help="a setting of every row")
     given = parser.parse_args()
