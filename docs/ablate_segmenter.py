@@ -1,7 +1,8 @@
 """Repeat the ladder of docs/results/segmenter.md on voc-mini: what each way to train a segmenter is worth.
 
-Every row is a segmenter trained on the labels of one finished run (`cam-pipeline run -c configs/voc-mini-walk.toml`),
-on masks, or on marks (`--set data.scribbles=FOLDER`), with one change. Trainings are cached like any other; figures of a finished row are kept beside it.
+Every row is a segmenter with one change, trained on the labels of one finished run
+(`cam-pipeline run -c configs/voc-mini-walk.toml`), on masks, or on marks (`--set data.scribbles=FOLDER`). Trainings are
+cached like any other; figures of a finished row are kept beside it.
 
     python docs/ablate_segmenter.py --data voc-mini --labels outputs/voc-mini-walk-0 [--rows plain colours]
         [--epochs 8 24] [--seeds 0 1 2] [--supervision pseudo-labels masks scribbles mixed] [--train]

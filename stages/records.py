@@ -67,7 +67,8 @@ def _supervision_data(config: Config, dataset: Dataset) -> str:
 def _supervision_results(config: Config) -> tuple[str, ...]:
     if config.train_seg.supervision in ("masks", "scribbles"):
         return ()
-    return ("make_labels", "score_cams") if config.train_seg.soft else ("make_labels",)
+    beside = {"score_cams": config.train_seg.soft, "compare_cams": config.train_seg.by_agreement > 0}
+    return ("make_labels", *(name for name, wanted in beside.items() if wanted))
 
 
 def _records(path: Path) -> str:
@@ -147,6 +148,17 @@ STAGES = (
         needs=lambda config: (config.refine.maps_from, "refine_cams"),
         applies=lambda config: config.train_seg.soft,
         data=_images_with_maps,
+        content=_records,
+    ),
+    Stage(
+        name="compare_cams",
+        makes="agreement.h5",
+        command="make-cams",
+        run=_in_file("compare_cams", "compare_cams"),
+        params=("refine.merge_with",),
+        needs=lambda config: ("extract_cams",),
+        applies=lambda config: config.train_seg.by_agreement > 0,
+        data=_merged_files,
         content=_records,
     ),
     Stage(

@@ -26,11 +26,13 @@ from cam_pipeline.models.evaluating import evaluating
 from cam_pipeline.models.placing import place
 from cam_pipeline.models.pretrained import starting_weights
 from cam_pipeline.models.segmenter import Segmenter
+from cam_pipeline.ops.cam import resize_cam
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.ops.repeat import repeat_factors
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.prediction.label_maps import predict_image
 from cam_pipeline.refinement.summary import classes_lost, counted, nothing_to_learn, total_of
+from cam_pipeline.store.agreement import AgreementReader
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.store.labels import LabelReader, LabelStore
 from cam_pipeline.store.scores import ScoreReader
@@ -157,13 +159,26 @@ def beside_labels(config: Config, inputs: Inputs, train: list[Sample]) -> ReadMa
     names = [sample.id for sample in train]
     if config.train_seg.soft:
         return partial(_scores, ScoreReader(inputs["score_cams"], names), 1 + len(inputs.table.classes))
-    if config.train_seg.power:
-        return partial(_confidence, LabelReader(inputs["make_labels"], names))
-    return None
+    powers = config.train_seg.powers
+    if not powers:
+        return None
+    labels = LabelReader(inputs["make_labels"], names)
+    networks = AgreementReader(inputs["compare_cams"], names) if "agreement" in powers else None
+    return partial(_weights, labels if "confidence" in powers else None, networks, labels)
 
 
-def _confidence(reader: LabelReader, index: int) -> dict[str, PixelMap]:
-    return {"confidence": PixelMap(torch.from_numpy(reader.confidence(index)), fill=0)}
+def _weights(
+    confidence: LabelReader | None, networks: AgreementReader | None, labels: LabelReader, index: int
+) -> dict[str, PixelMap]:
+    """What the pixels of an image are weighted by. What people say counts fully."""
+    maps = {}
+    if confidence is not None:
+        maps["confidence"] = PixelMap(torch.from_numpy(confidence.confidence(index)), fill=0)
+    if networks is not None:
+        origin = labels.origin(index)
+        whole = resize_cam(torch.from_numpy(networks(index))[None].float(), origin.shape)[0].round().byte()
+        maps["agreement"] = PixelMap(torch.where(torch.from_numpy(origin) > 0, 255, whole), fill=0)
+    return maps
 
 
 def _scores(reader: ScoreReader, depth: int, index: int) -> dict[str, PixelMap]:

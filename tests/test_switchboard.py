@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from safetensors.numpy import load_file
 from cam_pipeline import open_run
 from cam_pipeline.ops.cam import cam_scores
 from cam_pipeline.refinement.scores import class_scores
-from cam_pipeline.store.cams import CamStore
+from cam_pipeline.store.cams import CamStore, cam_record
+from cam_pipeline.store.hdf5 import artefact_attributes
 from cam_pipeline.store.labels import LabelStore
+from cam_pipeline.store.parts import PartWriter
 from cam_pipeline.store.scores import ScoreStore
 
 HYBRID = (
@@ -312,6 +315,30 @@ def test_a_killed_training_that_bears_wrong_labels_ends_as_an_undisturbed_one(
     assert differences(killed / "run", undisturbed / "run") == []
     plain, bearing = (load_file(folder / "run" / "segmenter.safetensors") for folder in (finished, undisturbed))
     assert any(not np.array_equal(value, plain[name]) for name, value in bearing.items())
+
+
+def test_pixels_count_by_the_agreement_of_merged_networks(commands: Any, finished: Path) -> None:
+    other = finished / "other.h5"
+    with CamStore.open(finished / "run" / "cams.h5") as store:
+        writer = PartWriter(other, "cams", artefact_attributes(store.classes, "f", ""), [store.names])
+        flipped = (store.read(name) for name in store.names)
+        writer.write(0, [cam_record(replace(one, cam=one.cam.flip(-1))) for one in flipped])
+        writer.join(store.names)
+    merging = ("refine.merge_with=['other.h5']",)
+    assert commands.run("run", *options(*merging), folder=finished).code == 0
+    equal = load_file(finished / "run" / "segmenter.safetensors")
+    weighted = (*merging, "train_seg.agreement_power=2.0")
+    ended = commands.run("run", *options(*weighted), folder=finished)
+    assert ended.code == 0, ended.stderr
+    assert "make_labels: current" in ended.stderr and "compare_cams: done" in ended.stderr
+    found = load_file(finished / "run" / "segmenter.safetensors")
+    assert any(not np.array_equal(value, equal[name]) for name, value in found.items())
+    assert commands.run("run", *options(*weighted), folder=finished).stderr.count("current, nothing to do") == 7
+
+
+def test_agreement_of_one_network_is_refused(mistake: Callable[..., str]) -> None:
+    line = mistake("train-seg", "--set", "train_seg.agreement_power=1")
+    assert "train_seg.agreement_power needs maps of other networks: name them in refine.merge_with" in line
 
 
 def test_a_run_that_learned_scores_is_current_and_can_be_opened(commands: Any, finished: Path) -> None:

@@ -55,6 +55,8 @@ class Config(Section):
             raise ValueError(
                 f"refine.background = 'from-split' needs maps of split '{split}': set cam.splits = {splits}"
             )
+        if self.train_seg.by_agreement and not self.refine.merge_with:
+            raise ValueError("train_seg.agreement_power needs maps of other networks: name them in refine.merge_with")
         if self.objectives.sfc and self.sfc.draws and self.train_cls.accumulate > 1:
             raise ValueError(
                 "train_cls.accumulate: SFC's image bank adds views to whole batches; set train_cls.accumulate = 1, or "

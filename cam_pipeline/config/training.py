@@ -100,6 +100,12 @@ class TrainSegSettings(TrainSettings):
         description="a pixel counts as much as its label's confidence (0..1) to this power: 1, say, or more if the "
         "confidence is hardly ever low. 0: all count alike",
     )
+    agreement_power: Annotated[float, PSEUDO_LABELS] = Field(
+        0.0,
+        ge=0,
+        description="a pixel counts as much as this network and those of `refine.merge_with` agree about it (0..1), to "
+        "this power. 0: all count alike",
+    )
     soft_labels: Annotated[bool, PSEUDO_LABELS] = Field(
         False,
         description="in place of labels learn the scores before the CRF, at all pixels, by collision cross entropy: a "
@@ -135,10 +141,21 @@ class TrainSegSettings(TrainSettings):
         """`confidence_power`, if it has an effect, else 0."""
         return self.confidence_power if self.from_labels else 0.0
 
+    @property
+    def by_agreement(self) -> float:
+        """`agreement_power`, if it has an effect, else 0."""
+        return self.agreement_power if self.from_labels else 0.0
+
+    @property
+    def powers(self) -> dict[str, float]:
+        """By what pixels are weighted, and to which power; what is off is left out."""
+        return {name: power for name, power in (("confidence", self.power), ("agreement", self.by_agreement)) if power}
+
     @model_validator(mode="after")
     def of_labels(self) -> Self:
         """Switches that are about the class of a pixel's label do not go with scores in its place."""
-        chosen = {"balance": self.balance, "clip_losses": self.clip_losses, "confidence_power": self.power > 0}
+        powers = {f"{name}_power": True for name in self.powers}
+        chosen = {"balance": self.balance, "clip_losses": self.clip_losses, **powers}
         others = [name for name, on in chosen.items() if on]
         if self.soft and others:
             raise ValueError(f"soft_labels cannot be combined with {' and '.join(others)}; switch one of them off")

@@ -102,11 +102,31 @@ def mean_cam(cams: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     First the positive part of every map is divided by its maximum, so that no network outvotes the others, and resized
     to `size` (h, w), bilinear. Raises ValueError for no maps, an empty grid, or leading dimensions that differ.
     """
+    return _alike(cams, size).mean(dim=0)
+
+
+def _alike(cams: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """(N, ..., h, w): the maps of N networks, divided by their maxima, on one grid. Errors as `mean_cam`."""
     if not cams or any(cam.shape[:-2] != cams[0].shape[:-2] or 0 in cam.shape[-2:] for cam in cams) or min(size) < 1:
         shapes = [tuple(cam.shape) for cam in cams]
         raise ValueError(f"maps must be (..., h, w) of the same classes, and size not empty, but are {shapes}, {size}")
     alike = [normalize_cam(at_least_float32(cam, "cams"), eps=0.0) for cam in cams]
-    return torch.stack([resize_cam(cam, size) for cam in alike]).mean(dim=0)
+    return torch.stack([resize_cam(cam, size) for cam in alike])
+
+
+def cam_agreement(cams: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """How far several networks agree about each cell: maps of the same classes, (n, h_i, w_i) each -> (h, w) in 0..1.
+
+    Maps are divided by their maximum and resized as in `mean_cam`. 1: all say the same of every class; 0: of some class
+    one network says 1 where another says 0. Without classes, or from one network, it is 1 everywhere. Raises ValueError
+    as `mean_cam`, or unless maps have three dimensions.
+    """
+    alike = _alike(cams, size)
+    if alike.ndim != 4:
+        raise ValueError(f"maps must be (n, h, w), not {tuple(cams[0].shape)}")
+    if not alike.shape[1]:
+        return alike.new_ones(size)
+    return 1 - (alike.amax(dim=0) - alike.amin(dim=0)).amax(dim=0)
 
 
 def to_probabilities(scores: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cam_pipeline.errors import UserError
-from cam_pipeline.ops.cam import mean_cam
+from cam_pipeline.ops.cam import cam_agreement, mean_cam
 from cam_pipeline.store.cams import CamStore, StoredCam
 
 
@@ -51,3 +52,18 @@ def merged(cams: Sequence[StoredCam]) -> StoredCam:
         known = [cam.cam[cam.class_ids.index(class_id)] for cam in cams if class_id in cam.class_ids]
         maps.append(mean_cam(known, (rows, columns))[None])
     return replace(first, cam=torch.cat(maps), normalized=True)
+
+
+def agreement(cams: Sequence[StoredCam]) -> Tensor:
+    """How far several networks agree about one image: (h, w) in 0..1, on the finest of their grids.
+
+    Of the classes of the first network, that one counts on which they agree least at a cell (`ops.cam.cam_agreement`).
+    A network that has no map of a class says 0 everywhere.
+    """
+    rows, columns = max((cam.cam.shape[-2:] for cam in cams), key=math.prod)
+    maps = []
+    for cam in cams:
+        none = cam.cam.new_zeros(cam.cam.shape[-2:])
+        own = [cam.cam[cam.class_ids.index(each)] if each in cam.class_ids else none for each in cams[0].class_ids]
+        maps.append(torch.stack(own) if own else none[None][:0])
+    return cam_agreement(maps, (rows, columns))

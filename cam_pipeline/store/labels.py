@@ -80,3 +80,7 @@ class LabelReader(Reader[LabelStore]):
     def confidence(self, index: int) -> UInt8:
         """The confidence of the labels of the i-th name."""
         return self.opened().confidence(self.names[index])
+
+    def origin(self, index: int) -> UInt8:
+        """Who says what the pixels of the i-th name are."""
+        return self.opened().origin(self.names[index])

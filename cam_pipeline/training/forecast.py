@@ -133,10 +133,10 @@ def _of_segmenter(config: Config, table: Table, device: torch.device) -> dict[st
     def sure(index: int) -> dict[str, PixelMap]:
         full = torch.from_numpy(blank(index) + 255)
         scores = PixelMap(full[None], smooth=True, fill=0, channels=(0,), depth=1 + len(table.classes))
-        return {"confidence": PixelMap(full, fill=0), "scores": scores}
+        return {"confidence": PixelMap(full, fill=0), "agreement": PixelMap(full, fill=0), "scores": scores}
 
     settings, fill = config.train_seg, segmenter.normalize.fill
-    beside = sure if settings.power or settings.soft else None
+    beside = sure if settings.powers or settings.soft else None
     views = _views(settings, train, fill, config.run.seed, read_mask=blank, read_maps=beside)
     seconds = _training_seconds(segmenter, objectives, views, config.train_seg, config, device)
     return {"train_seg": seconds}

@@ -5,6 +5,7 @@ import torch
 from torch import tensor
 
 from cam_pipeline.ops.cam import (
+    cam_agreement,
     cam_scores,
     classifier_cam,
     mean_cam,
@@ -247,3 +248,16 @@ def test_probabilities_precision_and_refusals():
             to_probabilities(tensor([[[1.0, value]]]))
     with pytest.raises(ValueError, match="floating"):
         to_probabilities(torch.ones(2, 2, 3, dtype=torch.uint8))
+
+
+def test_networks_agree_unless_one_sees_what_another_does_not():
+    one = torch.tensor([[[0.0, 1.0, 2.0], [2.0, 0.0, 0.0]], [[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    other = torch.tensor([[[0.0, 3.0, 3.0], [3.0, 0.0, -9.0]], [[1.0, 0.5, 0.0], [0.0, 0.0, 0.25]]])
+    expected = torch.tensor([[1.0, 0.5, 1.0], [1.0, 1.0, 0.75]])
+    torch.testing.assert_close(cam_agreement([one, other], (2, 3)), expected)
+    torch.testing.assert_close(cam_agreement([one, other, one], (2, 3)), expected)
+    torch.testing.assert_close(cam_agreement([one], (2, 3)), torch.ones(2, 3))
+    assert (cam_agreement([one[:0], other[:0]], (2, 3)) == 1).all()
+    for wrong in ([], [one[0], other[0]], [one, other[:1]]):
+        with pytest.raises(ValueError, match="maps must be"):
+            cam_agreement(wrong, (2, 3))

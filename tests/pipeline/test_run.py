@@ -891,6 +891,17 @@ def test_scores_before_the_crf_are_made_only_if_they_are_learned(real: Real) -> 
     assert reason == "it is now made from make_labels, score_cams"
 
 
+def test_agreement_is_measured_only_if_it_weights_pixels(real: Real, tmp_path: Path) -> None:
+    (tmp_path / "cams.h5").write_bytes(b"maps")
+    merged = f"refine.merge_with=['{tmp_path / 'cams.h5'}']"
+    real.run(merged)
+    assert real.run(merged, "train_seg.agreement_power=1") == ["compare_cams", "train_seg"]
+    assert real.run(merged, "train_seg.agreement_power=2") == ["train_seg"]
+    assert real.run(merged, "train_seg.agreement_power=2", "train_seg.supervision=masks") == ["train_seg"]
+    (tmp_path / "cams.h5").write_bytes(b"other")
+    assert "compare_cams" in real.to_make(merged, "train_seg.agreement_power=2")
+
+
 def test_force_on_the_classifier_makes_everything_behind_it_stale(real: Real) -> None:
     real.pipeline().run(["train_cls"], force=True)
     assert real.to_make() == list(REAL[1:])
@@ -904,7 +915,7 @@ def test_segmenter_on_masks_needs_no_labels(tmp_path: Path, tiny_data: Path) -> 
 
 def test_records_agree_with_the_list_of_stages() -> None:
     stages = load_stages()
-    assert set(stages) == {*REAL, "merge_cams", "score_cams"}
+    assert set(stages) == {*REAL, "merge_cams", "score_cams", "compare_cams"}
     assert [stage.name for stage in stages.values()] == list(stages)
     assert len({stage.makes for stage in stages.values()}) == len(stages)
 
@@ -958,5 +969,6 @@ def test_every_stage_names_a_setting_to_lower() -> None:
         "refine_cams": "run.workers",
         "make_labels": "run.workers",
         "score_cams": "run.workers",
+        "compare_cams": "run.workers",
         "train_seg": "train_seg.batch_size",
     }

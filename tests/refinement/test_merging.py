@@ -11,10 +11,12 @@ from cam_pipeline.config import Config, DataSettings
 from cam_pipeline.data.dataset import Dataset
 from cam_pipeline.data.digest import FileDigests
 from cam_pipeline.errors import UserError
-from cam_pipeline.ops.cam import mean_cam
+from cam_pipeline.ops.cam import cam_agreement, mean_cam
 from cam_pipeline.pipeline import Inputs, Output
-from cam_pipeline.refinement.merging import merged, opened_together
+from cam_pipeline.refinement.merging import agreement, merged, opened_together
+from cam_pipeline.stages import compare_cams
 from cam_pipeline.stages import merge_cams as module
+from cam_pipeline.store.agreement import AgreementReader, AgreementStore
 from cam_pipeline.store.cams import CamStore, StoredCam, cam_record
 from cam_pipeline.store.hdf5 import Record, artefact_attributes
 from cam_pipeline.store.parts import PartWriter
@@ -108,3 +110,27 @@ def test_the_stage_stores_the_mean_maps_of_all_images(
             found, expected = store.read(name), merged([one.read(name) for one in stores])
             assert found.normalized and (found.class_ids, found.size) == (expected.class_ids, expected.size)
             torch.testing.assert_close(found.cam, expected.cam, rtol=2**-10, atol=1e-6)
+
+
+def test_networks_agree_about_a_cell_as_far_as_on_the_class_they_agree_least_on(cams: Path, tmp_path: Path) -> None:
+    with opened_together(cams, [other_cams(tmp_path)]) as stores:
+        own, beside = (store.read("x/1") for store in stores)
+        nothing = agreement([store.read("nothing") for store in stores])
+    absent = torch.zeros(1, 5, 7)  # the other network has no map of class 1
+    expected = cam_agreement([own.cam, torch.cat([absent, beside.cam[1:]])], (5, 7))
+    torch.testing.assert_close(agreement([own, beside]), expected)
+    assert (agreement([own, own]) == 1).all() and (nothing == 1).all()
+
+
+def test_the_stage_stores_the_agreement_about_all_images(cams: Path, tmp_path: Path) -> None:
+    path = other_cams(tmp_path)
+    config = Config.model_validate({"refine": {"merge_with": [path]}, "train_seg": {"agreement_power": 1}})
+    output = Output(tmp_path / "out" / "agreement.h5", tmp_path / "logs", "f")
+    dataset = Dataset(DataSettings(root=tmp_path), FileDigests(tmp_path / "digests.json"))
+    compare_cams.compare_cams(config, Inputs(dataset, {"extract_cams": cams}), output)
+    with opened_together(cams, [path]) as stores, AgreementStore.open(output.path) as store:
+        assert store.names == stores[0].names and store.classes == CLASSES
+        for index, name in enumerate(store.names):
+            expected = agreement([one.read(name) for one in stores])
+            found = AgreementReader(output.path, store.names)(index)
+            torch.testing.assert_close(torch.from_numpy(found) / 255, expected, rtol=0, atol=0.51 / 255)

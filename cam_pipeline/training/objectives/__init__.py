@@ -41,7 +41,7 @@ def segmenter_objectives(segmenter: Segmenter, config: Config, labels: Tensor) -
     main = SegmentationObjective(
         balance=settings.balance,
         clip=settings.clip_losses,
-        power=settings.power,
+        powers=settings.powers,
         potts=settings.potts,
         soft=settings.soft,
     )

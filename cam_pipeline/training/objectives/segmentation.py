@@ -1,5 +1,7 @@
 """The segmenter's main objective: the class of every pixel."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -27,8 +29,8 @@ class SegmentationObjective(Objective):
     """Cross entropy, mean over the labelled pixels of the batch; of all pixels with `ignore_to_background`.
 
     With `balance` it is half the mean over background pixels, and half that over pixels of classes. With `clip` no
-    pixel's loss exceeds a limit (`ops.losses.clipped_losses`). With `power` above 0 means are weighted: by the
-    confidence (0..1) of a pixel's label to this power. Then the batch needs "confidence" (B, H, W) uint8.
+    pixel's loss exceeds a limit (`ops.losses.clipped_losses`). With `powers` means are weighted: by maps of the
+    batch, (B, H, W) uint8 for 0..1, such as "confidence", each to its power.
     `potts` is the weight of a further term: the answers of neighbours on a grid of every 4th pixel differ
     (`ops.losses.potts_loss`). It is about the whole image, labelled or not.
     With `soft` the segmenter learns scores in place of labels, by collision cross entropy. Then the batch needs
@@ -41,12 +43,12 @@ class SegmentationObjective(Objective):
         balance: bool = False,
         ignore_to_background: bool = False,
         clip: bool = False,
-        power: float = 0.0,
+        powers: Mapping[str, float] | None = None,
         potts: float = 0.0,
         soft: bool = False,
     ) -> None:
         self.weight, self.balance, self.ignore_to_background = weight, balance, ignore_to_background
-        self.clip, self.power, self.potts, self.soft = clip, power, potts, soft
+        self.clip, self.powers, self.potts, self.soft = clip, dict(powers or {}), potts, soft
 
     def terms(self, seen: ForwardPass) -> list[Terms]:
         logits = seen.of_images(seen.output)
@@ -57,8 +59,8 @@ class SegmentationObjective(Objective):
         mask = batch["mask"]
         if self.ignore_to_background:
             mask = torch.where(mask == IGNORE_INDEX, 0, mask)
-        if self.clip or self.power:
-            return self._by_pixel(logits, mask, batch.get("confidence"))
+        if self.clip or self.powers:
+            return self._by_pixel(logits, mask, batch)
         if self.balance:
             background, objects = balanced_halves(logits, mask)
             return [
@@ -70,7 +72,7 @@ class SegmentationObjective(Objective):
         loss = segmentation_loss(logits, mask)
         return [Terms({"segmentation": loss}, self.weight, items=(mask != IGNORE_INDEX).sum())]
 
-    def _by_pixel(self, logits: Tensor, mask: Tensor, confidence: Tensor | None) -> list[Terms]:
+    def _by_pixel(self, logits: Tensor, mask: Tensor, batch: Batch) -> list[Terms]:
         """The terms, if pixels are not all treated alike."""
         labelled = mask != IGNORE_INDEX
         losses = pixel_losses(logits, mask)
@@ -82,8 +84,8 @@ class SegmentationObjective(Objective):
         terms = []
         for name, part in parts.items():
             weights = part.to(losses.dtype)
-            if self.power and confidence is not None:
-                weights = weights * (confidence.to(losses.dtype) / 255) ** self.power
+            for name_of_map, power in self.powers.items():
+                weights = weights * (batch[name_of_map].to(losses.dtype) / 255) ** power
             terms.append(Terms({name: weighted_mean(losses, weights) / len(parts)}, self.weight, items=weights.sum()))
         return terms
 

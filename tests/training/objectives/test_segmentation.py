@@ -81,7 +81,7 @@ def test_a_pixel_counts_as_much_as_its_label_is_sure():
     each, _ = losses()
     weights = torch.tensor([1.0, 0.2, 0.0, 0.4, 0.0, 1.0])
     expected = (each.flatten() * weights).sum().item() / 2.6
-    groups = SegmentationObjective(power=1.0).terms(
+    groups = SegmentationObjective(powers={"confidence": 1.0}).terms(
         ForwardPass({"mask": MASK, "confidence": CONFIDENCE}, LOGITS, 0.0, (2,), 0)
     )
     assert groups[0].values["segmentation"].item() == pytest.approx(expected)
@@ -91,7 +91,7 @@ def test_a_pixel_counts_as_much_as_its_label_is_sure():
 def test_a_power_makes_weights_steeper_and_goes_with_the_other_switches():
     each = clipped_losses(*losses()).flatten()
     found = {}
-    for group in SegmentationObjective(power=2.0, clip=True, balance=True).terms(
+    for group in SegmentationObjective(powers={"confidence": 2.0}, clip=True, balance=True).terms(
         ForwardPass({"mask": MASK, "confidence": CONFIDENCE}, LOGITS, 0.0, (2,), 0)
     ):
         found |= {name: (value.item(), group.items.item()) for name, value in group.values.items()}
@@ -105,7 +105,7 @@ def test_a_power_makes_weights_steeper_and_goes_with_the_other_switches():
 
 def test_labels_that_are_all_sure_are_as_without_weights():
     sure = torch.full_like(CONFIDENCE, 255)
-    assert terms_of(SegmentationObjective(power=3.0), confidence=sure)["segmentation"] == (
+    assert terms_of(SegmentationObjective(powers={"confidence": 3.0}), confidence=sure)["segmentation"] == (
         pytest.approx(terms_of(SegmentationObjective())["segmentation"][0]),
         5,
     )
@@ -165,6 +165,6 @@ def test_what_is_about_pseudo_labels_is_off_with_masks():
     settings = {"soft_labels": True, "confidence_power": 1.0, "supervision": "masks", "potts": 0.5}
     config = Config.model_validate({"train_seg": settings})
     (main,) = segmenter_objectives(torch.nn.Module(), config, torch.zeros(0, 3))
-    assert (main.potts, main.soft, main.power) == (0.5, False, 0.0)
+    assert (main.potts, main.soft, main.powers) == (0.5, False, {})
     main.potts = 0.0
     assert terms_of(main) == terms_of(SegmentationObjective())  # neither scores nor confidence are asked for
