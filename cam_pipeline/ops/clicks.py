@@ -93,6 +93,23 @@ def spread_marks(probabilities: Tensor, features: Tensor, seeds: Tensor) -> Tens
     return feature_walk(spread[None], features[None], steps=WALK_STEPS, power=WALK_POWER)[0]
 
 
+def prototypes_of_marks(features: Tensor, seeds: Tensor, count: int) -> Tensor:
+    """How alike each cell is to the mean of those that people name: features (D, h, w), seeds (h, w) -> (count, h, w).
+
+    `seeds` as in `spread_marks`. The prototype of a channel is the mean of the unit vectors of its cells; its map is the
+    positive part of the cosine to it, and 0 for a channel without a seed. Raises ValueError for other shapes.
+    """
+    features = at_least_float32(features, "features")
+    if features.ndim != 3 or seeds.shape != features.shape[1:]:
+        shapes = f"{tuple(features.shape)} and {tuple(seeds.shape)}"
+        raise ValueError(f"features (D, h, w) and seeds (h, w) do not fit: {shapes}")
+    units = F.normalize(features.flatten(1), dim=0)
+    named = (seeds.flatten() == torch.arange(count, device=seeds.device)[:, None]).to(units.dtype)
+    with torch.autocast(units.device.type, enabled=False):
+        prototypes = F.normalize(named @ units.T, dim=1)
+        return (prototypes @ units).relu().view(count, *seeds.shape)
+
+
 def _likeness(units: Tensor, around: Tensor, seeds: Tensor) -> Tensor:
     """E (h, w) of a channel from its seeds (h, w) bool, and unit vectors (D, h, w) of cells and their surroundings."""
     height, width = seeds.shape

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cam_pipeline.data.marks import has_marks, sample_marks
 from cam_pipeline.data.table import Sample
-from cam_pipeline.ops.cam import resize_cam
-from cam_pipeline.ops.clicks import marks_on_grid, spread_marks
+from cam_pipeline.ops.cam import normalize_cam, resize_cam
+from cam_pipeline.ops.clicks import marks_on_grid, prototypes_of_marks, spread_marks
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.store.cams import StoredCam
 
@@ -17,7 +17,7 @@ from cam_pipeline.store.cams import StoredCam
 def with_marks(cam: StoredCam, sample: Sample, num_classes: int) -> StoredCam:
     """The maps with the marks of their image, if it has any. A class that is marked and has no map gets an empty one.
 
-    Errors as `data.marks.sample_marks`.
+    Marks are further prototypes of calibrated maps. Errors as `data.marks.sample_marks`.
     """
     if not has_marks(sample):
         return cam
@@ -26,7 +26,22 @@ def with_marks(cam: StoredCam, sample: Sample, num_classes: int) -> StoredCam:
     empty = cam.cam.new_zeros(len(said), *cam.cam.shape[1:])
     prototype = None if cam.prototype is None else torch.cat([cam.prototype, empty])
     class_ids = (*cam.class_ids, *said)
-    return replace(cam, cam=torch.cat([cam.cam, empty]), class_ids=class_ids, prototype=prototype, marks=marks)
+    marked = replace(cam, cam=torch.cat([cam.cam, empty]), class_ids=class_ids, prototype=prototype, marks=marks)
+    return replace(marked, prototype=_with_prototypes_of_marks(marked))
+
+
+def _with_prototypes_of_marks(cam: StoredCam) -> Tensor | None:
+    """The prototype maps (1 + n, h, w) of marked maps: of a channel that people name, the mean of its own and of that
+    of the marks, each divided by its maximum. They stay as they are without features to compare."""
+    if cam.prototype is None or cam.features is None:
+        return cam.prototype
+    seeds = marked_channels(cam, (cam.features.shape[1], cam.features.shape[2]), cam.features.device)
+    assert seeds is not None
+    grid = cam.prototype.shape[1], cam.prototype.shape[2]
+    of_marks = resize_cam(prototypes_of_marks(cam.features, seeds, len(cam.prototype)), grid)
+    both = (normalize_cam(cam.prototype, eps=0.0) + normalize_cam(of_marks, eps=0.0)) / 2
+    named = (seeds == torch.arange(len(both), device=seeds.device)[:, None, None]).flatten(1).any(dim=1)
+    return torch.where(named[:, None, None], both, cam.prototype)
 
 
 def marked_channels(cam: StoredCam, size: tuple[int, int], device: torch.device) -> Tensor | None:

@@ -131,3 +131,16 @@ def test_without_seeds_nothing_changes_and_many_seeds_are_thinned(monkeypatch):
 def test_spread_marks_checks_shapes(features, seeds):
     with pytest.raises(ValueError, match=r"do not fit: \(2, 6, 8\), "):
         spread_marks(torch.ones(2, 6, 8), torch.ones(features), torch.zeros(seeds, dtype=torch.long))
+
+
+def test_prototypes_of_marks_are_the_mean_direction_of_their_cells():
+    features = torch.tensor([[[2.0, 0.0, 1.0], [0.0, 3.0, -1.0]], [[0.0, 5.0, 1.0], [1.0, 3.0, 0.0]]])  # (2, 2, 3)
+    seeds = torch.tensor([[0, 0, -1], [2, -1, -1]])
+    found = clicks.prototypes_of_marks(features, seeds, 4)
+    half = 0.5**0.5
+    expected = torch.zeros(4, 2, 3)
+    expected[0] = torch.tensor([[half, half, 1], [half, 1, 0]])  # the mean of (1, 0) and (0, 1), whatever their length
+    expected[2] = torch.tensor([[0, 1, half], [1, half, 0]])
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="do not fit"):
+        clicks.prototypes_of_marks(features, seeds.T, 4)

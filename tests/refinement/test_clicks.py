@@ -139,3 +139,18 @@ def test_labels_before_refinement_are_those_after_marks_have_spread(tmp_path):
     assert (found.labels["unrefined"][:, :14] == 0).mean() > 0.95
     plain = refined(replace(cam, features=None), halves, SETTINGS)
     assert (plain.labels["unrefined"] == refined(clicked(tmp_path), halves, SETTINGS).labels["unrefined"]).all()
+
+
+def test_marks_are_prototypes_of_calibrated_maps(tmp_path):
+    features = torch.tensor([[[1.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0, 1.0]]])
+    stored = torch.tensor([[[0.0, 0.0, 0.0, 2.0]], [[4.0, 0.0, 0.0, 0.0]]])
+    Image.fromarray(halves()).save(tmp_path / "a.png")
+    cam = StoredCam("a", MAPS, (2,), SIZE, torch.ones(1, 4), stored, features=features)
+    sample = Sample("a", tmp_path / "a.png", "train", clicks=(Click(12, 3, 2), Click(30, 3, 1)))  # cells 1 and 3
+    found = with_marks(cam, sample, 5).prototype
+    assert found.tolist() == [
+        [[0, 0, 0, 2]],  # nobody named the background
+        [[1, 0.5, 0, 0]],
+        [[0, 0, 0.5, 0.5]],  # no prototype but that of the click
+    ]
+    assert with_marks(replace(cam, features=None), sample, 5).prototype[1].tolist() == stored[1].tolist()
