@@ -96,7 +96,7 @@ def spread_marks(probabilities: Tensor, features: Tensor, seeds: Tensor) -> Tens
 def prototypes_of_marks(features: Tensor, seeds: Tensor, count: int) -> Tensor:
     """How alike each cell is to the mean of those that people name: features (D, h, w), seeds (h, w) -> (count, h, w).
 
-    `seeds` as in `spread_marks`. The prototype of a channel is the mean of the unit vectors of its cells; its map is the
+    `seeds` as in `spread_marks`. A channel's prototype is the mean of the unit vectors of its cells. Its map is the
     positive part of the cosine to it, and 0 for a channel without a seed. Raises ValueError for other shapes.
     """
     features = at_least_float32(features, "features")
