@@ -97,15 +97,18 @@ def _says(error: BaseException, words: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def memory_errors_named(what: str, key: str, value: object) -> Iterator[None]:
-    """Turn memory errors of the GPU or the machine into OutOfMemory, naming the setting that memory grows with."""
+def memory_errors_named(what: str, key: str, value: object, instead: str = "") -> Iterator[None]:
+    """Turn memory errors of the GPU or the machine into OutOfMemory, naming the setting that memory grows with.
+
+    `instead`: what else would help, while that can still be lowered.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):
             raise
         place = "the GPU" if _lacks_gpu_memory(error) else "this machine"
-        remedy = f"lower {key} (now {value})"
+        remedy = f"lower {key} (now {value})" + (f", {instead}" if instead else "")
         if value in (0, 1):  # 0: one for each core
             remedy = f"set {key}=1" if value == 0 else f"{key} is 1 already, so end other programs"
         raise OutOfMemory(f"{what}: {place} has too little memory; {remedy}. Finished work is kept") from error

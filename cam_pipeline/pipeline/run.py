@@ -100,7 +100,8 @@ class Pipeline(Results):
         started = time.monotonic()
         if stage.shared or is_first():
             key = stage.memory or stage.divides or "run.workers"
-            with memory_errors_named(name, key, self.config.pick((key,))[key]):
+            instead = f"or raise {name}.accumulate, for the same batch in parts" if stage.divides else ""
+            with memory_errors_named(name, key, self.config.pick((key,))[key], instead):
                 results = {need: self.path(need) for need in stage.needs(self.config)}
                 stage.run(self.config, Inputs(self.dataset, results), output)
         if state:

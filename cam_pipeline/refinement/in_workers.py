@@ -35,10 +35,10 @@ def refine_image(cam: StoredCam, sample: Sample, settings: RefineSettings) -> St
 def _smaller(cam: StoredCam, sample: Sample, settings: RefineSettings) -> StoredScores:
     """The scores of an image that killed a worker: by torch, which never aborts, at fewer pixels; else unrefined."""
     fewer = at_fewer_pixels(cam, settings).model_copy(update={"crf_backend": "torch"})
-    logger.warning("refine_cams: image %s: %s; it is refined at %d pixels", cam.name, KILLED, fewer.max_pixels)
+    logger.warning("image %s: %s; it is refined at %d pixels", cam.name, KILLED, fewer.max_pixels)
     (found,) = survived([partial(refine_image, cam, sample, fewer)])
     if found is None:
-        logger.warning("refine_cams: image %s: %s; it stays unrefined", cam.name, KILLED)
+        logger.warning("image %s: %s; it stays unrefined", cam.name, KILLED)
         plain = settings.model_copy(update={"crf": False, "kernel": "none"})  # in this process, which must not die
         found = refined(cam, partial(sample_image, sample), plain)
     return found

@@ -290,7 +290,7 @@ def _fitting(compute: Callable[[RefineSettings], Result], cam: StoredCam, settin
                 raise
         forget_lattices()
         logger.warning(
-            "refine_cams: image %s: too little memory; it is refined at %d pixels", cam.name, fewer.max_pixels
+            "image %s: too little memory; it is refined at %d pixels", cam.name, fewer.max_pixels
         )
         settings = fewer
 

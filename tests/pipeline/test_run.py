@@ -944,6 +944,10 @@ def test_memory_that_does_not_suffice_names_the_key_and_loses_nothing(
     line = rf"^mill: {place} has too little memory; lower cam\.batch_size \(now \d+\)\. Finished work is kept$"
     with pytest.raises(OutOfMemory, match=line):
         bakery.run(names=("mill",))
+    bakery.stages["mill"] = dataclasses.replace(bakery.stages["mill"], memory="", divides="train_cls.batch_size")
+    line = r"lower train_cls\.batch_size \(now \d+\), or raise mill\.accumulate, for the same batch in parts\. Finished"
+    with pytest.raises(OutOfMemory, match=line):
+        bakery.run(names=("mill",))
     after = bakery.files()
     assert {name: after.get(name) for name in before if name not in ("lock", "digests.json")} == {
         name: content for name, content in before.items() if name not in ("lock", "digests.json")

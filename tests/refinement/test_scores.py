@@ -215,7 +215,7 @@ def test_what_does_not_fit_into_memory_is_refined_at_fewer_pixels(monkeypatch, c
     cam = StoredCam("a", torch.tensor([[[6.0, 5.0, 0.0, 0.0]]]), (2,), size)
     monkeypatch.setattr(refinement, "dense_crf_batch", no_room(size[0] * size[1] // 4))
     found = refined(cam, lambda: halves(size), RefineSettings(crf_backend="torch"))
-    assert caplog.messages == ["refine_cams: image a: too little memory; it is refined at 21600 pixels"]
+    assert caplog.messages == ["image a: too little memory; it is refined at 21600 pixels"]
     truth = halves(size)[..., 0] > 0
     wrong = (found.scores.argmax(axis=0) != truth)[:, [*range(170), *range(190, 360)]]
     assert not wrong.any()
