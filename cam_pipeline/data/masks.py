@@ -84,8 +84,8 @@ def _checked(path: Path, numbers: NDArray[Any], num_classes: int) -> tuple[UInt8
         wrong = set(np.unique(numbers[labels != numbers]).tolist())
     if wrong:
         raise DataError(
-            f"{path}: mask value {min(wrong)} is neither 0..{num_classes} nor {IGNORE_INDEX} (ignore); "
-            "write class numbers into the mask, or add the class to data.classes"
+            f"{path}: value {min(wrong)} is neither 0..{num_classes} nor {IGNORE_INDEX} (ignore); "
+            "write class numbers into it, or add the class to data.classes"
         )
     return labels, counts
 

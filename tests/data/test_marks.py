@@ -91,7 +91,7 @@ def test_the_size_is_that_of_the_upright_image(sample):
             1,
             [r"scribble.png: the scribble is for an image of \(6, 10\)", r"is \(6, 9\)", "line 2"],
         ),
-        ((HEIGHT, WIDTH), 3, ["scribble.png: mask value 3 is neither 0..2 nor 255", "line 2"]),
+        ((HEIGHT, WIDTH), 3, ["scribble.png: value 3 is neither 0..2 nor 255", "line 2"]),
     ],
 )
 def test_a_scribble_that_does_not_fit_is_named(sample, scribble, shape, value, words):

@@ -29,7 +29,7 @@ def test_masks_with_other_values_or_modes_are_refused(tmp_path):
     path = tmp_path / "m.png"
     Image.fromarray(np.array([[0, 3, 7]], dtype=np.uint8)).save(path)
     with pytest.raises(
-        DataError, match=r"m\.png: mask value 3 is neither 0\.\.2 nor 255 \(ignore\); write class numbers"
+        DataError, match=r"m\.png: value 3 is neither 0\.\.2 nor 255 \(ignore\); write class numbers"
     ):
         read_mask(path, 2)
     for mode in ("RGB", "RGBA"):
@@ -111,7 +111,7 @@ def test_numbers_that_do_not_fit_are_told_as_they_are_stored(tmp_path):
         (2, 0, b"\x1b", 2), (4, 0, b"\x0f", 15), (16, 0, b"\1\1\1\1", 257), (16, 0, b"\xff\xff\0\0", 65535)
     ):  # fmt: skip
         save_png(tmp_path / "m.png", depth, kind, row, 2 if depth > 2 else 4)
-        with pytest.raises(DataError, match=rf"mask value {number} is neither 0\.\.1 nor 255"):
+        with pytest.raises(DataError, match=rf"value {number} is neither 0\.\.1 nor 255"):
             read_mask(tmp_path / "m.png", 1)
     save_png(tmp_path / "m.png", 16, 4, b"\0\1\0\0", 1)
     with pytest.raises(DataError, match=r"16 bits with transparency cannot be read; save it in 8 bits without"):
@@ -125,7 +125,7 @@ def test_wide_numbers_in_a_tiff_are_labels_if_they_fit(tmp_path, kind):
     assert read_mask(path, 2).tolist() == [[0, 2, 255]]
     for wrong in {np.int32: [-1, 300], np.uint16: [300], np.float32: [1.5, np.nan, -1.0]}[kind]:
         Image.fromarray(np.array([[0, 2, wrong]], kind)).save(path)
-        with pytest.raises(DataError, match=rf"mask value {wrong} is neither"):
+        with pytest.raises(DataError, match=rf"value {wrong} is neither"):
             read_mask(path, 2)
 
 

@@ -99,7 +99,7 @@ def test_masks_missing_or_of_colour_or_with_unknown_values(mistake: Callable[...
     mask = finished / "data" / "masks" / "train_00003.png"
     size = Image.open(mask).size
     Image.new("L", size, 77).save(mask)
-    assert "masks/train_00003.png: mask value 77 is neither 0..6 nor 255" in mistake(
+    assert "masks/train_00003.png: value 77 is neither 0..6 nor 255" in mistake(
         "train-seg", "--set", "train_seg.supervision=masks"
     )
     Image.new("RGB", size).save(mask)
