@@ -289,9 +289,7 @@ def _fitting(compute: Callable[[RefineSettings], Result], cam: StoredCam, settin
             if not is_memory_error(error) or fewer.max_pixels < FEWEST_PIXELS or not settings.refines:
                 raise
         forget_lattices()
-        logger.warning(
-            "image %s: too little memory; it is refined at %d pixels", cam.name, fewer.max_pixels
-        )
+        logger.warning("image %s: too little memory; it is refined at %d pixels", cam.name, fewer.max_pixels)
         settings = fewer
 
 

@@ -28,9 +28,7 @@ def test_masks_are_indexed_or_grey(tmp_path):
 def test_masks_with_other_values_or_modes_are_refused(tmp_path):
     path = tmp_path / "m.png"
     Image.fromarray(np.array([[0, 3, 7]], dtype=np.uint8)).save(path)
-    with pytest.raises(
-        DataError, match=r"m\.png: value 3 is neither 0\.\.2 nor 255 \(ignore\); write class numbers"
-    ):
+    with pytest.raises(DataError, match=r"m\.png: value 3 is neither 0\.\.2 nor 255 \(ignore\); write class numbers"):
         read_mask(path, 2)
     for mode in ("RGB", "RGBA"):
         Image.new(mode, (3, 2)).save(path)

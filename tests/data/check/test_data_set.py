@@ -124,9 +124,7 @@ def test_everything_wrong_is_told_at_once(data):
     ]
     assert "(looked for " in messages["missing mask file"] and "line 12" in messages["missing mask file"]
     masks = [problem.message for problem in found.errors if problem.kind == "mask that cannot be used"]
-    assert (
-        "value 7 is neither 0..2 nor 255" in masks[0] and "the mask is (50, 40), its image is (40, 50)" in masks[1]
-    )
+    assert "value 7 is neither 0..2 nor 255" in masks[0] and "the mask is (50, 40), its image is (40, 50)" in masks[1]
     assert "image d of split 'train' has no image-level labels" in messages["training image without labels"]
 
 
