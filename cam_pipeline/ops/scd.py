@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cam_pipeline.ops.cam import normalize_cam
+from cam_pipeline.ops.cam import normalize_cam, resize_cam
 from cam_pipeline.ops.dtypes import at_least_float32
+from cam_pipeline.ops.ignore import IGNORE_INDEX
+from cam_pipeline.ops.labels import merge_high_low
 from cam_pipeline.ops.losses import checked_labels
+from cam_pipeline.ops.refine import local_refine
+from cam_pipeline.ops.teacher import within
 
 CENTERINGS = ("batch", "image", "none")
 SHORTEST = 1e-10
@@ -178,6 +182,77 @@ def with_rest(maps: Tensor) -> Tensor:
     Without it, background is a zero vector, which `correspondence_loss` pulls towards every class.
     """
     return torch.cat([1 - maps.amax(dim=1, keepdim=True), maps], dim=1)
+
+
+@torch.no_grad()
+def refined_labels(
+    image: Tensor,
+    maps: Tensor,
+    class_labels: Tensor,
+    low: float,
+    high: float,
+    kernel: str = "varm",
+    iterations: int = 10,
+    boxes: Tensor | None = None,
+    sigma_floor: float = 0.0,
+) -> Tensor:
+    """Labels (B, H, W) uint8 with an ignore band, from maps (B, C, h, w) in 0..1 and images (B, 3, H, W) in 0..1.
+
+    Maps of another size are resized to the image. Twice, with the background scores `low` and `high`, background and
+    the classes of the image (`class_labels` (B, C) is not 0; NaN: nobody labelled the image, all classes) go through a
+    softmax and `local_refine`, and each pixel takes its best; the background wins ties. `merge_high_low` makes one map
+    of both: class c + 1 for channel c, 0 or IGNORE_INDEX. `boxes` (B, 4) integers, top, left, bottom, right in pixels
+    of the image: what lies outside is padding, influences nothing and is IGNORE_INDEX; a box may reach beyond the
+    image. Raises ValueError for other shapes or ranges, or an unknown kernel.
+    """
+    if maps.ndim != 4 or image.ndim != 4 or len(maps) != len(image) or 0 in maps.shape:
+        raise ValueError(
+            f"maps and image must be (B, C, h, w) and (B, 3, H, W), not {tuple(maps.shape)} and {tuple(image.shape)}"
+        )
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"background scores must satisfy 0 <= low <= high <= 1, but low is {low} and high {high}")
+    if boxes is not None and boxes.shape != (len(image), 4):
+        raise ValueError(f"boxes must be ({len(image)}, 4), not {tuple(boxes.shape)}")
+    size = (image.shape[2], image.shape[3])
+    present = _possible(class_labels, maps)
+    valid = None if boxes is None else within(boxes.to(image.device), *size)
+    most = int(present.sum(dim=1).max())
+    if most == 0:
+        labels = torch.zeros(len(image), *size, dtype=torch.uint8, device=image.device)
+    else:
+        taken = present.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        scores = maps.gather(1, taken[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
+        scores = resize_cam(at_least_float32(scores, "maps"), size)
+        absent = ~present.gather(1, taken)[:, :, None, None]
+        refined = local_refine(
+            image,
+            torch.cat([_shares(scores, absent, background) for background in (high, low)], dim=1),
+            kernel,
+            iterations,
+            sigma_floor=sigma_floor,
+            renormalize=True,
+            valid=None if valid is None or bool(valid.all()) else valid[:, None],
+        )
+        labels = merge_high_low(*(_best(part, taken) for part in refined.chunk(2, dim=1)))
+    return labels if valid is None else labels.masked_fill_(~valid, IGNORE_INDEX)
+
+
+def _shares(scores: Tensor, absent: Tensor, background: float) -> Tensor:
+    """Softmax of the classes' scores (B, n, H, W) beside a constant background, which is left out; 0 for the absent."""
+    weights = scores.exp().masked_fill(absent, 0)
+    return weights / (math.exp(background) + weights.sum(dim=1, keepdim=True))
+
+
+def _best(shares: Tensor, taken: Tensor) -> Tensor:
+    """Labels (B, H, W) uint8 from refined shares (B, n, H, W) of the classes `taken` (B, n).
+
+    Background has the rest of 1, as renormalised weights keep a constant and channels do not interact: it need not be
+    refined. Absent classes have 0, which never wins, as the others sum to 1.
+    """
+    best, channel = shares.max(dim=1)
+    ids = (taken + 1).to(torch.uint8)
+    named = ids.gather(1, channel.flatten(1)).view_as(channel)
+    return torch.where(best > 1 - shares.sum(dim=1), named, 0)
 
 
 def affinity_targets(labels: Tensor, radius: int, ignore_index: int = 255) -> Tensor:

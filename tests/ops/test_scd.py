@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cam_pipeline.ops.cam import with_background
+from cam_pipeline.ops.labels import merge_high_low
 from cam_pipeline.ops.losses import segmentation_loss
+from cam_pipeline.ops.refine import local_refine
 from cam_pipeline.ops.scd import (
     affinity_loss,
     affinity_targets,
@@ -14,6 +17,7 @@ from cam_pipeline.ops.scd import (
     correspondence_loss,
     online_maps,
     random_coordinates,
+    refined_labels,
     with_rest,
 )
 
@@ -389,3 +393,109 @@ def test_what_affinity_targets_refuse(labels, radius, ignore):
 def test_affinity_loss_refuses_other_shapes():
     with pytest.raises(ValueError, match="predicted and target"):
         affinity_loss(torch.rand(1, 4, 4), torch.zeros(1, 3, 3))
+
+
+# Refined labels
+
+
+def scene(batch: int = 3, classes: int = 5, height: int = 18, width: int = 25) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy images, smooth maps, and labels of one, two and no class."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, 3, height, width, generator=draw)
+    maps = F.interpolate(torch.rand(batch, classes, 3, 4, generator=draw), (height, width), mode="bilinear")
+    labels = torch.zeros(batch, classes)
+    labels[0, 3] = labels[1, 1] = labels[1, 4] = 1
+    return images, online_maps(maps, labels), labels
+
+
+def one_by_one(image: Tensor, maps: Tensor, labels: Tensor, low: float, high: float, **settings: object) -> Tensor:
+    """What the specification says, image by image and background by background."""
+    classes = [0, *(int(one) + 1 for one in labels.nonzero())]
+    found = []
+    for background in (high, low):
+        shares = with_background(maps[labels != 0], background).softmax(dim=0)
+        best = local_refine(image[None], shares[None], **settings)[0].argmax(dim=0)
+        found.append(torch.tensor(classes)[best].to(torch.uint8))
+    return merge_high_low(*found)
+
+
+@pytest.mark.parametrize("kernel", ["varm", "par", "color"])
+def test_refined_labels_equal_those_of_single_images(kernel):
+    images, maps, labels = scene()
+    settings = {"kernel": kernel, "iterations": 4}
+    found = refined_labels(images, maps, labels, 0.35, 0.55, **settings)
+    expected = [one_by_one(*one, 0.35, 0.55, **settings) for one in zip(images, maps, labels, strict=True)]
+    assert torch.equal(found, torch.stack(expected)) and found.dtype == torch.uint8
+    assert [one.unique().tolist() for one in found] == [[0, 4, 255], [0, 2, 5, 255], [0]]
+
+
+def test_unlabelled_images_may_show_any_class():
+    images, maps, labels = scene()
+    maps, labels = online_maps(torch.rand(3, 5, 18, 25, generator=torch.Generator().manual_seed(1))), labels * 0
+    labels[1] = torch.nan
+    found = refined_labels(images, maps, labels, 0.35, 0.55, iterations=1)
+    everything = torch.where(labels.isnan(), 1, labels)
+    assert torch.equal(found, refined_labels(images, maps, everything, 0.35, 0.55, iterations=1))
+    assert len(found[1].unique()) > 3 and not found[0].any()
+
+
+def test_padding_does_not_leak_into_refined_labels():
+    images, maps, labels = scene()
+    boxes = torch.tensor([[2, 3, 14, 20], [-4, 0, 99, 21], [0, 0, 0, 0]])
+    found = refined_labels(images, maps, labels, 0.35, 0.55, boxes=boxes)
+    for number, (top, left, bottom, right) in enumerate(boxes.clamp(min=0).tolist()):
+        inside = slice(top, bottom), slice(left, right)
+        cut = (
+            one_by_one(images[number][:, *inside], maps[number][:, *inside], labels[number], 0.35, 0.55)
+            if bottom
+            else 0
+        )
+        expected = torch.full((18, 25), 255, dtype=torch.uint8)
+        expected[inside] = cut
+        assert torch.equal(found[number], expected)
+
+
+def test_boxes_that_cover_the_image_change_nothing():
+    images, maps, labels = scene()
+    boxes = torch.tensor([[0, 0, 18, 25]]).expand(3, -1)
+    assert torch.equal(
+        refined_labels(images, maps, labels, 0.3, 0.6, boxes=boxes), refined_labels(images, maps, labels, 0.3, 0.6)
+    )
+
+
+def test_coarse_maps_are_resized_to_the_image():
+    images, maps, labels = scene()
+    coarse = F.interpolate(maps, (5, 6), mode="bilinear")
+    fine = F.interpolate(coarse, (18, 25), mode="bilinear")
+    assert torch.equal(
+        refined_labels(images, coarse, labels, 0.35, 0.55), refined_labels(images, fine, labels, 0.35, 0.55)
+    )
+
+
+def test_refined_labels_recover_an_object_from_a_blob():
+    """A bright ellipse that the map covers in part; between the two backgrounds nothing is left to ignore."""
+    draw = torch.Generator().manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(56.0), indexing="ij")
+    object_ = ((rows - 20) / 12) ** 2 + ((columns - 26) / 18) ** 2 < 1
+    image = (0.3 + 0.35 * object_ + 0.02 * torch.randn(1, 3, 40, 56, generator=draw)).clamp(0, 1)
+    blob = (-((rows - 19) ** 2 + (columns - 29) ** 2) / 200).exp()
+    found = refined_labels(image, torch.stack([0 * blob, blob])[None], torch.tensor([[0.0, 1]]), 0.35, 0.55)[0]
+    assert ((found == 2) & object_).sum() > 0.95 * object_.sum() and not (found == 2)[~object_].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({0: torch.rand(2, 3, 18, 25)}, "maps and image"),
+        ({2: torch.zeros(3, 4)}, "class_labels"),
+        ({3: 0.6}, "background scores"),
+        ({5: "box"}, "kernel must be"),
+        ({7: torch.zeros(3, 2)}, "boxes"),
+    ],
+)
+def test_what_refined_labels_refuse(change, words):
+    given = [*scene(), 0.35, 0.55, "varm", 1, None]
+    for place, value in change.items():
+        given[place] = value
+    with pytest.raises(ValueError, match=words):
+        refined_labels(*given)
