@@ -9,15 +9,12 @@ from torch import Tensor
 
 from cam_pipeline.ops.dfr import (
     EPS,
-    Kernel,
-    dense_energy,
-    ends,
     feature_consistency_loss,
-    offsets_within,
     partial_cross_entropy,
     regularized,
     regularized_loss,
 )
+from cam_pipeline.ops.pairs import Kernel, dense_energy, ends, offsets_within
 from cam_pipeline.ops.self_regulation import nearest
 
 BACKENDS = ["loop", "quad", "dense"]
