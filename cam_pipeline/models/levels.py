@@ -18,11 +18,15 @@ class NoLevels(ValueError):
 
 
 class Level(NamedTuple):
-    """A module whose output is features of `width` channels: (B, D, h, w), (B, h, w, D) or tokens."""
+    """A module whose output is features of `width` channels: (B, D, h, w), (B, h, w, D) or tokens.
+
+    `stride`: input pixels per cell as timm says, before any change; 0: it says nothing.
+    """
 
     module: nn.Module
     width: int
     channels_last: bool
+    stride: int = 0
 
 
 def feature_levels(backbone: nn.Module) -> list[Level]:
@@ -34,20 +38,25 @@ def feature_levels(backbone: nn.Module) -> list[Level]:
     trunk = trunk_of(backbone)
     if trunk is not None:
         cnn = trunk.network if isinstance(trunk, TrunkFeatures) else trunk
-        return _stages(cnn)[-3:] + _stages(backbone)[-1:]
-    stages = _stages(backbone)
+        return stages(cnn)[-3:] + stages(backbone)[-1:]
+    found = stages(backbone)
     if hasattr(backbone, "blocks") and hasattr(backbone, "num_prefix_tokens"):
-        count = min(len(SIDE_WIDTHS), len(stages))
-        return [stages[len(stages) * (level + 1) // count - 1] for level in range(count)]
-    return stages[-len(SIDE_WIDTHS) :]
+        count = min(len(SIDE_WIDTHS), len(found))
+        return [found[len(found) * (level + 1) // count - 1] for level in range(count)]
+    return found[-len(SIDE_WIDTHS) :]
 
 
-def _stages(network: nn.Module) -> list[Level]:
-    """The modules of timm's `feature_info`."""
+def stages(network: nn.Module) -> list[Level]:
+    """The modules of timm's `feature_info`. Raises NoLevels for a model without it."""
     described: Any = getattr(network, "feature_info", None)
     channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"  # a map's shape alone does not show it
     try:
-        return [Level(network.get_submodule(one["module"]), int(one["num_chs"]), channels_last) for one in described]
+        return [
+            Level(
+                network.get_submodule(one["module"]), int(one["num_chs"]), channels_last, int(one.get("reduction") or 0)
+            )
+            for one in described
+        ]
     except (AttributeError, KeyError, TypeError) as error:
         raise NoLevels(
             f"timm does not say where the stages of {type(network).__name__} are; take another classifier.backbone"
@@ -60,11 +69,16 @@ class LevelTap:
     with LevelTap(classifier.backbone, classifier.prefix_tokens) as tap:
         features, logits = classifier(images)
     levels = tap.take(features.shape[-2:])   # (B, D_l, h_l, w_l) each, shallow to deep; only the last has a graph
+
+    `levels`: those to keep, if not `feature_levels`; `graph`: all of them have a graph.
     """
 
-    def __init__(self, backbone: nn.Module, prefix_tokens: int) -> None:
-        self.levels = feature_levels(backbone)
+    def __init__(
+        self, backbone: nn.Module, prefix_tokens: int, levels: Sequence[Level] | None = None, graph: bool = False
+    ) -> None:
+        self.levels = feature_levels(backbone) if levels is None else list(levels)
         self.prefix_tokens = prefix_tokens
+        self._graph = graph
         self._seen: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -72,7 +86,7 @@ class LevelTap:
         def hook_of(level: int) -> Any:
             def keep(module: nn.Module, inputs: Any, output: Any) -> None:
                 out: Tensor = output[0] if isinstance(output, tuple | list) else output
-                self._seen[level] = out if level == len(self.levels) - 1 else out.detach()
+                self._seen[level] = out if self._graph or level == len(self.levels) - 1 else out.detach()
 
             return keep
 
