@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cam_pipeline.errors import ConfigError, UserError, WeightsError, one_line
 from cam_pipeline.models.evaluating import evaluating
 from cam_pipeline.models.hub import cannot_be_loaded, missing, quiet_hub
+from cam_pipeline.models.mit import MIX_TRANSFORMERS, create_mix_transformer
 from cam_pipeline.models.pretrained import feature_width
 from cam_pipeline.models.stride import reduce_stride
 
@@ -64,7 +65,7 @@ def check_arguments(key: str, arguments: Mapping[str, Any], free: tuple[str, ...
 
 
 def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """A timm model, with timm's weights if `weights` is "pretrained", else with random ones.
+    """A timm model or a mix transformer, with its released weights if `weights` is "pretrained", else with random ones.
 
     Raises UnknownArgument, ConfigError for a model that cannot be built, and WeightsError for weights that cannot be
     loaded.
@@ -72,14 +73,15 @@ def create_timm(name: str, weights: str, arguments: Mapping[str, Any]) -> nn.Mod
     import timm
 
     check_name(name)
+    create = create_mix_transformer if name in MIX_TRANSFORMERS else timm.create_model
     try:
         if weights != "pretrained":
-            return timm.create_model(name, pretrained=False, **arguments)
+            return create(name, pretrained=False, **arguments)
         if message := missing(name, arguments):
             raise WeightsError(message)
         _announce(name)
         with quiet_hub():
-            return timm.create_model(name, pretrained=True, **arguments)
+            return create(name, pretrained=True, **arguments)
     except (MemoryError, UserError):
         raise
     except TypeError as error:
@@ -123,9 +125,11 @@ def _announce(name: str) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError, with similar names, unless timm has a model of this name. Nothing is built."""
+    """Raise ConfigError, with similar names, unless there is a model of this name. Nothing is built."""
     import timm
 
+    if name in MIX_TRANSFORMERS:
+        return
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ConfigError(f"timm has no model '{name}'; near: {', '.join(near) or 'none, see timm.list_models()'}")

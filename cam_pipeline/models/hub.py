@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cam_pipeline.errors import WeightsError, one_line
+from cam_pipeline.models.mit import MIX_TRANSFORMERS, mix_transformer_weights
 
 SECONDS = 4.0
 """How long to wait for the hub's answer."""
@@ -81,6 +82,8 @@ def _described(name: str, arguments: Mapping[str, Any]) -> Any:
     """What timm knows about the weights of a model; None for a name or a tag that it does not know."""
     import timm
 
+    if name in MIX_TRANSFORMERS:
+        return mix_transformer_weights(name)
     tag = arguments.get("pretrained_cfg")
     try:
         return timm.models.get_pretrained_cfg(f"{name.split('.')[0]}.{tag}" if tag else name)
