@@ -45,6 +45,9 @@ HATCH_COLOR = (150, 150, 150)
 CAM_OPACITY = 0.9
 """Share of the class colour at a CAM of 1."""
 
+DOT = 2.5
+"""Radius in pixels of a click or a stroke on a tile."""
+
 FADING = 0.4
 """How much contrast the grey copy of the image keeps; the rest is white."""
 
@@ -55,7 +58,8 @@ class SheetRow:
 
     image (H, W, 3) uint8; label maps (H, W) of integers, 0 background, 1..C classes, 255 ignore; cam
     (n, h, w) float on any grid, with the n class ids of its channels, clipped to 0..1 for drawing; `note` says why the
-    image is shown. Raises ValueError for another shape, dtype or label.
+    image is shown. `marks` (H, W) like a label map is what people said, 255 where nothing: drawn on the image. Raises
+    ValueError for another shape, dtype or label.
     """
 
     name: str
@@ -66,6 +70,7 @@ class SheetRow:
     prediction: NDArray[Any] | None = None
     truth: NDArray[Any] | None = None
     note: str = ""
+    marks: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         size = self.image.shape[:2]
@@ -77,7 +82,8 @@ class SheetRow:
         if self.cam is not None and (self.cam.ndim != 3 or len(self.cam) != len(self.class_ids)):
             count = len(self.class_ids)
             raise ValueError(f"{self.name}: cam must be ({count}, h, w) as its class ids, not {self.cam.shape}")
-        for step, labels in self.label_maps().items():
+        marks = {} if self.marks is None else {"marks": self.marks}
+        for step, labels in [*self.label_maps().items(), *marks.items()]:
             if labels.shape != size or not np.issubdtype(labels.dtype, np.integer):
                 found = f"{labels.shape} {labels.dtype}"
                 raise ValueError(f"{self.name}: {step} must be {size} of integers, not {found}")
@@ -150,13 +156,31 @@ def _tiles(row: SheetRow) -> dict[str, Bytes]:
     size = max(1, round(width * scale)), max(1, round(height * scale))
     image = Image.fromarray(row.image).resize(size, Image.Resampling.BICUBIC)
     faded = _faded(image)
-    tiles = {"image": np.asarray(image)}
+    tiles = {"image": np.asarray(image if row.marks is None else _with_marks(image, row.marks))}
     if row.cam is not None:
         tiles["CAM"] = _cam_tile(faded, row.cam, row.class_ids)
     for title, labels in row.label_maps().items():
         small = Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
         tiles[title] = _label_tile(faded, np.asarray(small))
     return tiles
+
+
+def _with_marks(image: Image.Image, marks: NDArray[Any]) -> Image.Image:
+    """An image with a dot at every pixel that people spoke about: of its class's colour, background dark, in a ring."""
+    rows, columns = np.nonzero(marks != IGNORE_INDEX)
+    labels = marks[rows, columns].tolist()
+    scale = image.width / marks.shape[1], image.height / marks.shape[0]
+    places = list(zip(((columns + 0.5) * scale[0]).tolist(), ((rows + 0.5) * scale[1]).tolist(), strict=True))
+    shown = image.copy()
+    draw = ImageDraw.Draw(shown)
+    for radius, ring in (
+        (DOT + 1, True),
+        (DOT, False),
+    ):  # all rings first: together, those of a stroke are its outline
+        for (x, y), label in zip(places, labels, strict=True):
+            color = PAPER if ring else class_color(label)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+    return shown
 
 
 def overlay(image: Bytes, labels: Bytes) -> Bytes:
@@ -217,6 +241,8 @@ def _legend_places(
     shown = {0}.union(*(row.class_ids for row in rows))
     for row in rows:
         shown.update(*(np.unique(labels).tolist() for labels in row.label_maps().values()))
+        if row.marks is not None:
+            shown.update(set(np.unique(row.marks).tolist()) - {IGNORE_INDEX})
     entries = []
     x, y = MARGIN, 0
     for index in sorted(shown):

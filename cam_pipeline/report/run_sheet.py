@@ -1,4 +1,4 @@
-"""The contact sheet of a run: what each step made of a few images, side by side."""
+"""The contact sheet of a run: what people said and what each step made of a few images, side by side."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -9,6 +9,7 @@ import numpy as np
 from cam_pipeline.assembly.segmenter import load_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.images import sample_image
+from cam_pipeline.data.marks import has_marks, sample_marks
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.machine.device import pick_device
@@ -72,6 +73,7 @@ def run_sheet(
                 prediction=predictions.get(sample.id),
                 truth=sample_mask(sample, len(table.classes)) if sample.mask else None,
                 note=chosen.reasons[sample.id],
+                marks=sample_marks(sample, len(table.classes)).labels if has_marks(sample) else None,
             )
 
         title = "; ".join(filter(None, [chosen.title, WITH_CLASSIFIER if presences else ""]))

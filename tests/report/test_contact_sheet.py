@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cam_pipeline.report.colors import class_color
-from cam_pipeline.report.contact_sheet import SheetRow, _font, _wrapped, contact_sheet, draw_sheet
+from cam_pipeline.report.contact_sheet import SheetRow, _font, _with_marks, _wrapped, contact_sheet, draw_sheet
 
 NAMES = ("background", "car", "fish", "apple")
 
@@ -180,3 +180,18 @@ def test_rows_are_checked_by_name(given, message):
 def test_images_are_checked(image):
     with pytest.raises(ValueError, match="image"):
         SheetRow("a", image)
+
+
+def test_what_people_said_is_drawn_on_the_image_in_the_colour_of_its_class():
+    marks = np.full((48, 80), 255, np.uint8)
+    marks[10, 20], marks[30, 40:60] = 2, 0
+    plain = draw_sheet([SheetRow("a", make_row().image)], NAMES)
+    marked = draw_sheet([SheetRow("a", make_row().image, marks=marks)], NAMES)
+    assert class_color(2) in colors_in(marked) - colors_in(plain)
+    tile = np.asarray(_with_marks(Image.fromarray(make_row().image), marks))
+    dark = np.all(tile == class_color(0), axis=2)
+    assert tuple(tile[10, 20]) == class_color(2) and tuple(tile[10, 17]) == (255, 255, 255), "a ring around a dot"
+    assert dark[30, 40:60].all() and not dark[:25].any(), "a stroke"
+    assert np.all(tile[:5] == 100)
+    with pytest.raises(ValueError, match="marks must be"):
+        SheetRow("a", make_row().image, marks=marks.T)
