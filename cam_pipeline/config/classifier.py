@@ -13,7 +13,11 @@ HYBRID = IfNot("classifier.trunk", "")
 class ClassifierSettings(Section):
     """The image classifier that CAMs are read from."""
 
-    backbone: str = Field("resnet50", description="any timm model that gives a feature map: ResNet, other CNN or ViT")
+    backbone: str = Field(
+        "resnet50",
+        description="any timm model that gives a feature map: ResNet, other CNN or ViT; or mit_b0 to mit_b5, "
+        "SegFormer's encoders (NVIDIA's licence: not for commercial use)",
+    )
     backbone_args: dict[str, Any] = Field(
         {}, description='extra arguments for `timm.create_model`, e.g. `{pad_type = "same"}`'
     )
