@@ -287,13 +287,20 @@ def affinity_loss(predicted: Tensor, target: Tensor, ignore_index: int = 255) ->
 
     `predicted` (B, N, N) in 0..1; `target` as `affinity_targets` gives it. With sums and counts over the batch:
     0.5 * sum(1 - p) / (pairs at 1, plus 1) + 0.5 * sum(p) / (pairs at 0, plus 1). No pair gives 0, with a graph. Raises
-    ValueError for other shapes. Source: AFA.
+    ValueError for other shapes, values of `predicted` outside 0..1, and targets but 0, 1 and `ignore_index`. Source:
+    AFA.
     """
     predicted = at_least_float32(predicted, "predicted")
     if predicted.ndim != 3 or predicted.shape != target.shape:
         shapes = f"{tuple(predicted.shape)} and {tuple(target.shape)}"
         raise ValueError(f"predicted and target must both be (B, N, N), not {shapes}")
     same, different = target == 1, target == 0
+    if not (same | different | (target == ignore_index)).all():
+        raise ValueError(f"target must be 0, 1 or {ignore_index}")
+    if predicted.numel():
+        least, most = predicted.detach().aminmax()
+        if least < 0 or most > 1:
+            raise ValueError(f"predicted must be in 0..1, not {least.item()} to {most.item()}")
     lacking = torch.where(same, 1 - predicted, 0).sum() / (same.sum() + 1)
     return 0.5 * (lacking + torch.where(different, predicted, 0).sum() / (different.sum() + 1))
 

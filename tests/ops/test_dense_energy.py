@@ -160,3 +160,11 @@ def test_a_window_with_gaps_holds_multiples_of_the_dilation():
 def test_what_is_refused(change, words):
     with pytest.raises(ValueError, match=words):
         dense_energy_loss(**drawn() | change)
+
+
+@pytest.mark.gpu
+def test_the_gpu_says_the_same():
+    given = drawn()
+    torch.testing.assert_close(
+        dense_energy_loss(**{name: value.cuda() for name, value in given.items()}).cpu(), dense_energy_loss(**given)
+    )

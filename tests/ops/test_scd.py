@@ -390,9 +390,17 @@ def test_what_affinity_targets_refuse(labels, radius, ignore):
         affinity_targets(labels, radius, ignore)
 
 
-def test_affinity_loss_refuses_other_shapes():
-    with pytest.raises(ValueError, match="predicted and target"):
-        affinity_loss(torch.rand(1, 4, 4), torch.zeros(1, 3, 3))
+@pytest.mark.parametrize(
+    ("predicted", "target", "words"),
+    [
+        (torch.rand(1, 4, 4), torch.zeros(1, 3, 3), "predicted and target"),
+        (torch.full((1, 2, 2), 1.5), torch.zeros(1, 2, 2), r"0\.\.1"),
+        (torch.rand(1, 2, 2), torch.full((1, 2, 2), 2), "0, 1 or 255"),
+    ],
+)
+def test_what_affinity_loss_refuses(predicted, target, words):
+    with pytest.raises(ValueError, match=words):
+        affinity_loss(predicted, target)
 
 
 # Refined labels
@@ -499,3 +507,18 @@ def test_what_refined_labels_refuse(change, words):
         given[place] = value
     with pytest.raises(ValueError, match=words):
         refined_labels(*given)
+
+
+@pytest.mark.gpu
+def test_the_gpu_says_the_same():
+    given = [value.float() for value in drawn()]
+    images, maps, labels = scene()
+    boxes = torch.tensor([[2, 3, 14, 20], [0, 0, 18, 21], [0, 0, 18, 25]])
+    here = correspondence_loss(*given, shift=0.15)
+    torch.testing.assert_close(correspondence_loss(*(value.cuda() for value in given), shift=0.15).cpu(), here)
+    found = refined_labels(images.cuda(), maps.cuda(), labels.cuda(), 0.35, 0.55, boxes=boxes)
+    expected = refined_labels(images, maps, labels, 0.35, 0.55, boxes=boxes)
+    assert (found.cpu() != expected).float().mean() < 0.01
+    targets = affinity_targets(expected, 8)
+    assert torch.equal(affinity_targets(expected.cuda(), 8).cpu(), targets)
+    assert random_coordinates(2, 3, torch.Generator().manual_seed(0), "cuda").is_cuda
