@@ -54,6 +54,23 @@ def random_coordinates(
     return (2 * torch.rand(batch, side, side, 2, generator=generator, device=drawn_on) - 1).to(device)
 
 
+def coordinates_within(coordinates: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Places (B, s, t, 2) in -1..1 brought into the box of each image, so that none lies in its padding.
+
+    `boxes` (B, 4): top, left, bottom, right in pixels of an image of `size` (H, W); what reaches beyond it is cut off.
+    Raises ValueError for other shapes.
+    """
+    if boxes.shape != (len(coordinates), 4) or coordinates.ndim != 4 or coordinates.shape[3] != 2:
+        shapes = f"{tuple(coordinates.shape)} and {tuple(boxes.shape)}"
+        raise ValueError(f"coordinates (B, s, t, 2) and boxes (B, 4) do not fit: {shapes}")
+    height, width = size
+    top, left, bottom, right = boxes.to(coordinates).unbind(dim=1)
+    first = torch.stack([left / width, top / height], dim=1).clamp(0, 1)
+    last = torch.stack([right / width, bottom / height], dim=1).clamp(0, 1)
+    shares = torch.lerp(first[:, None, None], last[:, None, None], (coordinates + 1) / 2)
+    return (2 * shares - 1).clamp(-1, 1)  # rounding may lead out
+
+
 def correspondence_loss(
     cam_a: Tensor,
     cam_b: Tensor,

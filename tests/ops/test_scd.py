@@ -14,6 +14,7 @@ from cam_pipeline.ops.scd import (
     affinity_targets,
     balanced_cross_entropy,
     balanced_halves,
+    coordinates_within,
     correspondence_loss,
     online_maps,
     random_coordinates,
@@ -267,6 +268,16 @@ def test_drawn_coordinates():
     assert at.shape == (3, 5, 5, 2) and at.min() < -0.5 and at.max() > 0.5 and at.abs().max() <= 1
     assert torch.equal(at, random_coordinates(3, 5, torch.Generator().manual_seed(0)))
     assert len(at.unique()) == at.numel()
+
+
+def test_coordinates_within_boxes():
+    """Corners of the box of a 10 x 20 image: rows 5 to 10, columns 0 to 5; then one that is larger than the image."""
+    corners = torch.tensor([[-1.0, -1], [1, 1], [0, -1]]).view(1, 1, 3, 2).expand(2, -1, -1, -1)
+    moved = coordinates_within(corners, torch.tensor([[5, 0, 10, 5], [-3, -3, 11, 99]]), (10, 20))
+    assert moved[0, 0].tolist() == [[-1, 0], [-0.5, 1], [-0.75, 0]]
+    assert torch.equal(moved[1], corners[1])
+    with pytest.raises(ValueError, match="boxes"):
+        coordinates_within(corners, torch.zeros(1, 4), (10, 20))
 
 
 @pytest.mark.parametrize(
