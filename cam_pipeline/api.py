@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cam_pipeline.assembly.classifier import load_classifier
-from cam_pipeline.assembly.segmenter import load_segmenter
+from cam_pipeline.assembly.single_stage import classifier_path, segmenter_path, trained_classifier, trained_segmenter
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.cams.image_classes import ImageClasses, classifier_file, with_threshold
 from cam_pipeline.config import Config, RefineSettings, load_config, toml_value
@@ -62,20 +61,20 @@ class Annotation:
 
 def without_classifier(config: Config) -> str:
     """The message about a run folder without a classifier."""
-    return f"{config.folder} holds no classifier. Run: cam-pipeline train-cls"
+    return f"{config.folder} holds no classifier. Run: cam-pipeline {config.cam.network.replace('_', '-')}"
 
 
 class MapReader:
     """The classifier of a run folder, and how its maps are read."""
 
     def __init__(self, config: Config) -> None:
-        path = config.folder / "classifier.safetensors"
+        path = classifier_path(config)
         if not path.is_file():
             raise StageNotReady(without_classifier(config))
         self.config = config
         self.device = pick_device(config.run)
         self.classes: tuple[str, ...] = tuple(load_metadata(path)["classes"])
-        self.classifier = load_classifier(config.classifier, path, self.classes)
+        self.classifier = trained_classifier(config, path, self.classes)
         self._extractor = CamExtractor(self.classifier, config)
         place(self.classifier, self.device)
 
@@ -98,7 +97,7 @@ class TrainedRun:
     """
 
     def __init__(self, config: Config) -> None:
-        networks = [config.folder / f"{name}.safetensors" for name in ("classifier", "segmenter")]
+        networks = [classifier_path(config), segmenter_path(config)]
         trained = [path for path in networks if path.is_file()]
         if not trained:
             raise StageNotReady(without_classifier(config))
@@ -192,7 +191,7 @@ def stored_segmenter(config: Config, classes: tuple[str, ...]) -> Segmenter:
 
     Raises StageNotReady if there is none, and a UserError if it was trained for other classes.
     """
-    segmenter = load_segmenter(config.segmenter, segmenter_file(config), classes)
+    segmenter = trained_segmenter(config, segmenter_file(config), classes)
     place(segmenter, pick_device(config.run))
     return segmenter
 
@@ -208,7 +207,7 @@ def image_classes(
     if config.predict.classes == "all":
         return None
     path = classifier_file(config)
-    found = load_classifier(config.classifier, path, classes) if classifier is None else classifier
+    found = trained_classifier(config, path, classes) if classifier is None else classifier
     place(found, pick_device(config.run))
     dataset = Dataset(config.data, FileDigests(config.folder / "digests.json"))
     return ImageClasses(found, with_threshold(config, dataset, lambda: found))
@@ -216,9 +215,10 @@ def image_classes(
 
 def segmenter_file(config: Config) -> Path:
     """The trained segmenter's file. Raises StageNotReady if there is none."""
-    path = config.folder / "segmenter.safetensors"
+    path = segmenter_path(config)
     if not path.is_file():
-        raise StageNotReady(f"{config.folder} holds no segmenter. Run: cam-pipeline train-seg")
+        command = config.predict.network.replace("_", "-")
+        raise StageNotReady(f"{config.folder} holds no segmenter. Run: cam-pipeline {command}")
     return path
 
 

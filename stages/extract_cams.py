@@ -2,7 +2,7 @@
 
 from collections.abc import Generator
 
-from cam_pipeline.assembly.classifier import load_classifier
+from cam_pipeline.assembly.single_stage import trained_classifier
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, to_toml
 from cam_pipeline.data.batches import same_size_batches
@@ -35,7 +35,7 @@ def extract_cams(config: Config, inputs: Inputs, output: Output) -> None:
     samples = table.split(*settings.splits)
     check_files(samples)
     device = pick_device(config.run)
-    classifier = load_classifier(config.classifier, inputs["train_cls"], table.classes)
+    classifier = trained_classifier(config, inputs[config.cam.network], table.classes)
     extractor = CamExtractor(classifier, config)
     place(classifier, device)
     sizes = [sample_size(sample) for sample in samples]

@@ -35,6 +35,10 @@ def _images_and_labels(config: Config, dataset: Dataset) -> str:
     return dataset.digest(dataset.table.split(*config.cam.splits))
 
 
+def _labelled_images_and_marks(config: Config, dataset: Dataset) -> str:
+    return dataset.digest(dataset.table.split(*config.cam.splits), marks=True)
+
+
 def _merged_files(config: Config, dataset: Dataset) -> str:
     return "-".join(dataset.digests.of_merged(config.refine.merge_with))
 
@@ -64,9 +68,15 @@ def _supervision_data(config: Config, dataset: Dataset) -> str:
     return f"{train} {dataset.digests.of_weights(config.segmenter.weights)}"
 
 
+def _single_stage(config: Config) -> bool:
+    return config.predict.network == "train_e2e"
+
+
 def _supervision_results(config: Config) -> tuple[str, ...]:
     if config.train_seg.supervision in ("masks", "scribbles"):
         return ()
+    if config.train_seg.from_e2e:
+        return ("label_e2e",)
     beside = {"score_cams": config.train_seg.soft, "compare_cams": config.train_seg.by_agreement > 0}
     return ("make_labels", *(name for name, wanted in beside.items() if wanted))
 
@@ -92,13 +102,37 @@ STAGES = (
         version=2,
     ),
     Stage(
+        name="train_e2e",
+        makes="e2e.safetensors",
+        command="train-e2e",
+        run=_in_file("train_e2e", "train_e2e"),
+        params=("classifier", "tscd", "train_e2e", "run.seed", "run.precision"),
+        ignores=("train_e2e.checkpoint_seconds",),
+        data=_training_data,
+        shared=True,
+        check=_in_file("train_e2e", "check"),
+        divides="train_e2e.batch_size",
+        final=_single_stage,
+    ),
+    Stage(
+        name="label_e2e",
+        makes="e2e_labels.h5",
+        command="train-e2e",
+        run=_in_file("label_e2e", "label_e2e"),
+        params=("segmenter.max_side", "run.precision"),
+        needs=lambda config: ("train_e2e",),
+        final=_single_stage,
+        data=_labelled_images_and_marks,
+        content=_records,
+    ),
+    Stage(
         name="extract_cams",
         makes="cams.h5",
         command="make-cams",
         run=_in_file("extract_cams", "extract_cams"),
         params=("cam", "run.precision"),
         ignores=("cam.batch_size",),
-        needs=lambda config: ("train_cls",),
+        needs=lambda config: (config.cam.network,),
         data=_images_and_labels,
         shared=True,
         memory="cam.batch_size",
@@ -169,6 +203,7 @@ STAGES = (
         params=("segmenter", "self_regulation", "dfr", "train_seg", "teacher", "run.seed", "run.precision"),
         ignores=("train_seg.checkpoint_seconds", "segmenter.max_side"),
         needs=_supervision_results,
+        final=lambda config: not _single_stage(config),
         data=_supervision_data,
         shared=True,
         check=_in_file("train_seg", "check"),

@@ -128,15 +128,16 @@ def repeats(labels: Tensor, threshold: float) -> list[float]:
 
 
 @torch.inference_mode()
-def warn_if_blind(segmenter: Segmenter, train: list[Sample], config: Config) -> None:
+def warn_if_blind(segmenter: Segmenter, train: list[Sample], config: Config, stage: str = "train_seg") -> None:
     """Log a warning if the segmenter finds no object in a few of its own training images: the loss does not show it."""
     few = [sample for sample in train if sample.class_ids][:LOOKED_AT]
     with evaluating(segmenter), uncompiled(config.run):
         found = any(predict_image(segmenter, sample_image(sample), config).any() for sample in few)
     if few and not found:
+        look_at = "the pseudo-labels (cam-pipeline evaluate)" if stage == "train_seg" else "the class maps"
         logger.warning(
-            "train_seg: the segmenter finds background alone in %d training images that show classes; train longer "
-            "(train_seg.epochs), or look at the pseudo-labels (cam-pipeline evaluate)", len(few),
+            "%s: the segmenter finds background alone in %d training images that show classes; train longer "
+            "(%s.epochs), or look at %s", stage, len(few), stage, look_at,
         )  # fmt: skip
 
 
@@ -150,8 +151,9 @@ def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample
         return partial(_indexed_marks, train, len(table.classes))
     if config.train_seg.supervision == "mixed" and (message := without_marks("mixed", config.data.train, train)):
         raise DataError(message)
-    check_coverage(inputs["make_labels"], table, train, config.labels.undecided)
-    return LabelReader(inputs["make_labels"], [sample.id for sample in train])
+    made_by = "label_e2e" if config.train_seg.from_e2e else "make_labels"
+    check_coverage(inputs[made_by], table, train, config.labels.undecided)
+    return LabelReader(inputs[made_by], [sample.id for sample in train])
 
 
 def beside_labels(config: Config, inputs: Inputs, train: list[Sample]) -> ReadMaps | None:
@@ -162,7 +164,7 @@ def beside_labels(config: Config, inputs: Inputs, train: list[Sample]) -> ReadMa
     powers = config.train_seg.powers
     if not powers:
         return None
-    labels = LabelReader(inputs["make_labels"], names)
+    labels = LabelReader(inputs["label_e2e" if config.train_seg.from_e2e else "make_labels"], names)
     networks = AgreementReader(inputs["compare_cams"], names) if "agreement" in powers else None
     return partial(_weights, labels if "confidence" in powers else None, networks, labels)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cam_pipeline.assembly.single_stage import classifier_path
 from cam_pipeline.cams.classes import class_probabilities
 from cam_pipeline.cams.views import scaled_views
 from cam_pipeline.config import Config
@@ -96,10 +97,11 @@ class ImageClasses:
 
 def classifier_file(config: Config) -> Path:
     """The file of the classifier that `predict.classes` asks for. Raises StageNotReady if there is none."""
-    path = config.folder / "classifier.safetensors"
+    path = classifier_path(config)
     if not path.is_file():
+        command = config.cam.network.replace("_", "-")
         raise StageNotReady(
-            f"predict.classes = 'classifier', but {config.folder} holds no classifier. Run: cam-pipeline train-cls"
+            f"predict.classes = 'classifier', but {config.folder} holds no classifier. Run: cam-pipeline {command}"
         )
     return path
 

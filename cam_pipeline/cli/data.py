@@ -107,7 +107,7 @@ def demo(options: Options) -> None:
             generate(root, train=DEMO_IMAGES[0], val=DEMO_IMAGES[1], seed=0)
             draw_scribbles(config, root)
     pipeline = options.pipeline()
-    pipeline.run(pipeline.order(["train_seg"]), force=options.force)
+    pipeline.run(pipeline.order(pipeline.finals()), force=options.force)
     if is_first():
         report = evaluate_run(pipeline, force=options.force)
         show(report)

@@ -46,6 +46,20 @@ def make_cams(options: Options) -> None:
     pipeline.run(pipeline.made_by("make-cams"), force=options.force)
 
 
+@main.command("train-e2e")
+@run_options()
+def train_e2e(options: Options) -> None:
+    """Train one network that classifies and segments (TSCD), and write its labels: e2e_labels.h5.
+
+    From image labels alone, in place of train-cls, make-cams and train-seg. predict.network = "train_e2e" makes it the
+    segmenter of the run, train_seg.labels_from = "train_e2e" the teacher of train-seg.
+
+    Example: cam-pipeline train-e2e -c my.toml --set predict.network=train_e2e
+    """
+    pipeline = options.pipeline()
+    pipeline.run(pipeline.made_by("train-e2e"), force=options.force)
+
+
 @main.command("train-seg")
 @run_options()
 def train_seg(options: Options) -> None:
@@ -64,7 +78,7 @@ def run(options: Options) -> None:
     Example: cam-pipeline run -c my.toml --set data.root=photos
     """
     pipeline = options.pipeline()
-    pipeline.run(pipeline.order(["train_seg"]), force=options.force)
+    pipeline.run(pipeline.order(pipeline.finals()), force=options.force)
     if is_first():
         click.echo(f"Results are in {pipeline.folder}. Next: cam-pipeline evaluate {options.same}")
 
@@ -83,7 +97,7 @@ def status(options: Options) -> None:
 
     pipeline = options.pipeline()
     grid = Table("stage", "state", "why", "file")
-    for name, state in pipeline.states(["train_seg"]).items():
+    for name, state in pipeline.states(pipeline.shown()).items():
         grid.add_row(name, state.kind, Text(state.reason), Text(str(pipeline.path(name))))
     console().print(grid)
 

@@ -13,7 +13,7 @@ from cam_pipeline.config.segmenter import SegmenterSettings
 from cam_pipeline.config.settings import Config
 from cam_pipeline.config.sfc import SfcSettings
 from cam_pipeline.config.toml import toml_value
-from cam_pipeline.config.training import TrainSegSettings, TrainSettings
+from cam_pipeline.config.training import TrainE2eSettings, TrainSegSettings, TrainSettings
 
 __all__ = [
     "FILES",
@@ -31,6 +31,7 @@ __all__ = [
     "RunSettings",
     "SegmenterSettings",
     "SfcSettings",
+    "TrainE2eSettings",
     "TrainSegSettings",
     "TrainSettings",
     "default_config",

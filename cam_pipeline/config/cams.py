@@ -18,6 +18,9 @@ CALIBRATED = If("cam.calibration", "sfc")
 class CamSettings(Section):
     """Reading class activation maps out of the classifier."""
 
+    network: Literal["train_cls", "train_e2e"] = Field(
+        "train_cls", description="whose classifier is read: that of train-cls, or of the single stage (train-e2e)"
+    )
     source: Literal["classifier_weights", "class_token_gradient"] = Field(
         "classifier_weights",
         description="`classifier_weights`: the class's row of the classifier's weights, applied to every cell (CAM); "

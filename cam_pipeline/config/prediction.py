@@ -12,6 +12,11 @@ from cam_pipeline.config.section import Section
 class PredictSettings(Section):
     """The segmenter's answer to an image. No result of a stage depends on these."""
 
+    network: Literal["train_seg", "train_e2e"] = Field(
+        "train_seg",
+        description="which segmenter answers, and is what `run` makes: that of train-seg, or the single stage of "
+        "train-e2e",
+    )
     classes: Literal["all", "classifier"] = Field(
         "all",
         description="`classifier`: the run's classifier says which classes an image shows, and this changes the "

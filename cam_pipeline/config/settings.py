@@ -21,7 +21,8 @@ from cam_pipeline.config.self_regulation import SelfRegulationSettings
 from cam_pipeline.config.sfc import SfcSettings
 from cam_pipeline.config.teacher import TeacherSettings
 from cam_pipeline.config.toml import toml_value
-from cam_pipeline.config.training import TrainSegSettings, TrainSettings
+from cam_pipeline.config.training import TrainE2eSettings, TrainSegSettings, TrainSettings
+from cam_pipeline.config.tscd import TscdSettings
 from cam_pipeline.errors import ConfigError
 
 
@@ -40,6 +41,8 @@ class Config(Section):
     segmenter: SegmenterSettings = SegmenterSettings()
     self_regulation: Annotated[SelfRegulationSettings, If("segmenter.self_regulation", True)] = SelfRegulationSettings()
     dfr: Annotated[DfrSettings, If("segmenter.regularizer", "dfr")] = DfrSettings()
+    train_e2e: TrainE2eSettings = TrainE2eSettings()
+    tscd: TscdSettings = TscdSettings()
     train_seg: TrainSegSettings = TrainSegSettings()
     teacher: Annotated[TeacherSettings, If("train_seg.teacher", True)] = TeacherSettings()
     predict: PredictSettings = PredictSettings()

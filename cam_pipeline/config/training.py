@@ -69,6 +69,10 @@ class TrainSettings(Section):
         return self
 
 
+class TrainE2eSettings(TrainSettings):
+    """Optimisation of the single stage that classifies and segments together."""
+
+
 class TrainSegSettings(TrainSettings):
     """Optimisation of the segmenter, and what it learns from."""
 
@@ -78,6 +82,9 @@ class TrainSegSettings(TrainSettings):
         "`mixed`: the same, and an error if there are none; `scribbles`: clicks and scribbles alone, and no pixel "
         "without them (see `segmenter.regularizer`); `masks` trains the fully supervised reference. Give the last two "
         "a run folder of their own (`output.dir`)",
+    )
+    labels_from: Annotated[Literal["make_labels", "train_e2e"], PSEUDO_LABELS] = Field(
+        "make_labels", description="whose pseudo-labels: those of make-cams, or those of the single stage (train-e2e)"
     )
     balance: bool = Field(
         False, description="the loss is half the mean over background pixels and half that over pixels of objects"
@@ -132,6 +139,11 @@ class TrainSegSettings(TrainSettings):
         return self.supervision in ("pseudo-labels", "mixed")
 
     @property
+    def from_e2e(self) -> bool:
+        """Whether the segmenter learns from the labels of the single stage."""
+        return self.from_labels and self.labels_from == "train_e2e"
+
+    @property
     def soft(self) -> bool:
         """`soft_labels`, if it has an effect."""
         return self.soft_labels and self.from_labels
@@ -157,6 +169,10 @@ class TrainSegSettings(TrainSettings):
         powers = {f"{name}_power": True for name in self.powers}
         chosen = {"balance": self.balance, "clip_losses": self.clip_losses, **powers}
         others = [name for name, on in chosen.items() if on]
+        if self.from_e2e and (self.soft or self.by_agreement):
+            raise ValueError(
+                "labels_from = 'train_e2e' brings labels alone: switch soft_labels and agreement_power off"
+            )
         if self.soft and others:
             raise ValueError(f"soft_labels cannot be combined with {' and '.join(others)}; switch one of them off")
         return self

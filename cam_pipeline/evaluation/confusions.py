@@ -1,6 +1,7 @@
 """Confusion matrices of maps, scores, labels and predictions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -117,16 +118,18 @@ def scores_confusion(path: Path, table: Table, samples: Sequence[Sample], each: 
 
 
 def labels_confusion(
-    labels: Path, scores: Path, table: Table, samples: Sequence[Sample], each: Each = None
+    labels: Path, scores: Path | None, table: Table, samples: Sequence[Sample], each: Each = None
 ) -> tuple[Tensor, float]:
     """Confusion and coverage of the pseudo-labels; undecided pixels get the best channel of their scores.
 
-    `each` takes the confusions of the images.
+    `scores` None: the labels leave nothing undecided. `each` takes the confusions of the images.
     """
-    with LabelStore.open(labels) as store, ScoreStore.open(scores) as score_store:
+    with LabelStore.open(labels) as store, ScoreStore.open(scores) if scores else nullcontext() as score_store:
 
         def predict(sample: Sample) -> tuple[Tensor, int]:
             decided = store.read(sample.id)
+            if score_store is None:
+                return torch.from_numpy(decided), 0
             stored = score_store.read(sample.id)
             band = decided == IGNORE_INDEX
             complete = np.where(band, complete_labels(stored.scores, stored.class_ids), decided)

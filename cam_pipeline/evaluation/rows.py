@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cam_pipeline.assembly.segmenter import load_segmenter
+from cam_pipeline.assembly.single_stage import trained_segmenter
 from cam_pipeline.config import Config, RefineSettings
 from cam_pipeline.data.check.masks import warn_if_unseen
 from cam_pipeline.data.marks import has_marks
@@ -43,7 +43,13 @@ from cam_pipeline.ops.metrics import (
 from cam_pipeline.prediction.label_maps import Presences, PresencesOf
 from cam_pipeline.refinement.background import background_score
 
-TITLES = {"refine_cams": "refined", "make_labels": "pseudo-label", "train_seg": "segmenter"}
+TITLES = {
+    "refine_cams": "refined",
+    "make_labels": "pseudo-label",
+    "label_e2e": "single-stage label",
+    "train_e2e": "single stage",
+    "train_seg": "segmenter",
+}
 """Titles of a report's rows, by the stage that made the result; the CAM goes before them, see `titles_of`."""
 
 LEARNED_FROM = {
@@ -53,10 +59,8 @@ LEARNED_FROM = {
     "masks": "masks",
 }
 """What a segmenter learned from, by `train_seg.supervision`."""
-BY_CLASSIFIER = "segmenter + classifier"
-TRUE_CLASSES = "segmenter, true classes"
-"""Titles of two more rows of the segmenter: its answer with the classes that the classifier sees in an image, and with
-those that the image's labels name."""
+SEGMENTERS = ("train_e2e", "train_seg")
+"""The stages whose result is a segmenter."""
 
 FEW = 200
 """Number of images up to which the mIoU is told with an interval; of many, single images hardly matter."""
@@ -188,15 +192,23 @@ def evaluate(
             each = _each(samples)
             total, coverage = labels_confusion(results["make_labels"], results["refine_cams"], table, samples, each)
             rows.append(Row("pseudo-label", confusion=total, coverage=coverage, interval=_interval(each), **facts))
+    if "label_e2e" in results and samples:
+        each = _each(samples)
+        total, _ = labels_confusion(results["label_e2e"], None, table, samples, each)
+        used = _and_marks("image labels", samples)
+        rows.append(Row(TITLES["label_e2e"], of_labels, len(samples), used, total, interval=_interval(each)))
     samples = _samples_of(table, of_segmenter, every)
-    if "train_seg" in results and samples:
-        rows += _segmenter_rows(config, table, results["train_seg"], samples, of_segmenter, oracle, presences)
+    for stage in SEGMENTERS if samples else ():
+        if stage in results:
+            answers = presences if stage == config.predict.network else None
+            rows += _segmenter_rows(config, table, stage, results[stage], samples, of_segmenter, oracle, answers)
     return rows
 
 
 def _segmenter_rows(
     config: Config,
     table: Table,
+    stage: str,
     path: Path,
     samples: Sequence[Sample],
     split: str,
@@ -204,19 +216,22 @@ def _segmenter_rows(
     presences: PresencesOf | None,
 ) -> list[Row]:
     """The segmenter's row, and those with the classes of each image that the classifier sees and that are true."""
-    segmenter = load_segmenter(config.segmenter, path, table.classes)
+    segmenter = trained_segmenter(config, path, table.classes)
     place(segmenter, pick_device(config.run))
-    variants: dict[str, tuple[Presences | None, Each]] = {"segmenter": (None, _each(samples))}
+    title = TITLES[stage]
+    by_classifier, true_classes = f"{title} + classifier", f"{title}, true classes"
+    variants: dict[str, tuple[Presences | None, Each]] = {title: (None, _each(samples))}
     of_train = (sample for sample in table.samples if sample.split == config.data.train)
-    used = {"segmenter": _and_marks(LEARNED_FROM[config.train_seg.supervision], of_train)}
+    learned = LEARNED_FROM[config.train_seg.supervision] if stage == "train_seg" else "image labels"
+    used = {title: _and_marks(learned, of_train) if stage == "train_seg" else learned}
     if presences is not None:
-        variants[BY_CLASSIFIER] = (presences(samples), _each(samples))
-        used[BY_CLASSIFIER] = f"{used['segmenter']}; {_by_classifier(config)}"
+        variants[by_classifier] = (presences(samples), _each(samples))
+        used[by_classifier] = f"{used[title]}; {_by_classifier(config)}"
     if oracle and not _unlabelled(samples):
-        variants[TRUE_CLASSES] = (_true_classes(samples, table), _each(samples))
-        used[TRUE_CLASSES] = f"{used['segmenter']}; with the classes of these labels (oracle)"
+        variants[true_classes] = (_true_classes(samples, table), _each(samples))
+        used[true_classes] = f"{used[title]}; with the classes of these labels (oracle)"
     totals = segmenter_confusions(segmenter, table, samples, config, variants)
-    warn_if_unseen(split, samples, table.classes, totals["segmenter"].sum(dim=1).tolist())
+    warn_if_unseen(split, samples, table.classes, totals[title].sum(dim=1).tolist())
     return [
         Row(name, split, len(samples), used[name], totals[name], interval=_interval(each))
         for name, (_, each) in variants.items()
@@ -267,19 +282,19 @@ def left_out(
     of_labels, of_segmenter = _compared_splits(config, table, split)
     every_title = titles_of(config)
     lines = [f"{title}: {not_ready[stage]}" for stage, title in every_title.items() if stage in not_ready]
-    titles = ", ".join(title for stage, title in every_title.items() if stage in ready and stage != "train_seg")
+    titles = ", ".join(title for stage, title in every_title.items() if stage in ready and stage not in SEGMENTERS)
     if titles and of_labels not in config.cam.splits:
         lines.append(f"{titles}: no maps are made for split '{of_labels}'; name it in cam.splits")
     elif titles and not _samples_of(table, of_labels, every):
         lines.append(f"{titles}: {_no_mask(of_labels, every)}")
-    if "train_seg" in ready:
+    if config.predict.network in ready:
         samples = _samples_of(table, of_segmenter, every)
         if not samples:
-            lines.append(f"{TITLES['train_seg']}: {_no_mask(of_segmenter, every)}")
+            lines.append(f"{TITLES[config.predict.network]}: {_no_mask(of_segmenter, every)}")
         elif oracle and (count := _unlabelled(samples)):
-            lines.append(
-                f"{TRUE_CLASSES}: {count:,} of {len(samples):,} images of split '{of_segmenter}' have no labels"
-            )
+            title = f"{TITLES[config.predict.network]}, true classes"
+            images = f"{count:,} of {len(samples):,} images of split '{of_segmenter}'"
+            lines.append(f"{title}: {images} have no labels")
     return lines
 
 

@@ -24,8 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cam_pipeline.assembly.classifier import load_classifier
-from cam_pipeline.assembly.segmenter import load_segmenter
+from cam_pipeline.assembly.single_stage import classifier_path, segmenter_path, trained_classifier, trained_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8
@@ -47,7 +46,6 @@ from cam_pipeline.version import __version__
 logger = logging.getLogger(__name__)
 
 NETWORKS = ("segmenter", "classifier")
-STAGES = {"segmenter": "train-seg", "classifier": "train-cls"}
 OPSET = 18
 LARGEST = 2**31 - 2**20
 """Bytes that a single protobuf file may hold, less some room for the graph."""
@@ -173,7 +171,8 @@ def export_onnx(config: Config, folder: Path | None = None, only: Sequence[str] 
     trained = [name for name in NETWORKS if _path(config, name).is_file()]
     for name in only or ([] if trained else NETWORKS[:1]):
         if name not in trained:
-            raise StageNotReady(f"{config.folder} holds no {name}. Run: cam-pipeline {STAGES[name]}")
+            stage = config.predict.network if name == "segmenter" else config.cam.network
+            raise StageNotReady(f"{config.folder} holds no {name}. Run: cam-pipeline {stage.replace('_', '-')}")
     for name in () if only else (name for name in NETWORKS if name not in trained):
         logger.info("%s holds no %s, so that is not exported", config.folder, name)
     use_threads(config.run.threads)
@@ -193,7 +192,7 @@ def check_libraries() -> None:
 
 
 def _path(config: Config, name: str) -> Path:
-    return config.folder / f"{name}.safetensors"
+    return segmenter_path(config) if name == "segmenter" else classifier_path(config)
 
 
 @torch.inference_mode(False)
@@ -201,10 +200,10 @@ def _exported(config: Config, name: str, path: Path) -> Exported:
     stored = load_metadata(_path(config, name))
     classes = tuple(stored["classes"])
     if name == "segmenter":
-        segmenter = load_segmenter(config.segmenter, _path(config, name), classes)
+        segmenter = trained_segmenter(config, _path(config, name), classes)
         network = _segmenter(segmenter, config, classes)
     else:
-        classifier = load_classifier(config.classifier, _path(config, name), classes)
+        classifier = trained_classifier(config, _path(config, name), classes)
         network = _classifier(classifier, config, classes)
     facts = {"fingerprint": str(stored.get("fingerprint", "")), "cam-pipeline": __version__}
     content = _model(network, network.metadata | facts).SerializeToString()

@@ -74,6 +74,7 @@ class Stage:
     ignores   keys in `params` that do not change the result
     needs     stages whose results it reads
     applies   whether a config asks for this stage; if not, nothing may need it
+    final     whether it makes what a run is for: `run` makes it, and all that it needs
     data      digest of what it reads outside the run folder
     check     raises UserError if the stage would fail with this config; `run` calls it for later stages before the
               first one starts
@@ -92,6 +93,7 @@ class Stage:
     ignores: tuple[str, ...] = ()
     needs: Callable[[Config], tuple[str, ...]] = lambda config: ()
     applies: Callable[[Config], bool] = lambda config: True
+    final: Callable[[Config], bool] = lambda config: False
     data: Callable[[Config, Dataset], str] = lambda config, dataset: ""
     check: Callable[[Config], None] | None = None
     version: int = 1

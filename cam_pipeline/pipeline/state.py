@@ -83,6 +83,15 @@ class Results:
             visit(name)
         return found
 
+    def finals(self) -> list[str]:
+        """The stages for which a run with this config is made."""
+        return [name for name, stage in self.stages.items() if stage.final(self.config)]
+
+    def shown(self) -> list[str]:
+        """`finals`, and stages that this config asks for and of which there is a result."""
+        known = [name for name, stage in self.stages.items() if stage.applies(self.config) and self._manifest(name)]
+        return list(dict.fromkeys([*self.order(self.finals()), *known]))
+
     def made_by(self, command: str) -> list[str]:
         """The stages that a command makes with this config, upstream first."""
         own = [name for name, stage in self.stages.items() if stage.command == command and stage.applies(self.config)]

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,24 +84,36 @@ def shares_line(images: Sequence[LabelCounts], classes: Sequence[str]) -> str:
     return f"{number}: {', '.join([share('background', total[0]), *shown, share('ignored', total[IGNORE_INDEX])])}"
 
 
-def warnings(images: Sequence[LabelCounts], classes: Sequence[str], undecided: str = "scores") -> list[str]:
+class Advice(NamedTuple):
+    """What to do if classes have too many pixels, and if they have too few."""
+
+    too_many: str = "raise refine.background"
+    too_few: str = "lower refine.background to give them more"
+
+
+PLAIN = Advice()
+
+
+def warnings(
+    images: Sequence[LabelCounts], classes: Sequence[str], undecided: str = "scores", advice: Advice = PLAIN
+) -> list[str]:
     """What looks wrong with the labels of all images, in two lines at most; `classes` begins with the background.
 
     If there is nothing to learn from them, that is all there is to say. `undecided`: the setting `labels.undecided`.
     """
     total = total_of(images)
     if message := nothing_to_learn(images, total, undecided):
-        return [message]
+        return [message if advice == PLAIN else f"no pixel has a class; {advice.too_few}"]
     flooded = [image for image in images if image.largest[0] > FLOODED]
     lost = [image for image in images if image.lost]
-    raised, lowered = "if these are no close-ups, raise refine.background", "lower refine.background to give them more"
-    if min(len(flooded), len(lost)) > MANY * len(images):  # no background score mends both
+    raised, lowered = f"if these are no close-ups, {advice.too_many}", advice.too_few
+    if advice == PLAIN and min(len(flooded), len(lost)) > MANY * len(images):  # no background score mends both
         raised = lowered = "train the classifier longer (train_cls.epochs)"
     lines = []
     if flooded:
         lines.append(f"{_flooded(flooded, len(images), classes)}; {raised}")
     elif not total[0] and set(+total):
-        lines.append("no pixel is background; raise refine.background")
+        lines.append(f"no pixel is background; {advice.too_many}")
     if lost:
         lines.append(f"{_lost(lost, len(images), classes, classes_lost(images, total))}; {lowered}")
     return lines

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from cam_pipeline.assembly.classifier import load_classifier
+from cam_pipeline.assembly.single_stage import trained_classifier
 from cam_pipeline.cams.image_classes import SEEN, ImageClasses, classifier_file, with_threshold
 from cam_pipeline.config import Config
 from cam_pipeline.data.table import Table
@@ -42,7 +42,7 @@ def evaluate_run(
     "left_out" says why rows are missing, and "next" what makes the results that are not current; "" if all are. Raises
     StageNotReady if no result is current, or none can be compared on the given split, DataError for an unknown id.
     """
-    of_all = pipeline.states(["train_seg"])
+    of_all = pipeline.states(pipeline.shown())
     states = {name: state for name, state in of_all.items() if state.kind == "current"}
     config = pipeline.config
     path = pipeline.folder / "evaluation.json"
@@ -52,7 +52,7 @@ def evaluate_run(
     results = {name: pipeline.path(name) for name in states if name in titles_of(config)}
     if not results:
         raise StageNotReady(_nothing_current(pipeline, of_all))
-    by_classifier = "train_seg" in results and config.predict.classes == "classifier"
+    by_classifier = config.predict.network in results and config.predict.classes == "classifier"
     classifier = cache(partial(_classifier, pipeline))
     if by_classifier:
         config = _settled(pipeline, classifier)
@@ -61,7 +61,7 @@ def evaluate_run(
     key: dict[str, Any] = {"split": split, "every": every, "oracle": oracle, "results": run_ids, "settings": settings}
     key["data"] = _data(pipeline, table, split)
     if by_classifier:
-        key["classifier"] = pipeline.dataset.digests.of(pipeline.path("train_cls"))
+        key["classifier"] = pipeline.dataset.digests.of(pipeline.path(config.cam.network))
         key["settings"] |= config.pick(("predict", *SEEN))
     shown = {"images": images, "ids": list(ids)}
     not_ready = {name: f"{state.kind} ({state.reason})" for name, state in of_all.items() if name not in states}
@@ -83,7 +83,7 @@ def _settled(pipeline: Pipeline, classifier: Callable[[], Classifier]) -> Config
     """The config with a number as `predict.threshold`. Raises StageNotReady if the classifier is not current."""
     config = pipeline.config
     classifier_file(config)
-    pipeline.ensure("train_cls")
+    pipeline.ensure(config.cam.network)
     with memory_errors_named("evaluate", "cam.batch_size", config.cam.batch_size):
         return with_threshold(config, pipeline.dataset, classifier, look_at_data=True)
 
@@ -91,7 +91,7 @@ def _settled(pipeline: Pipeline, classifier: Callable[[], Classifier]) -> Config
 def _classifier(pipeline: Pipeline) -> Classifier:
     """The run's classifier, on its device."""
     config = pipeline.config
-    classifier = load_classifier(config.classifier, pipeline.path("train_cls"), pipeline.dataset.table.classes)
+    classifier = trained_classifier(config, pipeline.path(config.cam.network), pipeline.dataset.table.classes)
     place(classifier, pick_device(config.run))
     return classifier
 

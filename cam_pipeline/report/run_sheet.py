@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cam_pipeline.assembly.segmenter import load_segmenter
+from cam_pipeline.assembly.single_stage import trained_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.images import sample_image
 from cam_pipeline.data.marks import has_marks, sample_marks
@@ -48,8 +48,9 @@ def run_sheet(
         cams = labels = None
         if config.refine.maps_from in results:
             cams = opened.enter_context(CamStore.open(results[config.refine.maps_from]))
-        if "make_labels" in results:
-            labels = opened.enter_context(LabelStore.open(results["make_labels"]))
+        made_by = "label_e2e" if config.predict.network == "train_e2e" else "make_labels"
+        if made_by in results:
+            labels = opened.enter_context(LabelStore.open(results[made_by]))
         if ids:
             samples = named(table, ids)
             chosen = Chosen(dict.fromkeys((sample.id for sample in samples), ""), "")
@@ -88,9 +89,10 @@ def _predictions(
     presences: PresencesOf | None,
 ) -> dict[str, np.ndarray]:
     """The segmenter's label maps (H, W) by image id; empty if there is no segmenter."""
-    if "train_seg" not in results:
+    network = config.predict.network
+    if network not in results:
         return {}
-    segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
+    segmenter = trained_segmenter(config, results[network], table.classes)
     place(segmenter, pick_device(config.run))
     shown = presences(samples) if presences else None
     return {sample.id: labels.numpy() for sample, labels in predict_labels(segmenter, samples, config, shown)}

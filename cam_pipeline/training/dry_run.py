@@ -9,6 +9,7 @@ import torch
 from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.fits import check_crop
 from cam_pipeline.assembly.segmenter import new_segmenter
+from cam_pipeline.assembly.single_stage import new_single_stage
 from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
 from cam_pipeline.data.check.problems import AllProblems
@@ -17,6 +18,7 @@ from cam_pipeline.models.backbone import check_name
 from cam_pipeline.models.classifier import Classifier, check_start
 from cam_pipeline.models.hub import check_pretrained
 from cam_pipeline.models.segmenter import Segmenter
+from cam_pipeline.models.single_stage import SingleStage
 from cam_pipeline.training.objectives import classifier_objectives, segmenter_objectives
 from cam_pipeline.training.objectives.sfc import half_side
 
@@ -60,6 +62,24 @@ def try_segmenter(config: Config) -> None:
     segmenter = new_segmenter(config.segmenter.model_copy(update=weights), ANY_CLASSES)
     segmenter_objectives(segmenter, config, labels=torch.zeros(0, ANY_CLASSES))
     check_segmenter_crops(segmenter, config)
+
+
+def try_single_stage(config: Config) -> None:
+    """Raise ConfigError if the single stage cannot be built or not be trained on its crops, or WeightsError."""
+    weights = {"weights": _tried(config.classifier.weights), "trunk_weights": _tried(config.classifier.trunk_weights)}
+    tried = config.model_copy(update={"classifier": config.classifier.model_copy(update=weights)})
+    check_single_stage_crops(new_single_stage(tried, ANY_CLASSES), config)
+
+
+def check_single_stage_crops(network: SingleStage, config: Config, images: int | None = None) -> None:
+    """Raise ConfigError if the single stage cannot be trained on its crops; `images` as in `check_views`."""
+    settings = config.train_e2e
+    if settings.crop % network.classifier.stride:
+        raise ConfigError(
+            f"train_e2e.crop = {settings.crop} must be a multiple of the stride {network.classifier.stride}, so that "
+            "crops are whole cells"
+        )
+    check_crop(network, settings.crop, "train_e2e.crop", config.classifier.backbone, settings.at_once(images))
 
 
 def check_labels_of(config: Config) -> None:

@@ -229,7 +229,7 @@ def test_masks_of_another_size_are_a_mistake_in_the_data(table, scores):
 
 
 def fake_segmenter(monkeypatch, predictions):
-    monkeypatch.setattr(rows, "load_segmenter", lambda settings, path, classes: SimpleNamespace())
+    monkeypatch.setattr(rows, "trained_segmenter", lambda config, path, classes: SimpleNamespace())
     monkeypatch.setattr(rows, "place", lambda network, device: None)
     monkeypatch.setattr(
         confusions,

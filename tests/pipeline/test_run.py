@@ -381,7 +381,7 @@ def test_stage_alone_needs_current_results_and_names_the_command(baked: Bakery) 
 
 
 def test_not_ready_names_the_command_that_users_type() -> None:
-    assert {stage.command for stage in load_stages().values()} == {"train-cls", "make-cams", "train-seg"}
+    assert {stage.command for stage in load_stages().values()} == {"train-cls", "train-e2e", "make-cams", "train-seg"}
 
 
 def test_ensure_gives_the_path_of_a_current_result(baked: Bakery) -> None:
@@ -915,7 +915,7 @@ def test_segmenter_on_masks_needs_no_labels(tmp_path: Path, tiny_data: Path) -> 
 
 def test_records_agree_with_the_list_of_stages() -> None:
     stages = load_stages()
-    assert set(stages) == {*REAL, "merge_cams", "score_cams", "compare_cams"}
+    assert set(stages) == {*REAL, "train_e2e", "label_e2e", "merge_cams", "score_cams", "compare_cams"}
     assert [stage.name for stage in stages.values()] == list(stages)
     assert len({stage.makes for stage in stages.values()}) == len(stages)
 
@@ -968,6 +968,8 @@ def test_every_stage_names_a_setting_to_lower() -> None:
     named = {name: stage.memory or stage.divides or "run.workers" for name, stage in load_stages().items()}
     assert named == {
         "train_cls": "train_cls.batch_size",
+        "train_e2e": "train_e2e.batch_size",
+        "label_e2e": "run.workers",
         "extract_cams": "cam.batch_size",
         "merge_cams": "run.workers",
         "refine_cams": "run.workers",

@@ -82,7 +82,7 @@ def test_few_images_are_all_shown_and_a_missing_mask_leaves_its_place_empty(run,
 
 def test_predictions_of_the_segmenter_are_those_of_the_image(run, drawn, tmp_path, monkeypatch):
     table, results = run
-    monkeypatch.setattr(module, "load_segmenter", lambda settings, path, classes: SimpleNamespace())
+    monkeypatch.setattr(module, "trained_segmenter", lambda config, path, classes: SimpleNamespace())
     monkeypatch.setattr(module, "place", lambda network, device: None)
     monkeypatch.setattr(
         module,

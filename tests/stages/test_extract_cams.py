@@ -51,7 +51,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def stored(config, tmp_path, monkeypatch, inputs):
-    monkeypatch.setattr(module, "load_classifier", lambda settings, path, classes: Colours().eval())
+    monkeypatch.setattr(module, "trained_classifier", lambda config, path, classes: Colours().eval())
     output = Output(tmp_path / "partial" / "cams.h5", tmp_path / "logs", "f")
     module.extract_cams(config, inputs(config, train_cls=tmp_path / "classifier"), output)
     with CamStore.open(output.path) as store:
@@ -84,7 +84,7 @@ def test_maps_are_the_classifiers_mean_over_both_views(stored):
 
 
 def test_the_threshold_of_presence_is_honoured(config, tmp_path, monkeypatch, inputs):
-    monkeypatch.setattr(module, "load_classifier", lambda settings, path, classes: Colours().eval())
+    monkeypatch.setattr(module, "trained_classifier", lambda config, path, classes: Colours().eval())
     for at_least_one, predicted in ((False, ()), (True, (3,))):
         update = {"presence_threshold": 0.99, "at_least_one": at_least_one}
         strict = config.model_copy(update={"cam": config.cam.model_copy(update=update)})

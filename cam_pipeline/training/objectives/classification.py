@@ -18,6 +18,6 @@ class ClassificationObjective(Objective):
         self.weight = weight
 
     def terms(self, seen: ForwardPass) -> list[Terms]:
-        _, logits = seen.output
+        logits = seen.output.logits
         loss = classification_loss(seen.of_images(logits), seen.batch["labels"])
         return [Terms({"classification": loss}, self.weight)]
