@@ -368,6 +368,106 @@ def test_scores_in_place_of_labels_are_refused_beside_what_is_about_labels(mista
     assert "train_seg: soft_labels cannot be combined with balance; switch one of them off" in line
 
 
+# One stage in place of three
+
+E2E = (
+    "train_e2e.epochs=2", "train_e2e.batch_size=8", "train_e2e.crop=48", "train_e2e.optimizer=adamw",
+    "train_e2e.lr=1e-3", "train_e2e.checkpoint_seconds=0", "tscd.start=0.3", "tscd.decoder_width=8", "tscd.points=8",
+)  # fmt: skip
+HYBRID = (
+    "classifier.backbone=vit_tiny_patch16_224",
+    "classifier.backbone_args={depth = 2, embed_dim = 24, num_heads = 3, img_size = 48}",
+    "classifier.trunk=resnet10t",
+    "classifier.trunk_args={channels = [8, 16, 24, 32], stem_width = 8}",
+    "classifier.trunk_weights=none",
+)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        (),
+        HYBRID,
+        (*HYBRID, "tscd.scd=released", "tscd.energy_weight=0.01", "tscd.kernel=par", "tscd.map_flip=true"),
+        (*HYBRID, "tscd.scd=off", "tscd.affinity=false", "run.precision=bfloat16", "train_e2e.accumulate=2"),
+    ],
+)
+def test_a_killed_single_stage_ends_as_an_undisturbed_one(
+    commands: Any,
+    workspace: Path,
+    tmp_path: Path,
+    differences: Callable[[Path, Path], list[str]],
+    chosen: tuple[str, ...],
+) -> None:
+    undisturbed, killed = (Path(shutil.copytree(workspace, tmp_path / one)) for one in ("undisturbed", "killed"))
+    given = options(*E2E, *chosen)
+    ended = commands.run("train-e2e", *given, folder=undisturbed)
+    assert ended.code == 0, ended.stderr
+    assert "train_e2e: done" in ended.stderr and "label_e2e: done" in ended.stderr
+    moment = {
+        "function": "cam_pipeline.training.trainer.save_checkpoint", "holds": "train_e2e-", "call": 4,
+        "send": "SIGKILL", "group": True,
+    }  # fmt: skip
+    assert commands.run("train-e2e", *given, folder=killed, signal_at=moment).code == -9
+    assert commands.run("train-e2e", *given, folder=killed).code == 0
+    assert differences(killed / "run", undisturbed / "run") == []
+    with LabelStore.open(undisturbed / "run" / "e2e_labels.h5") as store:
+        assert len(store.names) == 24
+
+
+def test_a_run_may_end_with_the_single_stage(commands: Any, workspace: Path) -> None:
+    """All commands about a segmenter then mean it, and the others' results are not asked for."""
+    single = options(*E2E, *HYBRID, "predict.network=train_e2e", "cam.network=train_e2e")
+    ended = commands.run("run", *single, folder=workspace)
+    assert ended.code == 0, ended.stderr
+    assert not (workspace / "run" / "segmenter.safetensors").exists()
+    shown = commands.run("status", *single, folder=workspace).stdout
+    assert shown.count("current") == 2 and "train_seg" not in shown and "missing" not in shown
+    ended = commands.run("evaluate", *single, folder=workspace)
+    assert ended.code == 0, ended.stderr
+    assert "single-stage label" in ended.stdout and "Not all results are current" not in ended.stdout
+    ended = commands.run("predict", "data/images", "-o", "new", *single, "--set", "predict.classes=classifier",
+                         folder=workspace)  # fmt: skip
+    assert ended.code == 0, ended.stderr
+    assert len(list((workspace / "new").glob("*.png"))) == 32
+    run = open_run(workspace / "run", device="cpu")
+    image = next((workspace / "data" / "images").glob("val*"))
+    assert run.segment(image).dtype == np.uint8
+    assert run.annotate(image).scores.shape[1:] == run.segment(image).shape
+
+
+def test_labels_and_maps_of_the_single_stage_serve_the_other_stages(commands: Any, finished: Path) -> None:
+    teacher = options(*E2E, "train_seg.labels_from=train_e2e")
+    assert commands.run("train-e2e", *teacher, folder=finished).code == 0
+    ended = commands.run("run", *teacher, folder=finished)
+    assert ended.code == 0, ended.stderr
+    assert "label_e2e: current" in ended.stderr and "train_seg: done" in ended.stderr
+    shown = commands.run("evaluate", *teacher, folder=finished).stdout
+    assert all(row in shown for row in ("single-stage label", "single stage", "segmenter", "pseudo-label"))
+    maps = options(*E2E, "cam.network=train_e2e", "output.dir=other")
+    assert commands.run("train-e2e", *maps, folder=finished).code == 0
+    ended = commands.run("make-cams", *maps, folder=finished)
+    assert ended.code == 0 and "extract_cams: done" in ended.stderr, ended.stderr
+    merged = options("refine.merge_with=['other/cams.h5']")
+    ended = commands.run("make-cams", *merged, folder=finished)
+    assert ended.code == 0 and "merge_cams: done" in ended.stderr, ended.stderr
+
+
+def test_the_single_stage_says_what_it_cannot_do(mistake: Callable[..., str]) -> None:
+    assert "train_e2e.crop = 40 must be a multiple of the stride 16" in mistake(
+        "train-e2e", "--set", "train_e2e.crop=40"
+    )
+    assert "e2e.safetensors is missing (not made yet). Run: cam-pipeline train-e2e" in mistake(
+        "train-seg", "--set", "train_seg.labels_from=train_e2e"
+    )
+    line = mistake("train-seg", "--set", "train_seg.labels_from=train_e2e", "--set", "train_seg.soft_labels=true")
+    assert "labels_from = 'train_e2e' brings labels alone" in line
+    assert "holds no segmenter. Run: cam-pipeline train-e2e" in mistake(
+        "predict", "data/images", "-o", "new", "--set", "predict.network=train_e2e"
+    )
+    assert "tscd: low = 0.6 must not exceed high = 0.55" in mistake("train-e2e", "--set", "tscd.low=0.6")
+
+
 # Clicks and scribbles, and the regularised loss
 
 DFR = ("segmenter.regularizer=dfr", "dfr.beta_start=0.2", "dfr.threshold=0.3")
