@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cam_pipeline.data.runs import filled_runs
 from cam_pipeline.errors import LibraryMissing
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
@@ -64,28 +65,28 @@ def draw(mask: CocoMask) -> UInt8:
     Raises LibraryMissing if there are polygons, but no pycocotools.
     """
     labels = np.zeros((mask.height, mask.width), np.uint8)
-    shapes = [(region, _inside(region, mask)) for region in mask.regions]
+    shapes = [(region, inside(region, mask.height, mask.width)) for region in mask.regions]
     # Sorting is stable: of two regions equal in size, the later one in the file is drawn later.
-    for region, inside in sorted(shapes, key=lambda shape: (not shape[0].crowd, -int(shape[1].sum()))):
-        labels[inside] = IGNORE_INDEX if region.crowd else region.label
+    for region, pixels in sorted(shapes, key=lambda shape: (not shape[0].crowd, -int(shape[1].sum()))):
+        labels[pixels] = IGNORE_INDEX if region.crowd else region.label
     return labels
 
 
-def _inside(region: Region, mask: CocoMask) -> NDArray[np.bool_]:
-    """(height, width): the pixels of a region."""
-    lengths = np.frombuffer(region.runs, np.uint32) if region.runs else _polygon_runs(region, mask)
-    pixels = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
-    return pixels.reshape(mask.width, mask.height).T
+def inside(region: Region, height: int, width: int) -> NDArray[np.bool_]:
+    """(height, width): the pixels of a region. Raises LibraryMissing for a polygon without pycocotools."""
+    lengths = np.frombuffer(region.runs, np.uint32) if region.runs else _polygon_runs(region, height, width)
+    return filled_runs(lengths).reshape(width, height).T
 
 
-def _polygon_runs(region: Region, mask: CocoMask) -> list[int]:
-    tools = _pycocotools()
+def _polygon_runs(region: Region, height: int, width: int) -> list[int]:
+    tools = pycocotools()
     outlines = [np.frombuffer(polygon).tolist() for polygon in region.polygons]
-    merged = tools.merge(tools.frPyObjects(outlines, mask.height, mask.width))
+    merged = tools.merge(tools.frPyObjects(outlines, height, width))
     return _decompressed(merged["counts"].decode())
 
 
-def _pycocotools() -> Any:
+def pycocotools() -> Any:
+    """The module `pycocotools.mask`. Raises LibraryMissing if it cannot be imported."""
     try:
         from pycocotools import mask
     except ImportError as error:
