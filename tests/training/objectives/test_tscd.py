@@ -9,7 +9,7 @@ from cam_pipeline.assembly.single_stage import new_single_stage
 from cam_pipeline.config import Config
 from cam_pipeline.training.loss import Loss
 from cam_pipeline.training.objectives import tscd as module
-from cam_pipeline.training.objectives.classification import ClassificationObjective
+from cam_pipeline.training.objectives.classification import ClassificationObjective, classification_loss
 from cam_pipeline.training.objectives.tscd import TscdObjective
 
 CLASSIFIER = {
@@ -134,3 +134,8 @@ def test_an_image_without_classes_is_background():
         found = loss(batch(labels=torch.tensor([[0.0, 0.0], [0.0, 0.0]])), 1.0)
         assert (learned.call_args.args[1] == 0).all()
     assert float(found["tscd.objects"]) == 0 and found["loss"].isfinite()
+
+
+def test_classification_is_the_soft_margin_of_the_specification():
+    loss = classification_loss(torch.tensor([[2.0, -1.0, 0.0]]), torch.tensor([[1.0, 0.0, 1.0]]))
+    assert loss.item() == pytest.approx(0.377779, abs=1e-6)
