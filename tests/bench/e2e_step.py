@@ -1,8 +1,8 @@
 """A step of the single stage (TSCD) with all its losses, against a plain segmenter's step of the same network.
 
 Hybrid ViT (two blocks of ViT-S on MobileNetV2, stride 16) and MobileNetV2 alone, 16 crops of 256, 20 classes, two of
-them in each image, CPU, float32. Steps of all kinds are interleaved, so that all meet the same machine; each is forward,
-backward and optimiser as the trainer does them, without loading.
+them in each image, CPU, float32. Steps of all kinds are interleaved, so that all meet the same machine; each is
+forward, backward and optimiser as the trainer does them, without loading.
 """
 
 import statistics
