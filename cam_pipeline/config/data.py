@@ -58,6 +58,11 @@ class DataSettings(Section):
         description="folder under `root` with scribbles (PNG, ScribbleSup's XML, Labelme's JSON) named by ids of "
         "images, or a zip file of XML; empty: none, in the VOC layout `Scribbles` if there is this folder",
     )
+    corrected: str = Field(
+        "",
+        description="labels that were corrected elsewhere, which win over pseudo-labels: a folder or file under `root` "
+        "or elsewhere, of PNG, COCO, Labelme, CVAT, Label Studio or YOLO; empty: none; docs/formats.md",
+    )
     annotations: Annotated[str, COCO] = Field(
         "annotations/instances_{split}.json",
         description="the JSON file of a split under `root`; `{split}` stands for the name of the split",
