@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cam_pipeline.data.coco_masks import CocoMask
+from cam_pipeline.data.corrections import NumberedMask
 from cam_pipeline.data.nearest import did_you_mean
 from cam_pipeline.data.strokes import ScribbleXml, Strokes
 from cam_pipeline.data.table import Sample
@@ -117,7 +118,7 @@ def data_digest(
 ) -> str:
     """One digest over class names, ids, image contents and, if asked for, image-level labels, masks and marks.
 
-    Without clicks and scribbles it is the same with `marks` and without.
+    Without clicks, scribbles and corrections it is the same with `marks` and without.
     """
     total = hashlib.sha256(json.dumps(list(classes)).encode())
     for sample in samples:
@@ -129,6 +130,8 @@ def data_digest(
         if marks and (sample.clicks or sample.scribble is not None):
             facts.append({"clicks": [(click.x, click.y, click.label) for click in sample.clicks]})
             facts.append({"scribble": _scribble_digest(sample, digests)})
+        if marks and sample.corrected is not None:
+            facts.append({"corrected": _correction_digest(sample, digests)})
         total.update(json.dumps(facts).encode())
     return total.hexdigest()
 
@@ -149,6 +152,13 @@ def _scribble_digest(sample: Sample, digests: FileDigests) -> str | None:
         return f"{digests.of(sample.scribble.path, sample.named_in)} {sample.scribble.member}"
     of_file = digests.of(sample.scribble, sample.named_in)
     return f"{of_file} {sample.colors}" if sample.colors else of_file
+
+
+def _correction_digest(sample: Sample, digests: FileDigests) -> str | None:
+    if isinstance(sample.corrected, NumberedMask):
+        of_file = digests.of(sample.corrected.path, sample.named_in)
+        return f"{of_file} {sample.corrected.labels} {sample.colors}"
+    return sample.corrected.digest() if sample.corrected else None
 
 
 def _mask_digest(sample: Sample, digests: FileDigests) -> str | None:

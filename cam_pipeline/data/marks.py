@@ -1,4 +1,4 @@
-"""The pixels of an image that people have spoken about beside its labels: its clicks and its scribble."""
+"""The pixels of an image that people have spoken about beside its labels: clicks, a scribble, a corrected map."""
 
 import logging
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cam_pipeline.data.corrected.draw import corrected_labels
 from cam_pipeline.data.drawing import CLICK_RADIUS, draw_clicks, draw_strokes
 from cam_pipeline.data.images import UInt8, errors_named_for, is_turned, sample_size
 from cam_pipeline.data.masks import read_mask
@@ -30,7 +31,7 @@ class Marks:
     """`labels` (height, width) uint8: 0 background, 1..C, 255 where nobody has said anything.
 
     `origin` (height, width) uint8 says who spoke: PSEUDO (0, nobody), CLICK (1), SCRIBBLE (2), MASK (3, a painted
-    region).
+    region), CORRECTED (4, which a whole image is; where its label is 255, it stays open).
     """
 
     labels: UInt8
@@ -38,8 +39,8 @@ class Marks:
 
 
 def has_marks(sample: Sample) -> bool:
-    """Whether an image has clicks or a scribble; no file is opened."""
-    return bool(sample.clicks) or has_scribble(sample)
+    """Whether an image has clicks, a scribble or a corrected map; no file is opened."""
+    return bool(sample.clicks) or has_scribble(sample) or sample.corrected is not None
 
 
 def has_scribble(sample: Sample) -> bool:
@@ -51,9 +52,12 @@ def has_scribble(sample: Sample) -> bool:
 def sample_marks(sample: Sample, num_classes: int) -> Marks:
     """What people say about the pixels of the upright image; its mask (`sample.mask`) is no part of it.
 
-    Clicks win over the scribble. A click off the image is left out, and a warning says so. Raises DataError if a file
-    cannot be read, holds a number that is no label, or its size is not the image's.
+    A corrected map wins over all else, clicks win over the scribble. A click off the image is left out, and a warning
+    says so. Raises DataError if a file cannot be read, holds a number that is no label, or its size is not the image's.
     """
+    if sample.corrected is not None:
+        labels = corrected_labels(sample, num_classes)
+        return Marks(labels, np.full_like(labels, CORRECTED))
     labels, origin = scribble_labels(sample, num_classes)
     height, width = labels.shape
     if clicks_off(sample, height, width):

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from cam_pipeline.config import Colour, DataSettings
 from cam_pipeline.data.coco_masks import CocoMask
+from cam_pipeline.data.corrections import Correction
 from cam_pipeline.data.names import clean, fold, is_background, is_missing, is_number, joined
 from cam_pipeline.data.nearest import did_you_mean
 from cam_pipeline.data.strokes import Click, ScribbleXml, Strokes
@@ -30,8 +31,8 @@ class Sample:
     `mask` is a file, or outlines from COCO annotations. Files of more than `max_pixels` pixels are not decoded (see
     `data.images`). `colors` are what colours in a mask file mean (see `data.masks`). `clicks` and `scribble` are what
     people say about some pixels (see `data.marks`); the scribble is a file of labels in which 255 means that nobody has
-    said anything, or strokes. `source` says where the data set names the image (file and line), for messages;
-    comparisons of samples ignore it.
+    said anything, or strokes. `corrected` is a whole label map that a person has corrected; it wins over both. `source`
+    says where the data set names the image (file and line), for messages; comparisons of samples ignore it.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Sample:
     colors: tuple[Colour, ...] = ()
     clicks: tuple[Click, ...] = ()
     scribble: Path | Strokes | ScribbleXml | None = None
+    corrected: Correction | None = None
     source: str = field(default="", compare=False)
 
     @property

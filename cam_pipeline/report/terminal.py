@@ -54,6 +54,8 @@ def class_table(found: DataCheck) -> Table:
         grid.add_row("with clicks (number)", *(f"{split.clicks:,} ({split.clicked:,})" for split in splits))
     if any(split.scribbles for split in splits):
         grid.add_row("with a scribble", *(f"{split.scribbles:,}" for split in splits))
+    if any(split.corrected for split in splits):
+        grid.add_row("corrected", *(f"{split.corrected:,}" for split in splits))
     return grid
 
 

@@ -29,7 +29,7 @@ from cam_pipeline.machine.progress import track
 class SplitFacts:
     """Counts of one split's images: all, of each class, by number of classes, without labels, with a mask, with marks.
 
-    `clicks` and `scribbles` are images that have such, `clicked` is the number of clicks on all of them.
+    `clicks`, `scribbles` and `corrected` are images that have such, `clicked` is the number of clicks on all of them.
     """
 
     name: str
@@ -41,6 +41,7 @@ class SplitFacts:
     clicks: int = 0
     clicked: int = 0
     scribbles: int = 0
+    corrected: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def _facts(name: str, table: Table) -> SplitFacts:
         clicks=sum(bool(sample.clicks) for sample in samples),
         clicked=sum(len(sample.clicks) for sample in samples),
         scribbles=sum(map(has_scribble, samples)),
+        corrected=sum(sample.corrected is not None for sample in samples),
     )
 
 

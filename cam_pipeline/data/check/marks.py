@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cam_pipeline.data.check.problems import Problems
+from cam_pipeline.data.corrected.draw import corrected_labels
 from cam_pipeline.data.images import UInt8, is_turned
 from cam_pipeline.data.marks import clicks_off, scribble_labels, without_scribble
 from cam_pipeline.data.strokes import Strokes
@@ -21,6 +22,8 @@ FEW = 2
 
 def inspect_marks(sample: Sample, classes: tuple[str, ...], height: int, width: int, problems: Problems) -> None:
     """Report what is wrong with the marks of an image of this size."""
+    if sample.corrected is not None:
+        _check_correction(sample, classes, problems)
     if message := clicks_off(sample, height, width):
         problems.warn("click off the image", message)
     if sample.clicks and is_turned(sample):
@@ -31,6 +34,20 @@ def inspect_marks(sample: Sample, classes: tuple[str, ...], height: int, width: 
         problems.report("missing scribble file", message)
     elif sample.scribble is not None:
         _check_scribble(sample, classes, problems)
+
+
+def _check_correction(sample: Sample, classes: tuple[str, ...], problems: Problems) -> None:
+    """Report a correction that cannot be used; warn of one without a class that the labels name."""
+    try:
+        shown = {*np.unique(corrected_labels(sample, len(classes))).tolist()}
+    except DataError as error:
+        problems.report("correction that cannot be used", str(error))
+        return
+    absent = {*(sample.class_ids or ())} - shown
+    if absent and IGNORE_INDEX not in shown:
+        names = ", ".join(classes[label - 1] for label in sorted(absent))
+        message = f"image {sample.id}{sample.named_in}: {names} only in the labels, not in {sample.corrected}"
+        problems.warn("correction and labels that disagree", message)
 
 
 def _check_pixels(sample: Sample, classes: tuple[str, ...], problems: Problems) -> None:

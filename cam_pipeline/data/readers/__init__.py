@@ -3,6 +3,7 @@
 from cam_pipeline.config import DataSettings
 from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.readers.coco import read_coco
+from cam_pipeline.data.readers.corrected import with_corrections
 from cam_pipeline.data.readers.csv_table import read_csv
 from cam_pipeline.data.readers.folders import read_folders
 from cam_pipeline.data.readers.marks import with_marks
@@ -26,4 +27,5 @@ def load_table(settings: DataSettings, problems: Problems | None = None) -> Tabl
         what = "a file, not a folder:" if settings.root.is_file() else "there is no folder"
         raise DataError(f"data.root: {what} {settings.root}{tried}; set it with --set data.root=FOLDER")
     problems = problems or Problems()
-    return with_marks(READERS[settings.format](settings, problems), settings, problems)
+    table = READERS[settings.format](settings, problems)
+    return with_marks(with_corrections(table, settings, problems), settings, problems)

@@ -5,7 +5,7 @@ import binascii
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cam_pipeline.data.strokes import Click, Point, Stroke, Strokes
 from cam_pipeline.data.table import unknown_class
 from cam_pipeline.data.xml_files import not_decoded
 from cam_pipeline.errors import DataError
+from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 LINES = {"line": 2, "linestrip": 1}
 """Fewest points of the shapes that are lines."""
@@ -31,11 +32,24 @@ def read_labelme(path: Path, classes: Sequence[str], problems: Problems) -> tupl
 
     Raises DataError if the file cannot be read.
     """
-    content = _load(path)
-    strokes: list[Stroke] = []
-    clicks: list[Click] = []
+    content = load_labelme(path)
+    shapes = [*labelme_shapes(content, path, classes, problems)]
+    strokes = tuple(shape for shape in shapes if isinstance(shape, Stroke))
+    clicks = tuple(shape for shape in shapes if isinstance(shape, Click))
+    return Strokes(strokes, size_of(content), str(path)), clicks
+
+
+def labelme_shapes(
+    content: dict[str, Any], path: Path, classes: Sequence[str], problems: Problems, ignored: bool = False
+) -> Iterator[Stroke | Click]:
+    """The shapes of a file's content in order; with `ignored` also those to be ignored, whose label is then 255.
+
+    Shapes that are wrong are reported, those of other kinds warned of.
+    """
     for number, shape in enumerate(content["shapes"], 1):
         where = f"{path}, shape {number}"
+        if not ignored and _is_ignored(shape):
+            continue
         try:
             found = _shape(shape, classes, where)
         except DataError as error:
@@ -43,25 +57,25 @@ def read_labelme(path: Path, classes: Sequence[str], problems: Problems) -> tupl
             continue
         if isinstance(found, str):
             problems.warn("shape that is left out", f"{where}: {found}")
-        elif isinstance(found, Click):
-            clicks.append(found)
-        elif found is not None:
-            strokes.append(found)
-    return Strokes(tuple(strokes), _size(content), str(path)), tuple(clicks)
+        else:
+            yield found
 
 
-def _shape(shape: Any, classes: Sequence[str], where: str) -> Stroke | Click | str | None:
-    """A shape; text if it is of a kind that says nothing about single pixels, None if it is to be ignored."""
+def _is_ignored(shape: Any) -> bool:
+    name = shape.get("label") if isinstance(shape, dict) else None
+    return isinstance(name, str) and is_ignored(clean(name))
+
+
+def _shape(shape: Any, classes: Sequence[str], where: str) -> Stroke | Click | str:
+    """A shape; text if it is of a kind that says nothing about single pixels."""
     if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
         raise DataError(f"{where}: a shape has a label, points and a shape_type; correct it, or delete it")
     kind, name = shape.get("shape_type") or "polygon", clean(shape["label"])
-    if is_ignored(name):
-        return None
     if kind in LEFT_OUT:
         return f"a {kind} holds more than its object; draw a polygon, a line or a point"
     if kind not in {"point", *LINES, *REGIONS}:
         return f"{shown(str(kind))} is no shape that is read: point, line, linestrip, polygon, mask"
-    label = label_of(name, classes)
+    label = IGNORE_INDEX if is_ignored(name) else label_of(name, classes)
     if label is None:
         raise DataError(f"{where}: {unknown_class(name, classes)}")
     points = _points(shape.get("points"), where)
@@ -103,13 +117,14 @@ def _bitmap(text: Any, where: str) -> bytes:
     return content
 
 
-def _size(content: dict[str, Any]) -> tuple[int, int]:
+def size_of(content: dict[str, Any]) -> tuple[int, int]:
     """(height, width), or (0, 0) if the file does not tell them."""
     height, width = content.get("imageHeight"), content.get("imageWidth")
     return (height, width) if type(height) is int and type(width) is int and min(height, width) > 0 else (0, 0)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_labelme(path: Path) -> dict[str, Any]:
+    """The content of a file, whose `shapes` are a list. Raises DataError if it cannot be read."""
     try:
         content = json.loads(path.read_bytes())
     except UnicodeDecodeError as error:
