@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cam_pipeline.assembly.single_stage import classifier_path, segmenter_path, trained_classifier, trained_segmenter
+from cam_pipeline.assembly.single_stage import trained_classifier, trained_segmenter
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.cams.image_classes import ImageClasses, classifier_file, with_threshold
 from cam_pipeline.config import Config, RefineSettings, load_config, toml_value
@@ -68,7 +68,7 @@ class MapReader:
     """The classifier of a run folder, and how its maps are read."""
 
     def __init__(self, config: Config) -> None:
-        path = classifier_path(config)
+        path = config.classifier_path
         if not path.is_file():
             raise StageNotReady(without_classifier(config))
         self.config = config
@@ -97,7 +97,7 @@ class TrainedRun:
     """
 
     def __init__(self, config: Config) -> None:
-        networks = [classifier_path(config), segmenter_path(config)]
+        networks = [config.classifier_path, config.segmenter_path]
         trained = [path for path in networks if path.is_file()]
         if not trained:
             raise StageNotReady(without_classifier(config))
@@ -215,7 +215,7 @@ def image_classes(
 
 def segmenter_file(config: Config) -> Path:
     """The trained segmenter's file. Raises StageNotReady if there is none."""
-    path = segmenter_path(config)
+    path = config.segmenter_path
     if not path.is_file():
         command = config.predict.network.replace("_", "-")
         raise StageNotReady(f"{config.folder} holds no segmenter. Run: cam-pipeline {command}")

@@ -68,10 +68,6 @@ def _supervision_data(config: Config, dataset: Dataset) -> str:
     return f"{train} {dataset.digests.of_weights(config.segmenter.weights)}"
 
 
-def _single_stage(config: Config) -> bool:
-    return config.predict.network == "train_e2e"
-
-
 def _supervision_results(config: Config) -> tuple[str, ...]:
     if config.train_seg.supervision in ("masks", "scribbles"):
         return ()
@@ -112,7 +108,7 @@ STAGES = (
         shared=True,
         check=_in_file("train_e2e", "check"),
         divides="train_e2e.batch_size",
-        final=_single_stage,
+        final=lambda config: config.single_stage,
     ),
     Stage(
         name="label_e2e",
@@ -121,7 +117,7 @@ STAGES = (
         run=_in_file("label_e2e", "label_e2e"),
         params=("segmenter.max_side", "run.precision"),
         needs=lambda config: ("train_e2e",),
-        final=_single_stage,
+        final=lambda config: config.single_stage,
         data=_labelled_images_and_marks,
         content=_records,
     ),
@@ -203,7 +199,7 @@ STAGES = (
         params=("segmenter", "self_regulation", "dfr", "train_seg", "teacher", "run.seed", "run.precision"),
         ignores=("train_seg.checkpoint_seconds", "segmenter.max_side"),
         needs=_supervision_results,
-        final=lambda config: not _single_stage(config),
+        final=lambda config: not config.single_stage,
         data=_supervision_data,
         shared=True,
         check=_in_file("train_seg", "check"),

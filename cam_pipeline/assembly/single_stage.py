@@ -15,16 +15,6 @@ FILE = "e2e.safetensors"
 """The single-stage network in a run folder."""
 
 
-def classifier_path(config: Config) -> Path:
-    """The file in the run folder of the network whose maps are read (`cam.network`)."""
-    return config.folder / (FILE if config.cam.network == "train_e2e" else "classifier.safetensors")
-
-
-def segmenter_path(config: Config) -> Path:
-    """The file in the run folder of the network that segments (`predict.network`)."""
-    return config.folder / (FILE if config.predict.network == "train_e2e" else "segmenter.safetensors")
-
-
 def new_single_stage(config: Config, num_classes: int) -> SingleStage:
     """The network that `[classifier]` and `[tscd]` describe. Errors as `new_classifier` and `SingleStage`."""
     settings = config.tscd

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cam_pipeline.assembly.single_stage import classifier_path
 from cam_pipeline.cams.classes import class_probabilities
 from cam_pipeline.cams.views import scaled_views
 from cam_pipeline.config import Config
@@ -97,7 +96,7 @@ class ImageClasses:
 
 def classifier_file(config: Config) -> Path:
     """The file of the classifier that `predict.classes` asks for. Raises StageNotReady if there is none."""
-    path = classifier_path(config)
+    path = config.classifier_path
     if not path.is_file():
         command = config.cam.network.replace("_", "-")
         raise StageNotReady(

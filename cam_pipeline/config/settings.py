@@ -74,6 +74,21 @@ class Config(Section):
             raise ConfigError("output.dir is not set")
         return self.output.dir
 
+    @property
+    def single_stage(self) -> bool:
+        """Whether a run with this config ends with the single stage of train-e2e, in place of train-seg."""
+        return self.predict.network == "train_e2e"
+
+    @property
+    def classifier_path(self) -> Path:
+        """The file in the run folder of the network whose maps are read (`cam.network`)."""
+        return self.folder / ("e2e.safetensors" if self.cam.network == "train_e2e" else "classifier.safetensors")
+
+    @property
+    def segmenter_path(self) -> Path:
+        """The file in the run folder of the network that segments (`predict.network`)."""
+        return self.folder / ("e2e.safetensors" if self.single_stage else "segmenter.safetensors")
+
     def why_idle(self, path: str) -> str:
         """Why a key (`"refine.crf_iterations"`) has no effect beside the others; empty if it has one."""
         name, _, key = path.partition(".")

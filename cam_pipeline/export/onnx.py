@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cam_pipeline.assembly.single_stage import classifier_path, segmenter_path, trained_classifier, trained_segmenter
+from cam_pipeline.assembly.single_stage import trained_classifier, trained_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.grid import grid_size, resize_to_grid, to_tensor
 from cam_pipeline.data.images import UInt8
@@ -192,7 +192,7 @@ def check_libraries() -> None:
 
 
 def _path(config: Config, name: str) -> Path:
-    return segmenter_path(config) if name == "segmenter" else classifier_path(config)
+    return config.segmenter_path if name == "segmenter" else config.classifier_path
 
 
 @torch.inference_mode(False)

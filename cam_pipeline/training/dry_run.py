@@ -66,6 +66,8 @@ def try_segmenter(config: Config) -> None:
 
 def try_single_stage(config: Config) -> None:
     """Raise ConfigError if the single stage cannot be built or not be trained on its crops, or WeightsError."""
+    settings = config.classifier
+    check_start(settings.weights, bool(settings.trunk), settings.similar_attention)
     weights = {"weights": _tried(config.classifier.weights), "trunk_weights": _tried(config.classifier.trunk_weights)}
     tried = config.model_copy(update={"classifier": config.classifier.model_copy(update=weights)})
     check_single_stage_crops(new_single_stage(tried, ANY_CLASSES), config)
@@ -127,12 +129,16 @@ def check_networks(config: Config, problems: AllProblems) -> None:
     backbone = {"classifier.backbone": classifier.backbone}
     trunk = {"classifier.trunk": classifier.trunk} if classifier.trunk else {}
     encoder = {"segmenter.encoder": segmenter.encoder}
-    _check_network(backbone | trunk, try_classifier, config, problems)
-    _check_network(encoder, try_segmenter, config, problems)
+    if config.single_stage:
+        _check_network(backbone | trunk, try_single_stage, config, problems)
+    else:
+        _check_network(backbone | trunk, try_classifier, config, problems)
+        _check_network(encoder, try_segmenter, config, problems)
     if not (classifier.trunk and classifier.weights == "pretrained"):  # there are none, as `try_classifier` has said
         weights, arguments = classifier.weights, classifier.backbone_args
         _check_weights("classifier.weights", weights, classifier.backbone, arguments, problems)
-    _check_weights("segmenter.weights", segmenter.weights, segmenter.encoder, segmenter.encoder_args, problems)
+    if not config.single_stage:
+        _check_weights("segmenter.weights", segmenter.weights, segmenter.encoder, segmenter.encoder_args, problems)
     if classifier.trunk:
         of_trunk = "classifier.trunk_weights"
         _check_weights(of_trunk, classifier.trunk_weights, classifier.trunk, classifier.trunk_args, problems)

@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.assembly.segmenter import new_segmenter
+from cam_pipeline.assembly.single_stage import new_single_stage
 from cam_pipeline.cams.extraction import CamExtractor
 from cam_pipeline.config import Config, TrainSettings
 from cam_pipeline.data.augment import Colors, PixelMap
@@ -31,6 +32,8 @@ from cam_pipeline.store.cams import StoredCam
 from cam_pipeline.training.loss import Loss
 from cam_pipeline.training.objectives import classifier_objectives, segmenter_objectives
 from cam_pipeline.training.objectives.base import Objective
+from cam_pipeline.training.objectives.classification import ClassificationObjective
+from cam_pipeline.training.objectives.tscd import TscdObjective
 from cam_pipeline.training.optimizer import make_optimizer
 from cam_pipeline.training.trainer import on_device
 
@@ -62,7 +65,8 @@ def forecast(config: Config, table: Table) -> tuple[dict[str, float], str]:
         return {}, ""
     use_threads(config.run.threads)
     logger.info("check-data: trying a few steps, to tell how long a run takes")
-    attempts = {"train_cls": _of_classifier, "train_seg": _of_segmenter}
+    staged = {"train_cls": _of_classifier, "train_seg": _of_segmenter}
+    attempts = {"train_e2e": _of_single_stage} if config.single_stage else staged
     found: dict[str, float] = {}
     for name, attempt in attempts.items():
         try:
@@ -118,6 +122,21 @@ def _of_classifier(config: Config, table: Table, device: torch.device) -> dict[s
     extracting = of_all_views * _image_seconds(extract, image, batch_size, device)
     refining = _refining_seconds(stored[-1], pixels, config, samples)
     return {"train_cls": training, "extract_cams": extracting * len(samples), "refine_cams": refining}
+
+
+def _of_single_stage(config: Config, table: Table, device: torch.device) -> dict[str, float]:
+    """Seconds of the single stage's training."""
+    count, weights = len(table.classes), {"weights": "none", "trunk_weights": "none"}
+    bare = config.model_copy(update={"classifier": config.classifier.model_copy(update=weights)})
+    network = new_single_stage(bare, count)
+    train = table.split(config.data.train)
+    views = _views(
+        config.train_e2e, train, network.classifier.normalize.fill, config.run.seed, labels=image_labels(train, count)
+    )
+    objectives = [ClassificationObjective(), TscdObjective(network, config)]
+    place(network, device)
+    seconds = _training_seconds(network, objectives, views, config.train_e2e, config, device)
+    return {"train_e2e": seconds}
 
 
 def _of_segmenter(config: Config, table: Table, device: torch.device) -> dict[str, float]:

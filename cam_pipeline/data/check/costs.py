@@ -14,6 +14,12 @@ def costs(config: Config, inspected: Inspected) -> tuple[tuple[str, str], ...]:
     strong = ", two views each" if config.train_seg.teacher else ""
     labels = sum(2 * height * width for _, (height, width) in mapped)
     scores = sum((1 + len(sample.class_ids or ())) * height * width for sample, (height, width) in mapped)
+    if config.single_stage:
+        return (
+            ("train_e2e", _training_cost(config.train_e2e, count)),
+            ("label_e2e", _counted(len(mapped), "image")),
+            ("e2e_labels.h5", f"at most {_megabytes(labels)} (before compression)"),
+        )
     soft = [("soft_scores.h5", f"at most {_megabytes(scores)} (before compression)")] if config.train_seg.soft else []
     return (
         ("train_cls", _training_cost(config.train_cls, count) + _extra_cost(config)),

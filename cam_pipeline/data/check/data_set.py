@@ -186,9 +186,10 @@ def _check_training(config: Config, table: Table, problems: AllProblems) -> None
             problems.report("training split without a click or scribble", message)
         elif supervision == "scribbles" and (message := unmarked(train)):
             problems.warn("training images without click and scribble", message)
-    if train and (message := too_few_images(config, len(train))):
+    if train and not config.single_stage and (message := too_few_images(config, len(train))):
         problems.report("too few images", message)
-    for key, settings in (("train_cls", config.train_cls), ("train_seg", config.train_seg)):
+    staged = {"train_cls": config.train_cls, "train_seg": config.train_seg}
+    for key, settings in ({"train_e2e": config.train_e2e} if config.single_stage else staged).items():
         if 0 < len(train) < settings.batch_size:
             message = (
                 f"{len(train)} training images, {key}.batch_size = {settings.batch_size}: each step takes them all"

@@ -111,7 +111,7 @@ def test_an_image_that_the_data_lack_is_named(target, corrected, load, root):
     load(folder, problems)
     assert "the data set has no image" in problems.warnings[0].message and "img/c" in problems.warnings[0].message
     (root / "data.csv").write_text("image,labels\nimg/b.png,cat\n")
-    with pytest.raises(DataError, match="has no image img/a.*name corrections by ids"):
+    with pytest.raises(DataError, match=r"has no image img/a.*name corrections by ids"):
         load(folder)
 
 
@@ -144,14 +144,14 @@ def test_the_digest_of_an_image_changes_with_its_correction_alone(target, correc
 
 
 def test_what_is_not_there_or_of_no_kind(load, root, tmp_path):
-    with pytest.raises(DataError, match="data.corrected: there is no file or folder .*/corected; correct it"):
+    with pytest.raises(DataError, match=r"data.corrected: there is no file or folder .*/corected; correct it"):
         load("corected")
     (root / "empty").mkdir()
     (root / "empty" / "a.txt").write_text("x")
     with pytest.raises(DataError, match="empty is of no known kind"):
         load("empty")
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(DataError, match="a.json cannot be read as JSON"):
+    with pytest.raises(DataError, match=r"a.json cannot be read as JSON"):
         load(tmp_path / "a.json")
 
 
