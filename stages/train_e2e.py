@@ -17,13 +17,12 @@ from cam_pipeline.models.placing import place
 from cam_pipeline.models.pretrained import starting_weights
 from cam_pipeline.models.single_stage import SingleStageSegmenter
 from cam_pipeline.pipeline import Inputs, Output
-from cam_pipeline.stages.train_cls import validate
-from cam_pipeline.stages.train_seg import warn_if_blind
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.training.dry_run import check_single_stage_crops, check_weights, try_single_stage
 from cam_pipeline.training.objectives.classification import ClassificationObjective
 from cam_pipeline.training.objectives.tscd import TscdObjective
 from cam_pipeline.training.trainer import Trainer
+from cam_pipeline.training.validation import validate, warn_if_blind
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def train_e2e(config: Config, inputs: Inputs, output: Output) -> None:
             labels=image_labels(train, len(table.classes)),
             colors=Colors(*settings.colors),
         ),
-        report=lambda: validate(network.classifier, val, config),
+        report=lambda: validate(network.classifier, val, config, "train_e2e"),
         settings=settings,
         run=config.run,
         folder=output.folder,

@@ -14,23 +14,20 @@ from cam_pipeline.data.augment import Colors, PixelMap
 from cam_pipeline.data.check.data_set import too_few_images
 from cam_pipeline.data.check.masks import check_supervision
 from cam_pipeline.data.check.training_marks import check_marked, without_marks
-from cam_pipeline.data.images import UInt8, sample_image, sample_size
+from cam_pipeline.data.images import UInt8, sample_size
 from cam_pipeline.data.marks import has_marks, sample_marks
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table, check_files, masked
 from cam_pipeline.data.views import ReadMaps, ReadMask, TrainingViews, image_labels
 from cam_pipeline.errors import ConfigError, DataError
-from cam_pipeline.machine.device import pick_device, uncompiled
+from cam_pipeline.machine.device import pick_device
 from cam_pipeline.machine.distributed import is_first
-from cam_pipeline.models.evaluating import evaluating
 from cam_pipeline.models.placing import place
 from cam_pipeline.models.pretrained import starting_weights
-from cam_pipeline.models.segmenter import Segmenter
 from cam_pipeline.ops.cam import resize_cam
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 from cam_pipeline.ops.repeat import repeat_factors
 from cam_pipeline.pipeline import Inputs, Output
-from cam_pipeline.prediction.label_maps import predict_image
 from cam_pipeline.refinement.summary import classes_lost, counted, nothing_to_learn, total_of
 from cam_pipeline.store.agreement import AgreementReader
 from cam_pipeline.store.checkpoints import save_model
@@ -40,11 +37,9 @@ from cam_pipeline.training.dry_run import check_segmenter_crops, check_weights, 
 from cam_pipeline.training.objectives import segmenter_objectives
 from cam_pipeline.training.objectives.moving_average import MovingAverageObjective
 from cam_pipeline.training.trainer import Trainer
+from cam_pipeline.training.validation import warn_if_blind
 
 logger = logging.getLogger(__name__)
-
-LOOKED_AT = 8
-"""Number of training images that the finished segmenter is tried on."""
 
 
 def train_seg(config: Config, inputs: Inputs, output: Output) -> None:
@@ -125,20 +120,6 @@ def repeats(labels: Tensor, threshold: float) -> list[float]:
             threshold,
         )
     return factors.tolist()
-
-
-@torch.inference_mode()
-def warn_if_blind(segmenter: Segmenter, train: list[Sample], config: Config, stage: str = "train_seg") -> None:
-    """Log a warning if the segmenter finds no object in a few of its own training images: the loss does not show it."""
-    few = [sample for sample in train if sample.class_ids][:LOOKED_AT]
-    with evaluating(segmenter), uncompiled(config.run):
-        found = any(predict_image(segmenter, sample_image(sample), config).any() for sample in few)
-    if few and not found:
-        look_at = "the pseudo-labels (cam-pipeline evaluate)" if stage == "train_seg" else "the class maps"
-        logger.warning(
-            "%s: the segmenter finds background alone in %d training images that show classes; train longer "
-            "(%s.epochs), or look at %s", stage, len(few), stage, look_at,
-        )  # fmt: skip
 
 
 def supervision(config: Config, inputs: Inputs, table: Table, train: list[Sample]) -> ReadMask:
