@@ -8,7 +8,7 @@ import click
 from cam_pipeline.cli.options import Options, run_options
 from cam_pipeline.errors import UserError
 
-LABELS = ("png", "coco", "labelme")
+LABELS = ("png", "coco", "labelme", "cvat", "label-studio", "yolo")
 """Formats of labels (`export.formats`, which is imported late)."""
 
 

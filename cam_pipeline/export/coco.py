@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from cam_pipeline.data.coco_masks import pycocotools
-from cam_pipeline.export.label_maps import LabelMap, regions_of
+from cam_pipeline.export.label_maps import IGNORED, LabelMap, regions_of
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 FILE = "instances.json"
-IGNORED = "__ignore__"
 
 
 def write_coco(maps: Iterable[LabelMap], classes: Sequence[str], folder: Path, final: Path) -> int:

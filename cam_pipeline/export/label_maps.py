@@ -11,6 +11,9 @@ from cam_pipeline.data.table import Sample
 from cam_pipeline.errors import UserError
 from cam_pipeline.machine.atomic import write_errors_named
 
+IGNORED = "__ignore__"
+"""The class name of undecided pixels."""
+
 
 @dataclass(frozen=True)
 class LabelMap:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cam_pipeline.export.label_maps import LabelMap, regions_of
+from cam_pipeline.export.label_maps import IGNORED, LabelMap, regions_of
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 
 def write_labelme(maps: Iterable[LabelMap], classes: Sequence[str], folder: Path, final: Path) -> int:
     """`<id>.json` for each image, with the image's path from there. Undecided pixels are a mask `__ignore__`."""
-    names = {**dict(enumerate(classes, 1)), IGNORE_INDEX: "__ignore__"}
+    names = {**dict(enumerate(classes, 1)), IGNORE_INDEX: IGNORED}
     count = 0
     for one in maps:
         path = folder / f"{one.id}.json"

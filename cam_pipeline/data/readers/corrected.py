@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 Reader = Callable[[Path, Sequence[str], Problems], Iterator[tuple[str, Correction]]]
 """Gives what names an image, and its correction."""
+READERS = {
+    "png": ("png", "read_pngs"),
+    "coco": ("coco", "read_coco"),
+    "labelme": ("labelme", "read_labelmes"),
+    "cvat": ("cvat", "read_cvat"),
+    "label-studio": ("label_studio", "read_label_studio"),
+    "yolo": ("yolo", "read_yolo"),
+}
+"""Module and function of each kind."""
 
 
 def with_corrections(table: Table, settings: DataSettings, problems: Problems) -> Table:
@@ -100,40 +110,51 @@ def _recognised(place: Path, settings: DataSettings) -> tuple[Reader, Path]:
     found = _in_folder(place) if place.is_dir() else _of_file(place)
     if found is None:
         raise DataError(
-            f"data.corrected: {place} is of no known kind: a folder of PNG or of Labelme's JSON, COCO's JSON; "
+            f"data.corrected: {place} is of no known kind: PNG, COCO, Labelme, CVAT, Label Studio or YOLO; "
             "docs/formats.md shows each"
         )
     return found
 
 
 def _in_folder(folder: Path) -> tuple[Reader, Path] | None:
-    """By the first file that tells: JSON, then PNG, as images may lie beside both."""
+    """By what tells most: CVAT's XML, YOLO's lists of names, JSON, then PNG, as images may lie beside all of them."""
+    if (folder / "annotations.xml").is_file():
+        return _of_file(folder / "annotations.xml")
+    if (folder / "labels").is_dir() or any((folder / name).is_file() for name in ("data.yaml", "data.yml")):
+        return _reader("yolo"), folder
     for path in sorted(folder.glob("*.json")) or sorted(folder.rglob("*.json"))[:1]:
         if found := _of_file(path):
             return (found[0], folder) if _kind(path) == "labelme" else found
-    if next((path for path in folder.rglob("*") if path.suffix.casefold() == ".png"), None):
-        from cam_pipeline.data.corrected.png import read_pngs
-
-        return read_pngs, folder
+    if _has(folder, ".png"):
+        return _reader("png"), folder
+    if _has(folder, ".txt") and (folder / "classes.txt").is_file():
+        return _reader("yolo"), folder
     return None
+
+
+def _has(folder: Path, ending: str) -> bool:
+    """Whether a folder holds a file of this ending, at any depth, beside `classes.txt`."""
+    return any(path.suffix.casefold() == ending and path.name != "classes.txt" for path in folder.rglob("*"))
 
 
 def _of_file(path: Path) -> tuple[Reader, Path] | None:
     kind = _kind(path)
-    if kind == "coco":
-        from cam_pipeline.data.corrected.coco import read_coco
+    return (_reader(kind), path) if kind else None
 
-        return read_coco, path
-    if kind == "labelme":
-        from cam_pipeline.data.corrected.labelme import read_labelmes
 
-        return read_labelmes, path
-    return None
+def _reader(kind: str) -> Reader:
+    """The reader of a kind of file; it is imported now, as few data sets need one."""
+    module, name = READERS[kind]
+    reader: Reader = getattr(import_module(f"cam_pipeline.data.corrected.{module}"), name)
+    return reader
 
 
 def _kind(path: Path) -> str:
     """The tool that a file is of; "" if it is none that is known. Raises DataError for JSON that cannot be read."""
-    if path.suffix.casefold() != ".json":
+    ending = path.suffix.casefold()
+    if ending in (".xml", ".zip"):
+        return "cvat"
+    if ending != ".json":
         return ""
     state = path.stat()
     return _kind_of_json(path, state.st_size, state.st_mtime_ns)
@@ -147,4 +168,5 @@ def _kind_of_json(path: Path, _size: int, _changed: int) -> str:
         raise DataError(f"{path} cannot be read as JSON ({error}); save it again, or delete it") from error
     if isinstance(content, dict):
         return "labelme" if "shapes" in content else "coco" if "images" in content else ""
-    return ""
+    tasks = content if isinstance(content, list) else []
+    return "label-studio" if tasks and isinstance(tasks[0], dict) and "data" in tasks[0] else ""
