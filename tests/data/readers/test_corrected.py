@@ -1,5 +1,6 @@
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -182,3 +183,120 @@ def test_points_and_rectangles_of_labelme_are_left_out(load, root, corrected):
     marks = sample_marks(load(path.parents[1], problems).samples[0], 2)
     assert marks.labels[0].tolist() == [2, 2, 0, 0, 0, 0, 0, 0, 0]
     assert [problem.kind for problem in problems.warnings][:2] == ["shape that is left out"] * 2
+
+
+def reported(load, place):
+    """What loading a correction reports, and the labels of the first image."""
+    problems = AllProblems()
+    sample = load(place, problems).samples[0]
+    found = [*problems.errors, *problems.warnings]
+    labels = sample_marks(sample, 2).labels if sample.corrected is not None else None
+    return [(problem.kind, problem.message.partition(": ")[2]) for problem in found], labels
+
+
+CVAT = """<annotations><image id="0" name="photos/img/a.png" width="9" height="6">
+<polygon label="dog" points="1,1;4,1;4,3;1,3" z_order="2"/>
+<mask label="cat" rle="0, 6" left="0" top="0" width="2" height="3" z_order="1"/>{}</image></annotations>"""
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_cvat_draws_by_z_order_and_reads_its_zip(load, tmp_path, zipped):
+    path = tmp_path / ("task.zip" if zipped else "annotations.xml")
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("annotations.xml", CVAT.format(""))
+    else:
+        path.write_text(CVAT.format(""))
+    _, labels = reported(load, path)
+    assert labels[:4, :5].tolist() == [[1, 1, 0, 0, 0], [1, 2, 2, 2, 0], [1, 2, 2, 2, 0], [0] * 5]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "message"),
+    [
+        ('<box label="cat" xtl="0"/>', "shape that is left out", "a box is no region; draw a mask or a polygon"),
+        ('<mask label="cow" rle="1"/>', "unknown class", "unknown class 'cow'; the classes are cat, dog"),
+        ('<polygon label="cat" points="1,1;2,2"/>', "shape that cannot be used", "the polygon cannot be read (a polyg"),
+        (
+            '<mask label="cat" rle="1" left="0" top="0" width="2" height="2"/>', "shape that cannot be used",
+            "the mask cannot be read (its run lengths do not fill its box)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_shape_of_cvat_that_cannot_be_used_is_named(load, tmp_path, shape, kind, message):
+    path = tmp_path / "annotations.xml"
+    path.write_text(CVAT.format(shape))
+    found, labels = reported(load, path)
+    assert found[0][0] == kind and found[0][1].startswith(message)
+    assert (labels > 0).sum() == 10
+
+
+def test_no_annotations_of_images(load, tmp_path):
+    path = tmp_path / "a.xml"
+    path.write_text("<annotation/>")
+    with pytest.raises(DataError, match=r"export it from CVAT as 'CVAT for images 1.1'"):
+        load(path)
+
+
+def task(image, *regions, **more):
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    return {"data": {"image": image}, "annotations": [{"result": [size | region for region in regions]}], **more}
+
+
+UPPER_HALF = [[0, 0], [100, 0], [100, 50], [0, 50]]
+HALF = {"type": "polygonlabels", "value": {"polygonlabels": ["dog"], "points": UPPER_HALF}}
+
+
+@pytest.mark.parametrize(
+    "image", ["/data/upload/3/0123abcd-a.png", "/data/local-files/?d=img/a.png", "s3://bucket/img/a.png", "a.png"]
+)
+def test_polygons_and_images_of_label_studio(load, tmp_path, image):
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([task(image, HALF)]))
+    found, labels = reported(load, path)
+    assert found == [("class that a correction adds", found[0][1])]
+    assert (labels[:3] == 2).all() and not labels[3:].any()
+
+
+def test_what_label_studio_leaves_out(load, tmp_path):
+    path = tmp_path / "export.json"
+    brush = {"type": "brushlabels", "value": {"brushlabels": ["cat"], "rle": [0, 0, 0, 4]}}
+    tasks = [task("a.png", {"type": "rectanglelabels", "value": {}}, brush), {"data": {"image": "b.png"}}, 7]
+    path.write_text(json.dumps(tasks))
+    found, _ = reported(load, path)
+    assert [kind for kind, _ in found] == [
+        "shape that cannot be used", "task that cannot be read", "shape that is left out", "task that is left out",
+        "correction without a class",
+    ]  # fmt: skip
+    assert "its run lengths do not fill the image of 9 x 6 pixels" in found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "message"),
+    [
+        ("0 0 0 1 0 1 .5 0 .5", "", ""),
+        ("0 .5 .5 1 1", "shape that is left out", "a box holds more than its object; draw a polygon"),
+        ("7 0 0 1 0 1 1", "line that cannot be used", "class 7 has no name in data.yaml or data.yml or classes.txt"),
+        ("cat 0 0 1 0 1 1", "line that cannot be used", "'cat' is no class"),
+        ("0 0 0 9 0 9 6", "line that cannot be used", "a class and three points or more are expected, as shares"),
+    ],
+)
+@pytest.mark.parametrize("names", ["data.yaml", "classes.txt"])
+def test_lines_of_yolo(load, tmp_path, line, kind, message, names):
+    folder = tmp_path / "yolo"
+    (folder / "labels" / "img").mkdir(parents=True)
+    (folder / names).write_text("names: [cat, dog]" if names == "data.yaml" else "cat\ndog\n")
+    (folder / "labels" / "img" / "a.txt").write_text(f"{line}\n0 0 0 1 0 1 .5 0 .5\n")
+    found, labels = reported(load, folder)
+    assert [one for one, _ in found] == ([kind] if kind else [])
+    assert not kind or found[0][1].startswith(message)
+    assert (labels[:3] == 1).all() and not labels[3:].any()
+
+
+def test_yolo_without_names(load, tmp_path):
+    (tmp_path / "yolo" / "labels").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"no file names the classes of its polygons; add data.yaml or classes.txt"):
+        load(tmp_path / "yolo")
+    (tmp_path / "yolo" / "data.yaml").write_text("nc: 2")
+    with pytest.raises(DataError, match=r"data.yaml: it has no list of names"):
+        load(tmp_path / "yolo")
