@@ -111,7 +111,7 @@ class TrainedRun:
     def _others(self, config: Config) -> Iterator[MapReader]:
         """The classifiers of the runs whose maps are merged with this one's."""
         for path in config.refine.merge_with:
-            other = MapReader(_made_with(path.parent, config.run.device))
+            other = MapReader(run_config(path.parent, config.run.device))
             if other.classes != self.classes or other.config.cam.calibration != "none":
                 changed = f"{other.config.folder} has changed since it was merged with {config.folder}"
                 raise ConfigError(f"{changed}; run cam-pipeline make-cams")
@@ -224,11 +224,11 @@ def segmenter_file(config: Config) -> Path:
 
 def open_run(folder: Path | str, device: str = "auto") -> TrainedRun:
     """Open a run folder, such as `outputs/demo`. Raises ConfigError or StageNotReady if nothing was trained there."""
-    return TrainedRun(_made_with(Path(folder), device))
+    return TrainedRun(run_config(Path(folder), device))
 
 
-def _made_with(folder: Path, device: str) -> Config:
-    """The config that the results in a run folder were made with."""
+def run_config(folder: Path, device: str) -> Config:
+    """The config that the results in a run folder were made with. Errors as `open_run`."""
     path = folder / "config.toml"
     if not path.is_file():
         raise StageNotReady(f"{folder} is no run folder: it has no config.toml. Run: cam-pipeline train-cls")

@@ -8,6 +8,7 @@ from cam_pipeline.cli.errors import Commands
 from cam_pipeline.cli.export import export
 from cam_pipeline.cli.options import Options, run_options
 from cam_pipeline.cli.predict import predict
+from cam_pipeline.cli.report import report
 from cam_pipeline.cli.results import evaluate
 from cam_pipeline.cli.scribbles import make_scribbles
 from cam_pipeline.machine.distributed import is_first
@@ -109,3 +110,4 @@ main.add_command(evaluate)
 main.add_command(export)
 main.add_command(make_scribbles)
 main.add_command(predict)
+main.add_command(report)
