@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from skimage.measure import label as components
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from cam_pipeline.config import Config, load_config
 from cam_pipeline.data.images import sample_image
 from cam_pipeline.data.readers import load_table
 from cam_pipeline.data.table import Table
+from cam_pipeline.evaluation.boundary import near_outlines
 from cam_pipeline.evaluation.confusions import labels_confusion, target_labels, with_masks
 from cam_pipeline.models.placing import place
 from cam_pipeline.ops.ignore import IGNORE_INDEX
@@ -75,8 +75,6 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 SMALL = 32 * 32
 """Pixels below which a connected part of a class in a mask is a small object."""
-BAND = 5
-"""Pixels on either side of an outline that belong to its band."""
 
 
 def train(row: str, epochs: int, seed: int, supervision: str, given: argparse.Namespace) -> tuple[Config, Path]:
@@ -113,15 +111,6 @@ def train(row: str, epochs: int, seed: int, supervision: str, given: argparse.Na
     return load_config(given.config, settings), folder
 
 
-def band_of(target: Tensor) -> Tensor:
-    """(H, W) bool: pixels within BAND of one with another label, or of an outline that the mask leaves out."""
-    labels = target[None, None].float()
-    size = 2 * BAND + 1
-    high = F.max_pool2d(labels, size, 1, BAND)
-    low = -F.max_pool2d(-labels, size, 1, BAND)
-    return (high != low)[0, 0]
-
-
 def small_objects(target: Tensor) -> Tensor:
     """(H, W) bool: connected parts of a class of fewer than SMALL pixels."""
     array = target.numpy()
@@ -144,9 +133,7 @@ def figures_on(split: str, folder: Path, config: Config, table: Table) -> dict[s
         probabilities = predictor.probabilities(sample_image(sample))
         labels = probabilities.max(dim=0).indices
         totals["as it is"] += confusion_matrix(labels, target.long(), num_labels)
-        totals["band"] += confusion_matrix(
-            labels, torch.where(band_of(target), target, IGNORE_INDEX).long(), num_labels
-        )
+        totals["band"] += confusion_matrix(labels, near_outlines(target), num_labels)
         shown = torch.zeros(num_labels, dtype=torch.bool)
         shown[[0, *(sample.class_ids or ())]] = True
         restricted = torch.where(shown[:, None, None], probabilities, 0).max(dim=0).indices
