@@ -112,9 +112,9 @@ def draw_sheet(rows: Sequence[SheetRow], class_names: Sequence[str], title: str 
     """The picture that `contact_sheet` writes."""
     if not rows:
         raise ValueError("a contact sheet needs at least one row")
-    tiles = [_tiles(row) for row in rows]
-    columns = _column_places(tiles)
-    heights = [max(MIN_ROW_HEIGHT, row_tiles["image"].shape[0]) for row_tiles in tiles]
+    drawn = [tiles(row) for row in rows]
+    columns = _column_places(drawn)
+    heights = [max(MIN_ROW_HEIGHT, row_tiles["image"].shape[0]) for row_tiles in drawn]
     title_width = round(_font(TITLE_SIZE, bold=True).getlength(title)) + MARGIN
     width = MARGIN + max(title_width, *(right for _, right in columns.values()))
     legend = _legend_places(rows, class_names, width)
@@ -126,7 +126,7 @@ def draw_sheet(rows: Sequence[SheetRow], class_names: Sequence[str], title: str 
     draw.text((MARGIN, MARGIN - 4), title, INK, _font(TITLE_SIZE, bold=True))
     for column, (x, _) in columns.items():
         draw.text((x, titles_top), column, INK, _font(TEXT_SIZE, bold=True))
-    for row, row_tiles, height in zip(rows, tiles, heights, strict=True):
+    for row, row_tiles, height in zip(rows, drawn, heights, strict=True):
         _draw_name(draw, row, class_names, y, height)
         for column, (x, _) in columns.items():
             if column in row_tiles:
@@ -140,29 +140,29 @@ def draw_sheet(rows: Sequence[SheetRow], class_names: Sequence[str], title: str 
     return sheet
 
 
-def _column_places(tiles: Sequence[dict[str, Bytes]]) -> dict[str, tuple[int, int]]:
+def _column_places(drawn: Sequence[dict[str, Bytes]]) -> dict[str, tuple[int, int]]:
     """Left and right edge of every column that some row has; all as wide as the widest tile or title."""
-    columns = [column for column in COLUMNS if any(column in row_tiles for row_tiles in tiles)]
+    columns = [column for column in COLUMNS if any(column in row_tiles for row_tiles in drawn)]
     titles = [round(_font(TEXT_SIZE, bold=True).getlength(column)) for column in columns]
-    width = max(*titles, *(row_tiles["image"].shape[1] for row_tiles in tiles))
+    width = max(*titles, *(row_tiles["image"].shape[1] for row_tiles in drawn))
     lefts = [MARGIN + NAME_WIDTH + number * (width + GAP) for number in range(len(columns))]
     return {column: (left, left + width) for column, left in zip(columns, lefts, strict=True)}
 
 
-def _tiles(row: SheetRow) -> dict[str, Bytes]:
+def tiles(row: SheetRow) -> dict[str, Bytes]:
     """The row's pictures under their column titles, all of one size within TILE_WIDTH x TILE_HEIGHT."""
     height, width = row.image.shape[:2]
     scale = min(TILE_WIDTH / width, TILE_HEIGHT / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     image = Image.fromarray(row.image).resize(size, Image.Resampling.BICUBIC)
     faded = _faded(image)
-    tiles = {"image": np.asarray(image if row.marks is None else _with_marks(image, row.marks))}
+    found = {"image": np.asarray(image if row.marks is None else _with_marks(image, row.marks))}
     if row.cam is not None:
-        tiles["CAM"] = _cam_tile(faded, row.cam, row.class_ids)
+        found["CAM"] = _cam_tile(faded, row.cam, row.class_ids)
     for title, labels in row.label_maps().items():
         small = Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-        tiles[title] = _label_tile(faded, np.asarray(small))
-    return tiles
+        found[title] = _label_tile(faded, np.asarray(small))
+    return found
 
 
 def _with_marks(image: Image.Image, marks: NDArray[Any]) -> Image.Image:
@@ -173,10 +173,7 @@ def _with_marks(image: Image.Image, marks: NDArray[Any]) -> Image.Image:
     places = list(zip(((columns + 0.5) * scale[0]).tolist(), ((rows + 0.5) * scale[1]).tolist(), strict=True))
     shown = image.copy()
     draw = ImageDraw.Draw(shown)
-    for radius, ring in (
-        (DOT + 1, True),
-        (DOT, False),
-    ):  # all rings first: together, those of a stroke are its outline
+    for radius, ring in ((DOT + 1, True), (DOT, False)):  # all rings first: those of a stroke are its outline
         for (x, y), label in zip(places, labels, strict=True):
             color = PAPER if ring else class_color(label)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)

@@ -10,7 +10,9 @@ from cam_pipeline.errors import StageNotReady
 from cam_pipeline.pipeline.state import Results
 from cam_pipeline.report.curves import Training, trainings
 from cam_pipeline.report.label_facts import BINS, LabelFacts, disagreement, label_facts
+from cam_pipeline.report.mask_facts import Compared, Sweep, compared_labels, compared_segmenter, sweep
 from cam_pipeline.report.page import (
+    SERIES,
     Chart,
     Table,
     chart,
@@ -25,6 +27,7 @@ from cam_pipeline.report.page import (
     write_page,
 )
 from cam_pipeline.report.run_facts import RunFacts, run_facts
+from cam_pipeline.report.shown import Shown, shown
 from cam_pipeline.version import __version__
 
 FILE = "report.html"
@@ -42,17 +45,24 @@ FEW_CLASSES = 30
 class RunReport:
     """All that is told of a run, as plain values; a part is None, or empty, if there is nothing to tell.
 
-    `disagreement` is (image, how far the merged networks disagree), most first.
+    `disagreement` is (image, how far the merged networks disagree), most first. `compared` are the label maps that
+    could be compared with masks, and `best` and `worst` what was made of some images.
     """
 
     facts: RunFacts
     trainings: Sequence[Training]
     labels: LabelFacts | None
-    disagreement: Sequence[tuple[str, float]]
+    disagreement: Sequence[tuple[str, float]] = ()
+    sweep: Sweep | None = None
+    compared: Sequence[Compared] = ()
+    worst: Sequence[Shown] = ()
+    best: Sequence[Shown] = ()
 
 
-def gather(results: Results, most: int = MOST) -> RunReport:
-    """What is known of a run folder. Raises StageNotReady if no stage has a result, DataError if the data is wrong."""
+def gather(results: Results, most: int = MOST, pictures: int = LISTED) -> RunReport:
+    """What is known of a run folder, with the best and the worst images, `pictures` of each.
+
+    Raises StageNotReady if no stage has a result, DataError if the data is wrong."""
     states = results.states([LAST])
     if all(state.kind in ("missing", "partial") for state in states.values()):
         raise StageNotReady(f"there is nothing to report yet in {results.folder}. Run: {results.command('train_cls')}")
@@ -60,11 +70,20 @@ def gather(results: Results, most: int = MOST) -> RunReport:
     table, config = results.dataset.table, results.config
     samples = [sample for sample in table.samples if sample.split in config.cam.splits]
     merged = current.get(config.refine.maps_from) if config.refine.merge_with else None
+    labels = compared_labels(config, table, current, most)
+    segmenter = compared_segmenter(config, table, current, most)
+    each = labels.each if labels and pictures else ()
+    worst = each[: min(pictures, -(-len(each) // 2))]  # no image is among the best and the worst
+    best = each[::-1][: min(pictures, len(each) // 2)]
     return RunReport(
         facts=run_facts(results, states),
-        trainings=trainings(results.folder),
+        trainings=sorted(trainings(results.folder), key=lambda one: [*states, one.stage].index(one.stage)),
         labels=label_facts(current["make_labels"], samples, most, LISTED) if "make_labels" in current else None,
         disagreement=disagreement(merged, samples, most) if merged else (),
+        sweep=sweep(config, table, current, most),
+        compared=[one for one in (labels, segmenter) if one],
+        worst=shown(config, table, current, worst),
+        best=shown(config, table, current, best),
     )
 
 
@@ -80,6 +99,7 @@ def report_page(report: RunReport) -> str:
     sections = [("run", "What was run")]
     sections += [("curves", "Training")] if report.trainings else []
     sections += [("labels", "Labels, seen without masks")] if report.labels else []
+    sections += [("masks", "Compared with masks")] if report.compared or report.sweep else []
     content: dict[str, Any] = {
         "title": f"Report of {Path(report.facts.name).name}",
         "version": __version__,
@@ -90,6 +110,8 @@ def report_page(report: RunReport) -> str:
         **run_content(report.facts),
         "curves": [(training.stage, *_training_content(training)) for training in report.trainings],
         **(_labels_content(report) if report.labels else {}),
+        "sweep_chart": _sweep_chart(report.sweep) if report.sweep else None,
+        "compared": [_compared_content(one) for one in report.compared],
     }
     return render("report.html.j2", **content)
 
@@ -205,6 +227,52 @@ def _labels_content(report: RunReport) -> dict[str, Any]:
             [(image, f"{value:.3f}") for image, value in report.disagreement[:LISTED]],
         ),
     }
+
+
+def _sweep_chart(found: Sweep) -> Chart:
+    """Mean IoU over background scores, with the chosen and the best point."""
+    at_best, best = found.best
+    alt = f"Mean IoU of the maps by background score. It is best at {at_best:.2f}, with {percent(best)}."
+    with chart_style():
+        figure = chart_figure()
+        axes = figure.add_subplot()
+        axes.plot(found.backgrounds, [100 * value for value in found.mean_ious], linewidth=2, **line_style(0))
+        axes.plot(at_best, 100 * best, "^", color=SERIES[2], markersize=9, label=f"best: {at_best:.2f}")
+        if found.at_chosen:
+            at, value = found.at_chosen
+            axes.plot(at, 100 * value, "o", color=SERIES[1], markersize=9, label=f"chosen: {at:.2f}")
+            alt += f" Chosen is {at:.2f} ({found.how}), with {percent(value)}."
+        axes.set(title="Background score", xlabel="background score", ylabel="mean IoU of the maps, %")
+        axes.legend()
+        return chart(figure, alt)
+
+
+def _compared_content(found: Compared) -> tuple[Compared, Table, Table, Table]:
+    """Tables of a comparison: its classes, groups of classes, and pairs that are confused."""
+    classes = [
+        (
+            one.name,
+            one.group or "–",
+            "–" if one.training_images is None else counted(one.training_images),
+            *map(percent, (one.iou, one.false_positive, one.false_negative, one.boundary)),
+        )
+        for one in found.classes
+    ]
+    columns = ("class", "group", "training images", "IoU", "false positive", "false negative", "IoU near outlines")
+    return (
+        found,
+        Table(f"Classes: {found.title}", columns, classes),
+        Table(
+            f"Frequent and rare classes: {found.title}",
+            ("group", "mean IoU"),
+            [(name, percent(value)) for name, value in found.groups.items()],
+        ),
+        Table(
+            f"Confused pairs: {found.title}",
+            ("class", "is taken for", "share of its pixels"),
+            [(true, taken, percent(share)) for true, taken, share in found.confused],
+        ),
+    )
 
 
 def _histogram(counts: Sequence[int]) -> Chart:

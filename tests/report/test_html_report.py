@@ -1,12 +1,16 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from cam_pipeline.report.curves import Training
 from cam_pipeline.report.html_report import RunReport, report_page
 from cam_pipeline.report.label_facts import LabelFacts, Lost, OddArea
+from cam_pipeline.report.mask_facts import ClassFigures, Compared, Sweep
+from cam_pipeline.report.page import thumbnail
 from cam_pipeline.report.run_facts import RunFacts, StageFact, Weights
+from cam_pipeline.report.shown import Shown
 
 FACTS = RunFacts(
     name="outputs/my <run>",
@@ -100,3 +104,28 @@ def test_the_page_needs_no_network_and_can_be_read_by_all(page):
 def test_only_what_is_there_is_shown():
     page = report_page(RunReport(FACTS, [], None, []))
     assert "Labels, seen without masks" not in page and 'href="#curves"' not in page
+
+
+def test_what_masks_say():
+    figures = ClassFigures("cat", "head", 4, 0.5, 0.125, None, 0.25)
+    compared = Compared(
+        "pseudo-labels",
+        "train",
+        3,
+        9,
+        0.625,
+        0.375,
+        0.0625,
+        (figures,),
+        {"head": 0.5},
+        (("cat", "dog", 0.75),),
+        (("a", 0.5),),
+    )
+    picture = thumbnail(np.zeros((4, 4, 3), np.uint8), "image of a")
+    curve = Sweep(3, (0.0, 0.5), (0.1, 0.2), 0.5, "auto")
+    worst = [Shown("a", 0.0625, (("image", picture),))]
+    page = report_page(RunReport(FACTS, [], None, sweep=curve, compared=[compared], worst=worst))
+    for words in ("Mean IoU 62.5 %", "37.5 %", "3 of 9 images with masks", "12.5 %", "Chosen is 0.50 (auto)", "75.0 %"):
+        assert words in page
+    assert 'alt="image of a"' in page and "a: mean IoU 6.2 %" in page and "Best pseudo-labels" not in page
+    assert Outline(page).levels == [1, 2, 2, 3, 3, 3]
