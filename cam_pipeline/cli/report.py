@@ -1,6 +1,7 @@
 """The command that writes a run's report."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,22 +27,28 @@ if TYPE_CHECKING:
 def report(options: Options, runs: tuple[str, ...], output: Path | None) -> None:
     """Write one HTML page that tells of a run: settings, curves, doubtful labels and, with masks, how good it is.
 
-    RUN is a run folder, in place of -c. The page opens from disk and needs no network.
+    RUN is a run folder or a config, in place of -c. Two runs are put side by side: settings that differ, and figures of
+    both. The page opens from disk and needs no network.
 
     Example: cam-pipeline report -c my.toml
     """
-    if len(runs) + bool(options.config) != 1:
-        raise UserError("report: give one run, as -c FILE or as a run folder")
-    found = _opened(runs[0]) if runs else options.pipeline()
+    count = len(runs) + bool(options.config)
+    if count not in (1, 2):
+        raise UserError(f"report takes one run or two, not {count}: give -c FILE, or run folders")
+    found = ([options.pipeline()] if options.config else []) + [_opened(run, options.overrides) for run in runs]
     from cam_pipeline.report.html_report import write_report  # late: it imports torch, and mistakes come first
+    from cam_pipeline.report.two_runs import write_comparison
 
-    click.echo(f"Report: {write_report(found, output)}")
+    path = write_report(found[0], output) if count == 1 else write_comparison(found[0], found[1], output)
+    click.echo(f"Report: {path}")
 
 
-def _opened(run: str) -> "Results":
-    """The results in a run folder, with the settings that made them. Raises a UserError if it is none."""
-    from cam_pipeline.api import run_config  # late: it imports torch
+def _opened(run: str, overrides: Sequence[str]) -> "Results":
+    """The results in a run folder, with the settings that made them, or those of a config. Raises UserErrors."""
     from cam_pipeline.pipeline.state import Results
 
-    config = run_config(Path(run), "auto")
-    return Results(config, same=shlex.join(("-c", f"{run}/config.toml")))
+    if Path(run).is_dir():
+        from cam_pipeline.api import run_config  # late: it imports torch
+
+        return Results(run_config(Path(run), "auto"), same=shlex.join(("-c", f"{run}/config.toml")))
+    return Options(run, tuple(overrides)).pipeline()
