@@ -80,7 +80,7 @@ def page():
         "cpu (run.device = auto)",
         "Loss terms of train_cls by epoch. loss ends at 1.",
         "500 of 1,200 labels were looked at",
-        "The labels of 1 images have no pixel",
+        "a class that the image shows: 1.",
         "90.0 %",
         "12.5 % of the pixels are undecided",
         ">0.400<",
