@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cam_pipeline.data.check.problems import Problems
-from cam_pipeline.data.corrected.names import label_named
 from cam_pipeline.data.corrections import NumberedMask
 from cam_pipeline.data.names import clean, is_background
+from cam_pipeline.data.readers.corrected.names import label_named
 from cam_pipeline.errors import DataError
 
 CLASSES = "classes.txt"

@@ -39,7 +39,7 @@ def with_corrections(table: Table, settings: DataSettings, problems: Problems) -
     """
     if not settings.corrected:
         return table
-    from cam_pipeline.data.corrected.names import Images  # it imports a reader, and few data sets come here
+    from cam_pipeline.data.readers.corrected.names import Images  # it imports a reader, and few data sets come here
 
     place = settings.root / settings.corrected
     reader, path = _recognised(place, settings)
@@ -93,7 +93,7 @@ def _labels_of(sample: Sample, num_classes: int) -> set[int]:
     """The labels in a correction; 255 if it cannot be read, which whoever needs it tells of."""
     if not isinstance(sample.corrected, NumberedMask):
         return labels_in(sample.corrected) if sample.corrected else set()
-    from cam_pipeline.data.corrected.draw import numbered_labels  # it needs Pillow
+    from cam_pipeline.data.correction_drawing import numbered_labels  # it needs Pillow
 
     try:
         return set(numbered_labels(sample.corrected, num_classes, sample).ravel().tolist())
@@ -145,7 +145,7 @@ def _of_file(path: Path) -> tuple[Reader, Path] | None:
 def _reader(kind: str) -> Reader:
     """The reader of a kind of file; it is imported now, as few data sets need one."""
     module, name = READERS[kind]
-    reader: Reader = getattr(import_module(f"cam_pipeline.data.corrected.{module}"), name)
+    reader: Reader = getattr(import_module(f"cam_pipeline.data.readers.corrected.{module}"), name)
     return reader
 
 

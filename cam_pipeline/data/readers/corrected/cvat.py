@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cam_pipeline.data.check.problems import Problems
-from cam_pipeline.data.corrected.names import label_named
 from cam_pipeline.data.corrections import Patch, Patches
+from cam_pipeline.data.readers.corrected.names import label_named
 from cam_pipeline.data.xml_files import parsed_xml
 from cam_pipeline.data.zips import is_zip, xml_members
 from cam_pipeline.errors import DataError

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from cam_pipeline.data.check.problems import Problems
-from cam_pipeline.data.corrected.names import label_named
-from cam_pipeline.data.corrected.png import CLASSES, named_in
 from cam_pipeline.data.corrections import Patch, Patches
+from cam_pipeline.data.readers.corrected.names import label_named
+from cam_pipeline.data.readers.corrected.png import CLASSES, named_in
 from cam_pipeline.errors import DataError, LibraryMissing
 
 NAMES = ("data.yaml", "data.yml", CLASSES)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cam_pipeline.data.check.problems import Problems
 from cam_pipeline.data.coco_masks import CocoMask
-from cam_pipeline.data.corrected.names import label_named
 from cam_pipeline.data.readers.coco_file import read_file
+from cam_pipeline.data.readers.corrected.names import label_named
 from cam_pipeline.errors import DataError
 
 

@@ -10,9 +10,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from cam_pipeline.data.check.problems import Problems
-from cam_pipeline.data.corrected.names import label_named
 from cam_pipeline.data.corrections import Patch, Patches
 from cam_pipeline.data.label_studio_runs import brush_region
+from cam_pipeline.data.readers.corrected.names import label_named
 from cam_pipeline.data.readers.listing import IMAGE_SUFFIXES
 from cam_pipeline.data.runs import run_lengths
 from cam_pipeline.errors import DataError
