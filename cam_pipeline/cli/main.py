@@ -6,6 +6,7 @@ from cam_pipeline.cli.data import check_data, demo
 from cam_pipeline.cli.doctor import doctor
 from cam_pipeline.cli.errors import Commands
 from cam_pipeline.cli.export import export
+from cam_pipeline.cli.init import init
 from cam_pipeline.cli.options import Options, run_options
 from cam_pipeline.cli.predict import predict
 from cam_pipeline.cli.report import report
@@ -108,6 +109,7 @@ main.add_command(demo)
 main.add_command(doctor)
 main.add_command(evaluate)
 main.add_command(export)
+main.add_command(init)
 main.add_command(make_scribbles)
 main.add_command(predict)
 main.add_command(report)
