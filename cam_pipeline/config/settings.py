@@ -89,6 +89,11 @@ class Config(Section):
         """The file in the run folder of the network that segments (`predict.network`)."""
         return self.folder / ("e2e.safetensors" if self.single_stage else "segmenter.safetensors")
 
+    @property
+    def labels_stage(self) -> str:
+        """The stage that makes the labels of such a run."""
+        return "label_e2e" if self.single_stage else "make_labels"
+
     def why_idle(self, path: str) -> str:
         """Why a key (`"refine.crf_iterations"`) has no effect beside the others; empty if it has one."""
         name, _, key = path.partition(".")

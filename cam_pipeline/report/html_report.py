@@ -31,8 +31,6 @@ from cam_pipeline.report.shown import Shown, shown
 from cam_pipeline.version import __version__
 
 FILE = "report.html"
-LAST = "train_seg"
-"""The stage that ends a run; it and all that it needs are told of."""
 MOST = 500
 """Images that are looked at, evenly spread: reading thousands takes minutes."""
 LISTED = 20
@@ -63,13 +61,16 @@ def gather(results: Results, most: int = MOST, pictures: int = LISTED) -> RunRep
     """What is known of a run folder, with the best and the worst images, `pictures` of each.
 
     Raises StageNotReady if no stage has a result, DataError if the data is wrong."""
-    states = results.states([LAST])
+    states = results.states(results.shown())
     if all(state.kind in ("missing", "partial") for state in states.values()):
-        raise StageNotReady(f"there is nothing to report yet in {results.folder}. Run: {results.command('train_cls')}")
+        raise StageNotReady(
+            f"there is nothing to report yet in {results.folder}. Run: {results.command(next(iter(states)))}"
+        )
     current = {name: results.path(name) for name, state in states.items() if state.kind == "current"}
     table, config = results.dataset.table, results.config
     samples = [sample for sample in table.samples if sample.split in config.cam.splits]
     merged = current.get(config.refine.maps_from) if config.refine.merge_with else None
+    made_by = config.labels_stage
     labels = compared_labels(config, table, current, most)
     segmenter = compared_segmenter(config, table, current, most)
     each = labels.each if labels and pictures else ()
@@ -78,7 +79,7 @@ def gather(results: Results, most: int = MOST, pictures: int = LISTED) -> RunRep
     return RunReport(
         facts=run_facts(results, states),
         trainings=sorted(trainings(results.folder), key=lambda one: [*states, one.stage].index(one.stage)),
-        labels=label_facts(current["make_labels"], samples, most, LISTED) if "make_labels" in current else None,
+        labels=label_facts(current[made_by], samples, most, LISTED) if made_by in current else None,
         disagreement=disagreement(merged, samples, most) if merged else (),
         sweep=sweep(config, table, current, most),
         compared=[one for one in (labels, segmenter) if one],

@@ -1,6 +1,7 @@
 """How good the labels and the segmenter are, where there are masks: plain values for a page or a comparison."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cam_pipeline.assembly.segmenter import load_segmenter
+from cam_pipeline.assembly.single_stage import trained_segmenter
 from cam_pipeline.config import Config
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.data.views import image_labels
@@ -117,15 +118,16 @@ def compared_labels(config: Config, table: Table, results: Mapping[str, Path], m
     """The pseudo-labels of the training split, undecided pixels completed from the scores; None without masks."""
     split = config.data.train
     all_of_them = masked_samples(table, split)
-    if not all_of_them or split not in config.cam.splits or not {"make_labels", "refine_cams"} <= results.keys():
+    if not all_of_them or split not in config.cam.splits or config.labels_stage not in results:
         return None
 
     def maps() -> Iterator[tuple[Sample, Tensor, int]]:
-        with LabelStore.open(results["make_labels"]) as store, ScoreStore.open(results["refine_cams"]) as scores:
+        scores_of = nullcontext() if config.single_stage else ScoreStore.open(results["refine_cams"])
+        with LabelStore.open(results[config.labels_stage]) as store, scores_of as scores:
             for sample in spread(all_of_them, most):
                 labels = store.read(sample.id)
                 band = labels == IGNORE_INDEX
-                if band.any():
+                if scores and band.any():
                     stored = scores.read(sample.id)
                     labels = np.where(band, complete_labels(stored.scores, stored.class_ids), labels)
                 yield sample, torch.from_numpy(labels), int(band.sum())
@@ -137,9 +139,10 @@ def compared_segmenter(config: Config, table: Table, results: Mapping[str, Path]
     """The segmenter's answers on the validation split; None without a segmenter or masks."""
     split = config.data.val or config.data.train
     all_of_them = masked_samples(table, split)
-    if not all_of_them or "train_seg" not in results:
+    network = config.predict.network
+    if not all_of_them or network not in results:
         return None
-    segmenter = load_segmenter(config.segmenter, results["train_seg"], table.classes)
+    segmenter = trained_segmenter(config, results[network], table.classes)
     place(segmenter, pick_device(config.run))
     maps = ((sample, labels, 0) for sample, labels in predict_labels(segmenter, spread(all_of_them, most), config))
     return _compared("segmenter", split, config, table, maps, len(all_of_them), most)

@@ -48,7 +48,7 @@ def run_sheet(
         cams = labels = None
         if config.refine.maps_from in results:
             cams = opened.enter_context(CamStore.open(results[config.refine.maps_from]))
-        made_by = "label_e2e" if config.single_stage else "make_labels"
+        made_by = config.labels_stage
         if made_by in results:
             labels = opened.enter_context(LabelStore.open(results[made_by]))
         if ids:
