@@ -38,8 +38,7 @@ def report(options: Options, runs: tuple[str, ...], output: Path | None) -> None
     folders = [run for run in runs if Path(run).is_dir()]
     if folders and options.overrides:
         raise UserError(
-            f"{folders[0]} tells how it was made, so options that change settings have no effect: leave them out, or give "
-            "-c"
+            f"{folders[0]} holds the settings that made it, so others have no effect: leave them out, or give -c"
         )
     found = ([options.pipeline()] if options.config else []) + [_opened(run, options.overrides) for run in runs]
     from cam_pipeline.report.html_report import write_report  # late: it imports torch, and mistakes come first
