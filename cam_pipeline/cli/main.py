@@ -9,6 +9,7 @@ from cam_pipeline.cli.export import export
 from cam_pipeline.cli.init import init
 from cam_pipeline.cli.options import Options, run_options
 from cam_pipeline.cli.predict import predict
+from cam_pipeline.cli.preview import preview
 from cam_pipeline.cli.report import report
 from cam_pipeline.cli.results import evaluate
 from cam_pipeline.cli.scribbles import make_scribbles
@@ -113,3 +114,4 @@ main.add_command(init)
 main.add_command(make_scribbles)
 main.add_command(predict)
 main.add_command(report)
+main.add_command(preview)

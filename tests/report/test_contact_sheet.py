@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cam_pipeline.report.colors import class_color
-from cam_pipeline.report.contact_sheet import SheetRow, _font, _with_marks, _wrapped, contact_sheet, draw_sheet
+from cam_pipeline.report.contact_sheet import SheetRow, _with_marks, _wrapped, contact_sheet, draw_sheet, text_font
 
 NAMES = ("background", "car", "fish", "apple")
 
@@ -121,13 +121,13 @@ def test_a_note_is_drawn_under_the_name():
     ],
 )
 def test_lines_are_broken_at_spaces(text, room, lines):
-    assert _wrapped(text, _font(11), room) == lines
+    assert _wrapped(text, text_font(11), room) == lines
 
 
 def test_long_words_are_broken_anywhere():
-    lines = _wrapped("a " + "b" * 60 + " c", _font(11), 100)
+    lines = _wrapped("a " + "b" * 60 + " c", text_font(11), 100)
     assert "".join(lines).replace(" ", "") == "a" + "b" * 60 + "c" and all(
-        _font(11).getlength(line) <= 100 for line in lines
+        text_font(11).getlength(line) <= 100 for line in lines
     )
 
 
