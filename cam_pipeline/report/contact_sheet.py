@@ -123,7 +123,7 @@ def draw_sheet(rows: Sequence[SheetRow], class_names: Sequence[str], title: str 
     legend_top = y + sum(heights) + len(rows) * GAP + 6
     sheet = Image.new("RGB", (width, legend_top + legend[-1][0][1] + TEXT_SIZE + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN - 4), title, INK, texttext_font(TITLE_SIZE, bold=True))
+    draw.text((MARGIN, MARGIN - 4), title, INK, text_font(TITLE_SIZE, bold=True))
     for column, (x, _) in columns.items():
         draw.text((x, titles_top), column, INK, text_font(TEXT_SIZE, bold=True))
     for row, row_tiles, height in zip(rows, drawn, heights, strict=True):
@@ -132,11 +132,11 @@ def draw_sheet(rows: Sequence[SheetRow], class_names: Sequence[str], title: str 
             if column in row_tiles:
                 sheet.paste(Image.fromarray(row_tiles[column]), (x, y))
             else:
-                draw.text((x, y), "none", PALE_INK, texttext_font(SMALL_SIZE))
+                draw.text((x, y), "none", PALE_INK, text_font(SMALL_SIZE))
         y += height + GAP
     for (x, y), index, text in legend:
         sheet.paste(Image.fromarray(_swatch(index)), (x, legend_top + y))
-        draw.text((x + 28, legend_top + y - 1), text, INK, texttext_font(TEXT_SIZE))
+        draw.text((x + 28, legend_top + y - 1), text, INK, text_font(TEXT_SIZE))
     return sheet
 
 
@@ -244,7 +244,7 @@ def _legend_places(
     x, y = MARGIN, 0
     for index in sorted(shown):
         text = _class_name(index, class_names)
-        advance = 28 + round(texttext_font(TEXT_SIZE).getlength(text)) + 22
+        advance = 28 + round(text_font(TEXT_SIZE).getlength(text)) + 22
         if x > MARGIN and x + advance > width:
             x, y = MARGIN, y + TEXT_SIZE + 10
         entries.append(((x, y), index, text))
@@ -261,16 +261,16 @@ def _class_name(index: int, class_names: Sequence[str]) -> str:
 def _draw_name(draw: ImageDraw.ImageDraw, row: SheetRow, class_names: Sequence[str], y: int, height: int) -> None:
     """The image's name and, smaller, its note and its classes, beside its tiles; what does not fit is cut."""
     room = NAME_WIDTH - GAP
-    lines = [(line, TEXT_SIZE, INK) for line in _wrapped(row.name, texttext_font(TEXT_SIZE), room)]
-    lines += [(line, SMALL_SIZE, INK) for line in _wrapped(row.note, texttext_font(SMALL_SIZE), room) if line]
+    lines = [(line, TEXT_SIZE, INK) for line in _wrapped(row.name, text_font(TEXT_SIZE), room)]
+    lines += [(line, SMALL_SIZE, INK) for line in _wrapped(row.note, text_font(SMALL_SIZE), room) if line]
     for index in row.class_ids:
         text = _class_name(index, class_names)
-        lines += [(line, SMALL_SIZE, PALE_INK) for line in _wrapped(text, texttext_font(SMALL_SIZE), room)]
+        lines += [(line, SMALL_SIZE, PALE_INK) for line in _wrapped(text, text_font(SMALL_SIZE), room)]
     bottom = y + max(height, TEXT_SIZE + 4)
     for text, size, color in lines:
         if y + size > bottom:
             return
-        draw.text((MARGIN, y), text, color, texttext_font(size))
+        draw.text((MARGIN, y), text, color, text_font(size))
         y += size + 5
 
 
@@ -286,7 +286,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
 
 
 @cache
-def texttext_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def text_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib ships: the same everywhere, with the letters of many languages."""
     import matplotlib  # late: it takes a while, and only its folder is needed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 SCORES = ("mAP", "F1")
 """What is a score in 0..1, the higher the better; everything else is a term of the loss."""
-NO_SERIES = ("epoch", "seconds", "time")
+NO_SERIES = ("epoch", "images", "seconds", "time")
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def _weights(config: Config) -> Iterator[Weights]:
     starts = [("classifier.weights", classifier.backbone, classifier.weights)]
     if classifier.trunk:
         starts.append(("classifier.trunk_weights", classifier.trunk, classifier.trunk_weights))
-    starts.append(("segmenter.weights", segmenter.encoder, segmenter.weights))
+    if not config.single_stage:
+        starts.append(("segmenter.weights", segmenter.encoder, segmenter.weights))
     for key, network, weights in starts:
         if weights == "none":
             yield Weights(key, network, "none: it started from random numbers", "none needed")
