@@ -54,6 +54,9 @@ class PipelineOfNothing:
     def order(self, names: list[str]) -> list[str]:
         return ["everything before", *names]
 
+    def finals(self) -> list[str]:
+        return ["train_seg"]
+
     def made_by(self, command: str) -> list[str]:
         return ["all of", command]
 
