@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cam_pipeline.data.correction_drawing import corrected_labels
+from cam_pipeline.data.corrected_labels import corrected_labels
 from cam_pipeline.data.drawing import CLICK_RADIUS, draw_clicks, draw_strokes
 from cam_pipeline.data.images import UInt8, errors_named_for, is_turned, sample_size
 from cam_pipeline.data.masks import read_mask

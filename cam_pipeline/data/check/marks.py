@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cam_pipeline.data.check.problems import Problems
-from cam_pipeline.data.correction_drawing import corrected_labels
+from cam_pipeline.data.corrected_labels import corrected_labels
 from cam_pipeline.data.images import UInt8, is_turned
 from cam_pipeline.data.marks import clicks_off, scribble_labels, without_scribble
 from cam_pipeline.data.strokes import Strokes

@@ -93,7 +93,7 @@ def _labels_of(sample: Sample, num_classes: int) -> set[int]:
     """The labels in a correction; 255 if it cannot be read, which whoever needs it tells of."""
     if not isinstance(sample.corrected, NumberedMask):
         return labels_in(sample.corrected) if sample.corrected else set()
-    from cam_pipeline.data.correction_drawing import numbered_labels  # it needs Pillow
+    from cam_pipeline.data.corrected_labels import numbered_labels  # it needs Pillow
 
     try:
         return set(numbered_labels(sample.corrected, num_classes, sample).ravel().tolist())
