@@ -374,7 +374,7 @@ E2E = (
     "train_e2e.epochs=2", "train_e2e.batch_size=8", "train_e2e.crop=48", "train_e2e.optimizer=adamw",
     "train_e2e.lr=1e-3", "train_e2e.checkpoint_seconds=0", "tscd.start=0.3", "tscd.decoder_width=8", "tscd.points=8",
 )  # fmt: skip
-HYBRID = (
+SINGLE_HYBRID = (
     "classifier.backbone=vit_tiny_patch16_224",
     "classifier.backbone_args={depth = 2, embed_dim = 24, num_heads = 3, img_size = 48}",
     "classifier.trunk=resnet10t",
@@ -387,9 +387,9 @@ HYBRID = (
     "chosen",
     [
         (),
-        HYBRID,
-        (*HYBRID, "tscd.scd=released", "tscd.energy_weight=0.01", "tscd.kernel=par", "tscd.map_flip=true"),
-        (*HYBRID, "tscd.scd=off", "tscd.affinity=false", "run.precision=bfloat16", "train_e2e.accumulate=2"),
+        SINGLE_HYBRID,
+        (*SINGLE_HYBRID, "tscd.scd=released", "tscd.energy_weight=0.01", "tscd.kernel=par", "tscd.map_flip=true"),
+        (*SINGLE_HYBRID, "tscd.scd=off", "tscd.affinity=false", "run.precision=bfloat16", "train_e2e.accumulate=2"),
     ],
 )
 def test_a_killed_single_stage_ends_as_an_undisturbed_one(
@@ -417,7 +417,7 @@ def test_a_killed_single_stage_ends_as_an_undisturbed_one(
 
 def test_a_run_may_end_with_the_single_stage(commands: Any, workspace: Path) -> None:
     """All commands about a segmenter then mean it, and the others' results are not asked for."""
-    single = options(*E2E, *HYBRID, "predict.network=train_e2e", "cam.network=train_e2e")
+    single = options(*E2E, *SINGLE_HYBRID, "predict.network=train_e2e", "cam.network=train_e2e")
     ended = commands.run("run", *single, folder=workspace)
     assert ended.code == 0, ended.stderr
     assert not (workspace / "run" / "segmenter.safetensors").exists()

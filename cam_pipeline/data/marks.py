@@ -20,7 +20,7 @@ from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 __all__ = [
     "CLICK", "CLICK_RADIUS", "CORRECTED", "MASK", "PSEUDO", "SCRIBBLE",
-    "Click", "Marks", "Stroke", "Strokes", "clicks_off", "has_marks", "has_scribble", "sample_marks",
+    "Click", "Marks", "Stroke", "Strokes", "clicks_off", "has_marks", "has_scribble", "marks_to_draw", "sample_marks",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,12 @@ def sample_marks(sample: Sample, num_classes: int) -> Marks:
         _warn_of_clicks_off(sample, height, width)
     draw_clicks(sample.clicks, labels, origin)
     return Marks(labels, origin)
+
+
+def marks_to_draw(sample: Sample, num_classes: int) -> UInt8 | None:
+    """Clicks and strokes for a picture, as `Marks.labels`; None without any, or for a corrected map, which would cover
+    the whole image. Errors as `sample_marks`."""
+    return sample_marks(sample, num_classes).labels if has_marks(sample) and sample.corrected is None else None
 
 
 def clicks_off(sample: Sample, height: int, width: int) -> str:

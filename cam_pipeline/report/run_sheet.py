@@ -8,8 +8,8 @@ import numpy as np
 
 from cam_pipeline.assembly.single_stage import trained_segmenter
 from cam_pipeline.config import Config
-from cam_pipeline.data.images import UInt8, sample_image
-from cam_pipeline.data.marks import has_marks, sample_marks
+from cam_pipeline.data.images import sample_image
+from cam_pipeline.data.marks import marks_to_draw
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Sample, Table
 from cam_pipeline.machine.device import pick_device
@@ -74,16 +74,11 @@ def run_sheet(
                 prediction=predictions.get(sample.id),
                 truth=sample_mask(sample, len(table.classes)) if sample.mask else None,
                 note=chosen.reasons[sample.id],
-                marks=_marks(sample, len(table.classes)),
+                marks=marks_to_draw(sample, len(table.classes)),
             )
 
         title = "; ".join(filter(None, [chosen.title, WITH_CLASSIFIER if presences else ""]))
         contact_sheet([row(sample) for sample in samples], classes, path, title=title)
-
-
-def _marks(sample: Sample, num_classes: int) -> UInt8 | None:
-    """Clicks and strokes of a sample; a corrected map is its pseudo-label, which is drawn anyway."""
-    return sample_marks(sample, num_classes).labels if has_marks(sample) and sample.corrected is None else None
 
 
 def _predictions(

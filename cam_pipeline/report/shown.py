@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cam_pipeline.config import Config
 from cam_pipeline.data.images import sample_image
-from cam_pipeline.data.marks import has_marks, sample_marks
+from cam_pipeline.data.marks import marks_to_draw
 from cam_pipeline.data.masks import sample_mask
 from cam_pipeline.data.table import Table
 from cam_pipeline.refinement.scores import class_scores
@@ -51,7 +51,7 @@ def shown(
                 class_ids=stored.class_ids if stored else sample.class_ids or (),
                 pseudo_label=labels.read(name) if labels and name in labelled else None,
                 truth=sample_mask(sample, len(table.classes)) if sample.mask else None,
-                marks=sample_marks(sample, len(table.classes)).labels if has_marks(sample) else None,
+                marks=marks_to_draw(sample, len(table.classes)),
             )
             classes = ", ".join(table.classes[class_id - 1] for class_id in row.class_ids) or "no class"
             return tuple(
