@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="File for the page; default: report.html in the run folder.",
+    help="File for the page; default: report.html in the run folder, of two runs comparison.html in the second's.",
 )
 @run_options(needs_config=False, force=False)
 def report(options: Options, runs: tuple[str, ...], output: Path | None) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cam_pipeline.pipeline.state import Results
-from cam_pipeline.report.html_report import FILE, MOST, RunReport, gather
+from cam_pipeline.report.html_report import MOST, RunReport, gather
 from cam_pipeline.report.page import Table, duration, percent, render, size, write_page
 from cam_pipeline.version import __version__
 
+FILE = "comparison.html"
+"""Not report.html, which the second run may have of its own."""
 NO_RESULT = ("output.dir", "run.device", "run.workers")
 """Settings that say where and how something is computed, not what."""
 
@@ -30,7 +32,10 @@ class Figure:
 
 
 def write_comparison(first: Results, second: Results, path: Path | None = None, most: int = MOST) -> Path:
-    """Write the page of two runs: `path`, or report.html in the second's folder. Gives its path. Errors as `gather`."""
+    """Write the page of two runs: `path`, or comparison.html in the second's folder. Gives its path.
+
+    Errors as `gather`.
+    """
     path = path or second.folder / FILE
     write_page(path, comparison_page(gather(first, most, pictures=0), gather(second, most, pictures=0)))
     return path

@@ -1,7 +1,9 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from cam_pipeline.report import two_runs
 from cam_pipeline.report.curves import Training
 from cam_pipeline.report.html_report import RunReport
 from cam_pipeline.report.mask_facts import ClassFigures, Compared
@@ -67,3 +69,13 @@ def test_the_page_of_two_runs(changes, words):
 def test_short_names_tell_runs_apart():
     assert names_of("outputs/a", "outputs/b") == ("a", "b")
     assert names_of("x/run", "y/run") == ("x/run", "y/run")
+
+
+def test_a_comparison_leaves_the_report_of_a_run_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(two_runs, "gather", lambda *_, **__: None)
+    monkeypatch.setattr(two_runs, "comparison_page", lambda *_: "compared")
+    (tmp_path / "report.html").write_text("its own")
+    run = SimpleNamespace(folder=tmp_path)
+
+    assert two_runs.write_comparison(run, run).read_text() == "compared"
+    assert (tmp_path / "report.html").read_text() == "its own"
