@@ -192,7 +192,8 @@ def check_coverage(path: Path, table: Table, train: list[Sample], undecided: str
         absent = sorted({sample.id for sample in train} - set(store.names))
         if absent:
             raise DataError(
-                f"{path} lacks {len(absent)} of {len(train)} training images, the first is {absent[0]}; run make-cams"
+                f"{path} lacks {len(absent)} of {len(train)} training images, the first is {absent[0]}; "
+                f"run {'train-e2e' if path.name == 'e2e_labels.h5' else 'make-cams'}"
             )
         images, marked, said = [], 0, 0
         for sample in train:
