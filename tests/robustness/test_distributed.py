@@ -186,6 +186,23 @@ def test_training_ends_as_in_one_process(
     assert "current, nothing to do" in again.stderr, "the number of processes makes nothing stale"
 
 
+def test_the_single_stage_is_trained_by_two_processes(commands: Any, workspace: Path) -> None:
+    """Each draws its own points and dropout, so it does not end as in one process; but both hold the same network."""
+    chosen = (
+        *(setting for setting in ACR if "objectives" not in setting and "pooling" not in setting),
+        "train_e2e.epochs=2", "train_e2e.batch_size=8", "train_e2e.crop=48", "train_e2e.lr=1e-3", "tscd.start=0.3",
+        "tscd.decoder_width=8", "tscd.points=8", "tscd.energy_weight=0.01",
+    )  # fmt: skip
+    arguments = ["train-e2e", "-c", "tiny.toml", *(word for setting in chosen for word in ("--set", setting))]
+    ended = together(commands, *arguments, folder=workspace)
+    assert codes(ended) == [0, 0], [one.stderr for one in ended]
+    assert "label_e2e: done" in ended[0].stderr
+    last = json.loads((workspace / "run" / "logs" / "train_e2e.jsonl").read_text().splitlines()[-1])
+    assert {"tscd.background", "tscd.objects", "tscd.affinity", "tscd.scd", "tscd.energy"} <= last.keys()
+    assert all(np.isfinite(value) for value in last.values())
+    assert "current, nothing to do" in commands.run(*arguments, folder=workspace).stderr
+
+
 def test_parameters_that_no_loss_reaches_are_no_obstacle(
     commands: Any, workspace: Path, new_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
