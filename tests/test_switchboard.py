@@ -430,6 +430,8 @@ def test_a_run_may_end_with_the_single_stage(commands: Any, workspace: Path) -> 
                          folder=workspace)  # fmt: skip
     assert ended.code == 0, ended.stderr
     assert len(list((workspace / "new").glob("*.png"))) == 32
+    ended = commands.run("export", "--to", "png", "-o", "labels", *single, folder=workspace)
+    assert ended.code == 0 and "Labels of 24 images" in ended.stdout, ended.stderr
     run = open_run(workspace / "run", device="cpu")
     image = next((workspace / "data" / "images").glob("val*"))
     assert run.segment(image).dtype == np.uint8

@@ -56,7 +56,7 @@ def export(options: Options, target: str, output: Path | None, only: str | None,
 
 def _export_labels(options: Options, target: str, output: Path | None, split: str | None) -> None:
     pipeline = options.pipeline()
-    pipeline.ensure("make_labels")  # mistakes come before torch
+    pipeline.ensure(pipeline.config.labels_stage)  # mistakes come before torch
     from cam_pipeline.export.of_run import export_labels
     from cam_pipeline.machine.interrupt import graceful_stop
 
