@@ -1,17 +1,12 @@
 """Images with image-level labels -> a classifier (classifier.safetensors)."""
 
-import logging
-
 import torch
 
 from cam_pipeline.assembly.classifier import new_classifier
 from cam_pipeline.cams.extraction import cam_reading
 from cam_pipeline.config import Config
 from cam_pipeline.data.augment import Colors
-from cam_pipeline.data.check.depth import warn_of_dark
-from cam_pipeline.data.table import check_files, class_counts, labelled, warn_of_absent_classes, without_classes
 from cam_pipeline.data.views import TrainingViews, image_labels
-from cam_pipeline.errors import DataError
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.placing import place
@@ -19,11 +14,10 @@ from cam_pipeline.models.pretrained import starting_weights
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.training.dry_run import check_views
+from cam_pipeline.training.labelled_images import labelled_images
 from cam_pipeline.training.objectives import classifier_objectives
 from cam_pipeline.training.trainer import Trainer
 from cam_pipeline.training.validation import validate
-
-logger = logging.getLogger(__name__)
 
 
 def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
@@ -32,16 +26,7 @@ def train_cls(config: Config, inputs: Inputs, output: Output) -> None:
     Each epoch ends with mAP and F1 on the image-level labels of the validation split. Masks are never read.
     """
     table = inputs.table
-    train = labelled(table.split(config.data.train))
-    if message := without_classes(train, config.data.train):
-        raise DataError(message)
-    val = [sample for sample in table.validation(config.data.val) if sample.class_ids is not None]
-    if config.data.val and not val:
-        logger.info("train_cls: split '%s' has no images with labels: no mAP and F1 are reported", config.data.val)
-    check_files(train + val)
-    warn_of_dark(train)
-    logger.info("train_cls: %s", class_counts(table.classes, train))
-    warn_of_absent_classes(table.classes, train)
+    train, val = labelled_images(config, table, "train_cls")
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
     classifier = new_classifier(config.classifier, len(table.classes))

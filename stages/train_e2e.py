@@ -7,10 +7,7 @@ import torch
 from cam_pipeline.assembly.single_stage import new_single_stage
 from cam_pipeline.config import Config
 from cam_pipeline.data.augment import Colors
-from cam_pipeline.data.check.depth import warn_of_dark
-from cam_pipeline.data.table import check_files, class_counts, labelled, warn_of_absent_classes, without_classes
 from cam_pipeline.data.views import TrainingViews, image_labels
-from cam_pipeline.errors import DataError
 from cam_pipeline.machine.device import pick_device
 from cam_pipeline.machine.distributed import is_first
 from cam_pipeline.models.placing import place
@@ -19,6 +16,7 @@ from cam_pipeline.models.single_stage import SingleStageSegmenter
 from cam_pipeline.pipeline import Inputs, Output
 from cam_pipeline.store.checkpoints import save_model
 from cam_pipeline.training.dry_run import check_single_stage_crops, check_weights, try_single_stage
+from cam_pipeline.training.labelled_images import labelled_images
 from cam_pipeline.training.objectives.classification import ClassificationObjective
 from cam_pipeline.training.objectives.tscd import TscdObjective
 from cam_pipeline.training.trainer import Trainer
@@ -33,14 +31,7 @@ def train_e2e(config: Config, inputs: Inputs, output: Output) -> None:
     Each epoch ends with mAP and F1 on the image-level labels of the validation split. Masks are never read.
     """
     table = inputs.table
-    train = labelled(table.split(config.data.train))
-    if message := without_classes(train, config.data.train):
-        raise DataError(message)
-    val = [sample for sample in table.validation(config.data.val) if sample.class_ids is not None]
-    check_files(train + val)
-    warn_of_dark(train)
-    logger.info("train_e2e: %s", class_counts(table.classes, train))
-    warn_of_absent_classes(table.classes, train)
+    train, val = labelled_images(config, table, "train_e2e")
     device = pick_device(config.run)
     torch.manual_seed(config.run.seed)
     network = new_single_stage(config, len(table.classes))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cam_pipeline.data.table import Table
 
 FORMATS = ("csv", "coco", "voc", "labelme", "folders")
+"""In the order in which `data.layout` takes them, if a folder has several layouts."""
 SHOWN = 8
 """Number of classes that are named."""
 

@@ -17,8 +17,6 @@ from cam_pipeline.data.readers.listing import IMAGE_SUFFIXES, decoded
 from cam_pipeline.data.readers.voc import LIST_FOLDERS
 from cam_pipeline.errors import DataError
 
-FORMATS = ("csv", "coco", "voc", "labelme", "folders")
-"""In the order in which they are taken, if a folder has several layouts."""
 HEAD = 1 << 16
 """Bytes at the start of a JSON file that are looked at."""
 SAMPLE = 20

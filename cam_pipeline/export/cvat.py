@@ -2,13 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-import numpy as np
-
 from cam_pipeline.data.runs import run_lengths
-from cam_pipeline.export.label_maps import IGNORED, LabelMap, regions_of
+from cam_pipeline.export.label_maps import IGNORED, LabelMap, in_box, regions_of
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 FILE = "annotations.xml"
@@ -39,10 +36,3 @@ def _masks(one: LabelMap, names: dict[int, str]) -> Iterator[str]:
         runs = ", ".join(map(str, run_lengths(inside.ravel())))
         box = f'left="{left}" top="{top}" width="{width}" height="{height}"'
         yield f'    <mask label={quoteattr(names[label])} occluded="0" rle="{runs}" {box} z_order="0"></mask>\n'
-
-
-def in_box(region: Any) -> tuple[int, int, Any]:
-    """Left and top of the box around a region (H, W) that is not empty, and the region (h, w) in it."""
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
-    return left, top, region[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]

@@ -5,6 +5,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from cam_pipeline.data.images import UInt8
 from cam_pipeline.data.table import Sample
@@ -64,3 +67,10 @@ def regions_of(labels: UInt8) -> Iterator[int]:
     """The labels that a map (H, W) shows beside the background, in order; 255 comes last."""
     present = sorted(set(labels.ravel().tolist()))
     yield from (label for label in present if label)
+
+
+def in_box(region: Any) -> tuple[int, int, Any]:
+    """Left and top of the box around a region (H, W) that is not empty, and the region (h, w) in it."""
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    left, top = int(columns[0]), int(rows[0])
+    return left, top, region[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from cam_pipeline.export.label_maps import IGNORED, LabelMap, regions_of
+from cam_pipeline.export.label_maps import IGNORED, LabelMap, in_box, regions_of
 from cam_pipeline.ops.ignore import IGNORE_INDEX
 
 
@@ -39,13 +38,12 @@ def write_labelme(maps: Iterable[LabelMap], classes: Sequence[str], folder: Path
 
 def _shape(region: Any, name: str) -> dict[str, Any]:
     """A region (H, W) as a mask: its bounding box, by the first and the last pixel, and a PNG of what is in it."""
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    top, bottom, left, right = int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
+    left, top, inside = in_box(region)
     file = io.BytesIO()
-    Image.fromarray(region[top : bottom + 1, left : right + 1]).save(file, "PNG")
+    Image.fromarray(inside).save(file, "PNG")
     return {
         "label": name,
-        "points": [[left, top], [right, bottom]],
+        "points": [[left, top], [left + inside.shape[1] - 1, top + inside.shape[0] - 1]],
         "group_id": None,
         "description": "",
         "shape_type": "mask",

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from cam_pipeline.errors import UserError
 from cam_pipeline.machine.atomic import write_text
 from cam_pipeline.report.colors import class_color
 
@@ -166,9 +167,9 @@ def render(template: str, **content: Any) -> str:
 
 
 def write_page(path: Path, html: str) -> None:
-    """Write a page in one step. Raises ValueError if it has more than LARGEST bytes: it holds too many pictures."""
+    """Write a page in one step. Raises UserError if it has more than LARGEST bytes: it holds too many pictures."""
     if (length := len(html.encode())) > LARGEST:
-        raise ValueError(f"the page has {length:,} bytes, more than {LARGEST:,}: show fewer pictures")
+        raise UserError(f"{path}: the page would have {length:,} bytes, more than {LARGEST:,}; show fewer pictures")
     write_text(path, html)
 
 

@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 
+from cam_pipeline.errors import UserError
 from cam_pipeline.report.page import (
     SERIES,
     Table,
@@ -79,7 +80,7 @@ def test_tables_escape_and_have_headers():
 
 def test_a_page_that_is_too_large_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr("cam_pipeline.report.page.LARGEST", 10)
-    with pytest.raises(ValueError, match="fewer pictures"):
+    with pytest.raises(UserError, match="fewer pictures"):
         write_page(tmp_path / "page.html", "x" * 11)
     assert not list(tmp_path.iterdir())
 

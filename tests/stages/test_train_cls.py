@@ -11,7 +11,7 @@ from cam_pipeline.models.classifier import ClassifierOutput
 from cam_pipeline.models.pretrained import PretrainedHalf
 from cam_pipeline.pipeline import Output, load_stages
 from cam_pipeline.stages import train_cls as module
-from cam_pipeline.stages.train_cls import validate
+from cam_pipeline.training.validation import validate
 
 CONFIG = Config.model_validate({"run": {"workers": 1, "device": "cpu"}, "cam": {"batch_size": 2, "max_side": 64}})
 COLOURS = {(): (0, 0, 0), (1,): (255, 0, 0), (2,): (0, 255, 0), (1, 2): (255, 255, 0)}
